@@ -1,0 +1,644 @@
+//! Builds a layer's directory from an archive.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, Read};
+use std::ops::Range;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::Path;
+
+use ovl_layout::XattrNamespace;
+
+use crate::archive::{
+    ArchiveEntry, ArchiveReader, ArchiveSummary, BadArchive, BadReason, EntryKind, ReadLimits,
+};
+use crate::error::{ApplyError, Context as _, TreeError};
+use crate::place::{EnterError, Entered, Position, make_opaque, remove_any};
+use crate::tree::{DeviceNumber, DirHandle, FileKind, Metadata, Node, NodeKind, TreeBackend};
+use crate::view::{Found, View};
+use crate::whiteout::{EntryName, MAX_NAME_LEN, classify};
+use crate::xattrs::{StoredName, stored_name};
+
+/// Symbolic links that one path may lead through, as in the kernel.
+const MAX_LINKS: usize = 40;
+/// Components that one path may have.
+const MAX_COMPONENTS: usize = 4096;
+/// Longest text of a symbolic link, in bytes: `PATH_MAX` less the NUL.
+const MAX_TARGET_LEN: usize = 4095;
+const BUFFER_LEN: usize = 256 * 1024;
+/// A run of zero bytes of this length becomes a hole.
+const HOLE_LEN: usize = 4096;
+
+/// How an archive is applied.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ApplyOptions {
+    /// Where overlay's private attributes are kept.
+    pub xattrs: XattrNamespace,
+    /// What the archive may cost.
+    pub limits: ReadLimits,
+    /// User ids that can own a file here; none means all.
+    pub uids: Option<Vec<Range<u64>>>,
+    /// Group ids that can own a file here; none means all.
+    pub gids: Option<Vec<Range<u64>>>,
+    /// Gives what nobody here can own to root instead of refusing it.
+    pub squash: bool,
+    /// Leaves device nodes out that this user cannot make instead of refusing them.
+    pub skip_devices: bool,
+}
+
+impl ApplyOptions {
+    /// Everything allowed that root may do.
+    #[must_use]
+    pub fn new(xattrs: XattrNamespace) -> Self {
+        let limits = ReadLimits::default();
+        Self { xattrs, limits, uids: None, gids: None, squash: false, skip_devices: false }
+    }
+}
+
+/// What applying an archive has done.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ApplySummary {
+    /// What reading has found: digest, sizes, entries, warnings.
+    pub archive: ArchiveSummary,
+    /// Bytes of file contents.
+    pub payload: u64,
+    /// The archive hides everything below it: the layer must have no `lower` file.
+    pub root_opaque: bool,
+    /// Entries given to root because nobody here can own them.
+    pub squashed: u64,
+    /// Devices left out.
+    pub skipped_devices: u64,
+    /// Attributes left out: SELinux labels, and `user.*` on what cannot have any.
+    pub skipped_xattrs: u64,
+}
+
+/// How far an apply is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// Entries done.
+    pub entries: u64,
+    /// Bytes of the input taken, compressed as it is.
+    pub input_bytes: u64,
+}
+
+/// Applies a layer archive, plain or compressed with gzip or zstd, to `upper`, an empty directory.
+///
+/// `lowers` are the `diff` directories of the layers below, uppermost first. What the archive only
+/// implies is taken from them: the attributes of parents that have no entry, links that lead to
+/// where a file really goes, files that are only linked to. Nothing outside `upper` is changed, and
+/// the lower layers are only read.
+///
+/// The semantics are those of the OCI image specification: whiteouts and opaque markers hide what
+/// is below, never what the same archive brings, in whatever order they come.
+///
+/// # Errors
+///
+/// [`ApplyError::Archive`] for an archive that is damaged, over the limits, or tries to leave the
+/// layer; [`ApplyError::Tree`] when the file system refuses a step. `upper` is useless then.
+///
+/// # References
+///
+/// OCI image-spec, "Image Layer Filesystem Changeset".
+#[doc(alias = "ApplyDiff")]
+pub fn apply(
+    tree: &dyn TreeBackend,
+    input: impl Read,
+    upper: &DirHandle,
+    lowers: &[DirHandle],
+    options: &ApplyOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<ApplySummary, ApplyError> {
+    let mut reader = ArchiveReader::new(input, options.limits);
+    let view = View::new(tree, options.xattrs);
+    let position = Position::new(view, upper, lowers)?;
+    let mut applier = Applier {
+        tree,
+        options,
+        position,
+        buffer: vec![0; BUFFER_LEN],
+        payload: 0,
+        root_opaque: false,
+        squashed: 0,
+        skipped_devices: 0,
+        skipped_xattrs: 0,
+    };
+    let mut entries = 0;
+    while let Some(entry) = reader.next_entry()? {
+        applier.entry(&entry, &mut reader)?;
+        entries += 1;
+        progress(Progress { entries, input_bytes: reader.input_bytes() });
+    }
+    applier.position.leave_all()?;
+    Ok(ApplySummary {
+        payload: applier.payload,
+        root_opaque: applier.root_opaque,
+        squashed: applier.squashed,
+        skipped_devices: applier.skipped_devices,
+        skipped_xattrs: applier.skipped_xattrs,
+        archive: reader.finish()?,
+    })
+}
+
+struct Applier<'a> {
+    tree: &'a dyn TreeBackend,
+    options: &'a ApplyOptions,
+    position: Position<'a>,
+    buffer: Vec<u8>,
+    payload: u64,
+    root_opaque: bool,
+    squashed: u64,
+    skipped_devices: u64,
+    skipped_xattrs: u64,
+}
+
+/// Why resolving a path stopped.
+enum Stop {
+    Bad(BadReason),
+    Tree(TreeError),
+}
+
+impl From<TreeError> for Stop {
+    fn from(error: TreeError) -> Self {
+        Self::Tree(error)
+    }
+}
+
+impl Applier<'_> {
+    fn entry<R: Read>(
+        &mut self,
+        entry: &ArchiveEntry,
+        reader: &mut ArchiveReader<R>,
+    ) -> Result<(), ApplyError> {
+        let refuse = |reason| ApplyError::from(BadArchive::new(entry, reason));
+        let unstop = |stop| match stop {
+            Stop::Bad(reason) => refuse(reason),
+            Stop::Tree(error) => error.into(),
+        };
+        let path = components(&entry.path).map_err(refuse)?;
+        let Some((&name, parents)) = path.split_last() else {
+            return self.root(entry).map_err(unstop);
+        };
+        let mut aufs = false;
+        for parent in parents {
+            match classify(parent) {
+                EntryName::Plain => {}
+                EntryName::AufsMetadata => aufs = true,
+                EntryName::Whiteout(_) | EntryName::Opaque | EntryName::Nonsense => {
+                    return Err(refuse(BadReason::BadWhiteout));
+                }
+            }
+        }
+        if aufs {
+            return Ok(());
+        }
+        let kind = classify(name);
+        let is_marker = match entry.kind {
+            EntryKind::Regular => entry.size == 0,
+            // AUFS layers link all their whiteouts together.
+            EntryKind::HardLink { .. } => true,
+            _ => false,
+        };
+        match kind {
+            EntryName::Plain => self.place(entry, parents, name, reader).map_err(|stop| match stop {
+                PlaceError::Stop(stop) => unstop(stop),
+                PlaceError::Apply(error) => error,
+            }),
+            EntryName::AufsMetadata => Ok(()),
+            EntryName::Nonsense => Err(refuse(BadReason::BadWhiteout)),
+            _ if !is_marker => Err(refuse(BadReason::BadWhiteout)),
+            EntryName::Whiteout(hidden) => {
+                self.resolve(parents).and_then(|()| Ok(self.whiteout(hidden)?)).map_err(unstop)
+            }
+            EntryName::Opaque => {
+                self.resolve(parents).and_then(|()| Ok(self.opaque()?)).map_err(unstop)
+            }
+        }
+    }
+
+    /// Makes the directory at `path` current, following links inside the layer.
+    fn resolve(&mut self, path: &[&OsStr]) -> Result<(), Stop> {
+        let kept = self.position.keep_common(path)?;
+        let mut pending: Vec<OsString> =
+            path[kept..].iter().rev().map(|&name| name.to_owned()).collect();
+        let mut links = 0;
+        while let Some(name) = pending.pop() {
+            // Only the text of a link can hold it: entry names with it are refused.
+            if name == ".." {
+                if self.position.is_root() {
+                    return Err(Stop::Bad(BadReason::LinkEscape));
+                }
+                self.position.leave()?;
+                continue;
+            }
+            if name.len() > MAX_NAME_LEN {
+                return Err(Stop::Bad(BadReason::NameTooLong));
+            }
+            let Some(target) = self.position.enter(&name).map_err(|error| match error {
+                EnterError::NotADirectory => Stop::Bad(BadReason::NotADirectory),
+                EnterError::Tree(error) => Stop::Tree(error),
+            })?
+            else {
+                continue;
+            };
+            links += 1;
+            if links > MAX_LINKS {
+                return Err(Stop::Bad(BadReason::TooManyLinks));
+            }
+            let target = target.into_vec();
+            if target.starts_with(b"/") {
+                self.position.leave_to_root()?;
+            }
+            let parts = target.split(|&byte| byte == b'/').rev();
+            let parts = parts.filter(|part| !part.is_empty() && *part != b".");
+            pending.extend(parts.map(|part| OsStr::from_bytes(part).to_owned()));
+            if pending.len() > MAX_COMPONENTS {
+                return Err(Stop::Bad(BadReason::PathTooDeep));
+            }
+        }
+        Ok(())
+    }
+
+    /// `./`: the attributes of the layer's root.
+    fn root(&mut self, entry: &ArchiveEntry) -> Result<(), Stop> {
+        if entry.kind != EntryKind::Directory {
+            return Err(Stop::Bad(BadReason::RootNotDirectory));
+        }
+        self.position.leave_to_root()?;
+        self.dress_directory(entry, true)
+    }
+
+    fn place<R: Read>(
+        &mut self,
+        entry: &ArchiveEntry,
+        parents: &[&OsStr],
+        name: &OsStr,
+        reader: &mut ArchiveReader<R>,
+    ) -> Result<(), PlaceError> {
+        if let EntryKind::HardLink { target } = &entry.kind {
+            return Ok(self.hard_link(target, parents, name)?);
+        }
+        self.resolve(parents)?;
+        if entry.kind == EntryKind::Directory {
+            return Ok(self.directory(entry, name)?);
+        }
+        if let EntryKind::CharDevice(number) = entry.kind
+            && number == DeviceNumber::default()
+        {
+            return Err(Stop::Bad(BadReason::WhiteoutDevice).into());
+        }
+        let dir = self.position.upper()?;
+        let path = self.position.path_of(name);
+        match &entry.kind {
+            EntryKind::Regular => self.regular(entry, &dir, name, reader)?,
+            EntryKind::Symlink { target } => {
+                let bad = target.is_empty() || target.len() > MAX_TARGET_LEN;
+                if bad {
+                    return Err(Stop::Bad(BadReason::BadLinkTarget).into());
+                }
+                let target = OsStr::from_bytes(target);
+                self.create(&dir, name, |tree| tree.create_symlink(&dir, name, target))?
+                    .on("create the link", &path)?;
+                self.dress(entry, Node::Entry(&dir, name), FileKind::Symlink, &path)?;
+            }
+            EntryKind::Fifo => self.node(entry, NodeKind::Fifo, &dir, name)?,
+            EntryKind::CharDevice(number) => {
+                self.node(entry, NodeKind::CharDevice(*number), &dir, name)?;
+            }
+            EntryKind::BlockDevice(number) => {
+                self.node(entry, NodeKind::BlockDevice(*number), &dir, name)?;
+            }
+            EntryKind::Directory | EntryKind::HardLink { .. } => {}
+        }
+        self.position.touch();
+        Ok(())
+    }
+
+    /// Creates an object in place of what this archive has put at `name` before: the later entry
+    /// wins. Names are seldom taken, so that is found out by trying.
+    fn create<T>(
+        &self,
+        dir: &DirHandle,
+        name: &OsStr,
+        create: impl Fn(&dyn TreeBackend) -> io::Result<T>,
+    ) -> Result<io::Result<T>, TreeError> {
+        match create(self.tree) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                remove_any(self.position.view(), dir, name)
+                    .map_err(|error| error.below(self.position.path()))?;
+                Ok(create(self.tree))
+            }
+            result => Ok(result),
+        }
+    }
+
+    fn directory(&mut self, entry: &ArchiveEntry, name: &OsStr) -> Result<(), Stop> {
+        let existed = match self.position.enter_directory(name)? {
+            Entered::Existing => true,
+            Entered::Created => false,
+        };
+        self.dress_directory(entry, existed)
+    }
+
+    /// Gives the current directory the attributes of its entry.
+    fn dress_directory(&mut self, entry: &ArchiveEntry, existed: bool) -> Result<(), Stop> {
+        let dir = self.position.upper()?;
+        let path = self.position.path().to_owned();
+        if existed {
+            // The later entry replaces the earlier one's attributes, not only adds to them.
+            for name in self.tree.list_xattrs(Node::Dir(&dir)).on("read attributes of", &path)? {
+                if !crate::xattrs::is_private(self.options.xattrs, &name)
+                    && !crate::xattrs::is_host_only(&name)
+                {
+                    let node = Node::Dir(&dir);
+                    self.tree.remove_xattr(node, &name).on("remove attributes of", &path)?;
+                }
+            }
+        }
+        self.owner_mode_xattrs(entry, Node::Dir(&dir), FileKind::Directory, &path)?;
+        self.position.set_mtime(entry.mtime);
+        Ok(())
+    }
+
+    fn regular<R: Read>(
+        &mut self,
+        entry: &ArchiveEntry,
+        dir: &DirHandle,
+        name: &OsStr,
+        reader: &mut ArchiveReader<R>,
+    ) -> Result<(), PlaceError> {
+        let path = self.position.path_of(name);
+        let file = self
+            .create(dir, name, |tree| tree.create_file(dir, name, 0o600))?
+            .on("create", &path)?;
+        let (mut offset, mut written) = (0, 0);
+        while offset < entry.size {
+            let len = reader.read_payload(&mut self.buffer).map_err(ApplyError::from)?;
+            if len == 0 {
+                break;
+            }
+            let chunk = &self.buffer[..len];
+            let is_hole = len >= HOLE_LEN && chunk.iter().all(|&byte| byte == 0);
+            if !is_hole {
+                self.tree.write_at(&file, offset, chunk).on("write", &path)?;
+                written = offset + len as u64;
+            }
+            offset += len as u64;
+        }
+        if written < offset {
+            self.tree.set_len(&file, offset).on("write", &path)?;
+        }
+        self.payload += offset;
+        self.dress(entry, Node::File(&file), FileKind::Regular, &path)?;
+        Ok(())
+    }
+
+    fn node(
+        &mut self,
+        entry: &ArchiveEntry,
+        kind: NodeKind,
+        dir: &DirHandle,
+        name: &OsStr,
+    ) -> Result<(), Stop> {
+        let path = self.position.path_of(name);
+        match self.create(dir, name, |tree| tree.create_node(dir, name, kind, 0o600))? {
+            Err(error)
+                if error.kind() == io::ErrorKind::PermissionDenied && kind != NodeKind::Fifo =>
+            {
+                if !self.options.skip_devices {
+                    return Err(Stop::Bad(BadReason::DeviceRefused));
+                }
+                self.skipped_devices += 1;
+                return Ok(());
+            }
+            result => result.on("create", &path)?,
+        }
+        // The owner rule does not depend on the kind; only the mode of a link cannot be set.
+        self.dress(entry, Node::Entry(dir, name), FileKind::Fifo, &path)
+    }
+
+    fn hard_link(&mut self, target: &[u8], parents: &[&OsStr], name: &OsStr) -> Result<(), Stop> {
+        let target = components(target).map_err(|reason| match reason {
+            BadReason::PathEscape => Stop::Bad(BadReason::LinkEscape),
+            other => Stop::Bad(other),
+        })?;
+        let Some((&target_name, target_parents)) = target.split_last() else {
+            return Err(Stop::Bad(BadReason::BadHardLink));
+        };
+        if target_name == name && target_parents == parents {
+            return Err(Stop::Bad(BadReason::DanglingHardLink));
+        }
+        self.resolve(target_parents)?;
+        let path = self.position.path_of(target_name);
+        let upper = self.position.upper_if_any();
+        let view = self.position.view();
+        let in_upper = match &upper {
+            Some(dir) => view.entry(dir, target_name).on("look at", &path)?,
+            None => None,
+        };
+        let (from, metadata) = match (in_upper, upper) {
+            (Some(metadata), Some(dir)) => (dir, metadata),
+            _ => {
+                let below = self.position.below().clone();
+                match view.lookup(&below, target_name).on("look at", &path)? {
+                    Found::Nothing => return Err(Stop::Bad(BadReason::DanglingHardLink)),
+                    Found::Directory(..) => return Err(Stop::Bad(BadReason::BadHardLink)),
+                    Found::Object(dir, metadata) => {
+                        (self.copy_up(&dir, target_name, &metadata)?, metadata)
+                    }
+                }
+            }
+        };
+        if metadata.is_dir() || metadata.is_whiteout_device() {
+            return Err(Stop::Bad(BadReason::BadHardLink));
+        }
+        self.resolve(parents)?;
+        let dir = self.position.upper()?;
+        let path = self.position.path_of(name);
+        if let Some(existing) = self.position.view().entry(&dir, name).on("look at", &path)? {
+            let source = self.tree.metadata(Node::Entry(&from, target_name)).on("look at", &path)?;
+            if (existing.dev, existing.ino) == (source.dev, source.ino) {
+                return Ok(());
+            }
+        }
+        self.create(&dir, name, |tree| tree.hard_link(&from, target_name, &dir, name))?
+            .on("link", &path)?;
+        self.position.touch();
+        Ok(())
+    }
+
+    /// Copies a lower layer's object into this layer, at its own place, so that it can be linked.
+    fn copy_up(
+        &mut self,
+        from: &DirHandle,
+        name: &OsStr,
+        metadata: &Metadata,
+    ) -> Result<DirHandle, TreeError> {
+        let to = self.position.upper()?;
+        let path = self.position.path_of(name);
+        crate::copy::copy_object(self.position.view(), (from, name), metadata, (&to, name))
+            .on("copy up", &path)?;
+        self.position.touch();
+        Ok(to)
+    }
+
+    /// Hides what the layers below have at `name`, and nothing that this archive has put there.
+    fn whiteout(&mut self, name: &OsStr) -> Result<(), TreeError> {
+        let path = self.position.path_of(name);
+        let view = self.position.view();
+        let below = view.lookup(self.position.below(), name).on("look at", &path)?;
+        if !below.exists() {
+            return Ok(());
+        }
+        let existing = match self.position.upper_if_any() {
+            Some(dir) => view.entry(&dir, name).on("look at", &path)?,
+            None => None,
+        };
+        let dir = self.position.upper()?;
+        match existing {
+            None => {
+                let kind = NodeKind::CharDevice(DeviceNumber::default());
+                self.tree.create_node(&dir, name, kind, 0).on("create the whiteout", &path)?;
+                self.position.touch();
+            }
+            Some(metadata) if metadata.is_dir() && matches!(below, Found::Directory(..)) => {
+                let inner = self.tree.open_dir(&dir, name).on("open", &path)?;
+                make_opaque(view, &inner, &path)?;
+            }
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Hides everything that the layers below have in the current directory.
+    fn opaque(&mut self) -> Result<(), TreeError> {
+        if self.position.is_root() {
+            self.root_opaque = true;
+        }
+        self.position.cut()
+    }
+
+    fn dress(
+        &mut self,
+        entry: &ArchiveEntry,
+        node: Node<'_>,
+        kind: FileKind,
+        path: &Path,
+    ) -> Result<(), Stop> {
+        self.owner_mode_xattrs(entry, node, kind, path)?;
+        Ok(self.tree.set_mtime(node, entry.mtime).on("set the time of", path)?)
+    }
+
+    /// In this order: a change of owner clears setuid bits and capabilities.
+    fn owner_mode_xattrs(
+        &mut self,
+        entry: &ArchiveEntry,
+        node: Node<'_>,
+        kind: FileKind,
+        path: &Path,
+    ) -> Result<(), Stop> {
+        let (uid, gid) = self.owner(entry)?;
+        self.tree.set_owner(node, uid, gid).on("set the owner of", path)?;
+        if kind != FileKind::Symlink {
+            self.tree.set_mode(node, entry.mode).on("set the mode of", path)?;
+        }
+        for (name, value) in &entry.xattrs {
+            match stored_name(self.options.xattrs, name) {
+                StoredName::Skip => self.skipped_xattrs += 1,
+                StoredName::Keep(name) => self.xattr(node, kind, &name, value, path)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn xattr(
+        &mut self,
+        node: Node<'_>,
+        kind: FileKind,
+        name: &OsStr,
+        value: &[u8],
+        path: &Path,
+    ) -> Result<(), Stop> {
+        let user = name.as_bytes().starts_with(b"user.");
+        if user && !matches!(kind, FileKind::Directory | FileKind::Regular) {
+            self.skipped_xattrs += 1;
+            return Ok(());
+        }
+        self.tree.set_xattr(node, name, value).map_err(|source| {
+            // ext4 keeps all attributes of a file in one block and calls its end "no space".
+            let too_large = source.kind() == io::ErrorKind::StorageFull
+                || source.kind() == io::ErrorKind::ArgumentListTooLong;
+            if too_large && value.len() > 1024 {
+                let name = name.as_bytes().to_vec();
+                return Stop::Bad(BadReason::XattrTooLarge { name, len: value.len() });
+            }
+            Stop::Tree(TreeError::new("set an attribute of", path, source))
+        })
+    }
+
+    fn owner(&mut self, entry: &ArchiveEntry) -> Result<(u32, u32), Stop> {
+        let maps = |ranges: &Option<Vec<Range<u64>>>, id: u32| {
+            ranges.as_ref().is_none_or(|all| all.iter().any(|one| one.contains(&u64::from(id))))
+        };
+        let (uid, gid) = (entry.uid, entry.gid);
+        let mapped = (maps(&self.options.uids, uid), maps(&self.options.gids, gid));
+        if mapped == (true, true) {
+            return Ok((uid, gid));
+        }
+        if !self.options.squash {
+            return Err(Stop::Bad(BadReason::UnmappedOwner { uid, gid }));
+        }
+        self.squashed += 1;
+        Ok((if mapped.0 { uid } else { 0 }, if mapped.1 { gid } else { 0 }))
+    }
+}
+
+enum PlaceError {
+    Stop(Stop),
+    Apply(ApplyError),
+}
+
+impl From<Stop> for PlaceError {
+    fn from(stop: Stop) -> Self {
+        Self::Stop(stop)
+    }
+}
+
+impl From<TreeError> for PlaceError {
+    fn from(error: TreeError) -> Self {
+        Self::Stop(Stop::Tree(error))
+    }
+}
+
+impl From<ApplyError> for PlaceError {
+    fn from(error: ApplyError) -> Self {
+        Self::Apply(error)
+    }
+}
+
+/// The plain names of a path as an archive writes it; leading slashes mean the layer's root.
+fn components(path: &[u8]) -> Result<Vec<&OsStr>, BadReason> {
+    let mut names = Vec::new();
+    for part in path.split(|&byte| byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => return Err(BadReason::PathEscape),
+            _ => {
+                let name = OsStr::from_bytes(part);
+                let bare = match classify(name) {
+                    EntryName::Whiteout(hidden) => hidden,
+                    _ => name,
+                };
+                if bare.len() > MAX_NAME_LEN {
+                    return Err(BadReason::NameTooLong);
+                }
+                names.push(name);
+            }
+        }
+    }
+    if names.len() > MAX_COMPONENTS {
+        return Err(BadReason::PathTooDeep);
+    }
+    Ok(names)
+}

@@ -1,0 +1,271 @@
+//! Turns objects of a tree into members of an archive.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Context as _, DiffError, TreeError};
+use crate::tree::{
+    DeviceNumber, DirHandle, FileHandle, FileKind, Metadata, Node, Timestamp, TreeBackend,
+};
+use crate::view::View;
+use crate::whiteout::{is_reserved, opaque_name, whiteout_name};
+use crate::write::{ArchiveWriter, Member, MemberKind};
+use crate::xattrs::exported_name;
+
+/// What a diff has written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DiffSummary {
+    /// Members written.
+    pub entries: u64,
+    /// Bytes of file contents, headers and padding not counted.
+    pub payload: u64,
+    /// Sockets left out: an archive cannot hold them.
+    pub skipped_sockets: u64,
+}
+
+/// Writes members and remembers which inodes it has written.
+pub(crate) struct Emitter<'a, W: Write> {
+    view: View<'a>,
+    writer: ArchiveWriter<W>,
+    links: HashMap<(DeviceNumber, u64), PathBuf>,
+    summary: DiffSummary,
+}
+
+impl<'a, W: Write> Emitter<'a, W> {
+    pub(crate) fn new(view: View<'a>, output: W) -> Self {
+        let writer = ArchiveWriter::new(output);
+        Self { view, writer, links: HashMap::new(), summary: DiffSummary::default() }
+    }
+
+    /// Ends the archive, or breaks it off so that nobody takes it for a whole one.
+    pub(crate) fn end(self, result: Result<(), DiffError>) -> Result<DiffSummary, DiffError> {
+        match result {
+            Ok(()) => {
+                self.writer.finish().map_err(|source| DiffError::Write { source })?;
+                Ok(self.summary)
+            }
+            Err(error) => {
+                self.writer.abort();
+                Err(error)
+            }
+        }
+    }
+
+    /// The layer's root, as `./`.
+    pub(crate) fn root(&mut self, dir: &DirHandle, metadata: &Metadata) -> Result<(), DiffError> {
+        self.directory(Node::Dir(dir), Path::new("."), metadata)
+    }
+
+    fn directory(
+        &mut self,
+        node: Node<'_>,
+        path: &Path,
+        metadata: &Metadata,
+    ) -> Result<(), DiffError> {
+        let xattrs = self.xattrs(node, path)?;
+        self.member(path, MemberKind::Directory, metadata, xattrs, io::empty())
+    }
+
+    /// Any object but a whiteout. A directory comes without what is in it.
+    pub(crate) fn object(
+        &mut self,
+        dir: &DirHandle,
+        name: &OsStr,
+        path: &Path,
+        metadata: &Metadata,
+    ) -> Result<(), DiffError> {
+        if is_reserved(name) {
+            return Err(DiffError::ReservedName { path: path.to_owned() });
+        }
+        let (tree, node) = (self.view.tree(), Node::Entry(dir, name));
+        if metadata.kind == FileKind::Socket {
+            self.summary.skipped_sockets += 1;
+            return Ok(());
+        }
+        if metadata.is_dir() {
+            return self.directory(node, path, metadata);
+        }
+        if metadata.nlink > 1 {
+            if let Some(first) = self.links.get(&(metadata.dev, metadata.ino)) {
+                let target = first.clone();
+                let kind = MemberKind::HardLink { target: target.as_os_str().as_bytes() };
+                return self.member(path, kind, metadata, Vec::new(), io::empty());
+            }
+            self.links.insert((metadata.dev, metadata.ino), path.to_owned());
+        }
+        match metadata.kind {
+            FileKind::Regular => self.regular(dir, name, path, metadata),
+            FileKind::Symlink => {
+                let xattrs = self.xattrs(node, path)?;
+                let target = tree.read_link(dir, name).on("read", path)?;
+                let kind = MemberKind::Symlink { target: target.as_bytes() };
+                let metadata = Metadata { mode: 0o777, ..*metadata };
+                self.member(path, kind, &metadata, xattrs, io::empty())
+            }
+            kind => {
+                let xattrs = self.xattrs(node, path)?;
+                let kind = match kind {
+                    FileKind::CharDevice => MemberKind::CharDevice(metadata.rdev),
+                    FileKind::BlockDevice => MemberKind::BlockDevice(metadata.rdev),
+                    _ => MemberKind::Fifo,
+                };
+                self.member(path, kind, metadata, xattrs, io::empty())
+            }
+        }
+    }
+
+    fn regular(
+        &mut self,
+        dir: &DirHandle,
+        name: &OsStr,
+        path: &Path,
+        metadata: &Metadata,
+    ) -> Result<(), DiffError> {
+        let tree = self.view.tree();
+        let file = tree.open_file(dir, name).on("open", path)?;
+        let opened = tree.metadata(Node::File(&file)).on("look at", path)?;
+        let changed = || DiffError::Changed { path: path.to_owned() };
+        if (opened.ino, opened.size, opened.ctime) != (metadata.ino, metadata.size, metadata.ctime) {
+            return Err(changed());
+        }
+        let xattrs = self.xattrs(Node::File(&file), path)?;
+        let mut contents = Contents { tree, file: &file, offset: 0, end: opened.size, data: 0..0, error: None };
+        let kind = MemberKind::Regular { size: opened.size };
+        let result = self.member(path, kind, metadata, xattrs, &mut contents);
+        if let Some(source) = contents.error.take() {
+            return Err(match source.kind() {
+                io::ErrorKind::UnexpectedEof => changed(),
+                _ => TreeError::new("read", path, source).into(),
+            });
+        }
+        result?;
+        let after = tree.metadata(Node::File(&file)).on("look at", path)?;
+        if (after.size, after.ctime) != (opened.size, opened.ctime) {
+            return Err(changed());
+        }
+        self.summary.payload += opened.size;
+        Ok(())
+    }
+
+    /// What says that `name` in the directory `parent` is gone. Nothing of the whiteout itself
+    /// means anything, so it has no owner and no time.
+    pub(crate) fn whiteout(&mut self, parent: &Path, name: &OsStr) -> Result<(), DiffError> {
+        self.marker(&parent.join(whiteout_name(name)))
+    }
+
+    /// What says that nothing below the directory `parent` shows.
+    pub(crate) fn opaque(&mut self, parent: &Path) -> Result<(), DiffError> {
+        self.marker(&parent.join(opaque_name()))
+    }
+
+    fn marker(&mut self, path: &Path) -> Result<(), DiffError> {
+        let path = path.as_os_str().as_bytes();
+        let (kind, mtime) = (MemberKind::Regular { size: 0 }, Timestamp::default());
+        let member = Member { path, kind, mode: 0o600, uid: 0, gid: 0, mtime, xattrs: Vec::new() };
+        self.append(&member, io::empty())
+    }
+
+    fn member(
+        &mut self,
+        path: &Path,
+        kind: MemberKind<'_>,
+        metadata: &Metadata,
+        xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+        contents: impl Read,
+    ) -> Result<(), DiffError> {
+        let &Metadata { mode, uid, gid, mtime, .. } = metadata;
+        let path = path.as_os_str().as_bytes();
+        self.append(&Member { path, kind, mode, uid, gid, mtime, xattrs }, contents)
+    }
+
+    fn append(&mut self, member: &Member<'_>, contents: impl Read) -> Result<(), DiffError> {
+        self.summary.entries += 1;
+        self.writer.append(member, contents).map_err(|source| DiffError::Write { source })
+    }
+
+    fn xattrs(&self, node: Node<'_>, path: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>, DiffError> {
+        Ok(read_xattrs(self.view, node, path)?)
+    }
+}
+
+/// The attributes that an archive carries, sorted by name.
+pub(crate) fn read_xattrs(
+    view: View<'_>,
+    node: Node<'_>,
+    path: &Path,
+) -> Result<Vec<(Vec<u8>, Vec<u8>)>, TreeError> {
+    let tree = view.tree();
+    let mut found = Vec::new();
+    for stored in tree.list_xattrs(node).on("read attributes of", path)? {
+        if let Some(name) = exported_name(view.xattrs(), &stored)
+            && let Some(value) = tree.xattr(node, &stored).on("read attributes of", path)?
+        {
+            found.push((name, value));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// A file's contents; holes are not read. Errors are kept apart from those of the output.
+struct Contents<'a> {
+    tree: &'a dyn TreeBackend,
+    file: &'a FileHandle,
+    offset: u64,
+    end: u64,
+    /// The extent of data that ends after `offset`, once it is known.
+    data: std::ops::Range<u64>,
+    error: Option<io::Error>,
+}
+
+impl Contents<'_> {
+    /// Files of one block at most are not worth the question where their data is.
+    const SMALL: u64 = 64 * 1024;
+
+    fn next(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.end - self.offset).unwrap_or(usize::MAX);
+        let want = left.min(buffer.len());
+        if want == 0 {
+            return Ok(0);
+        }
+        if self.offset >= self.data.end {
+            self.data = if self.end <= Self::SMALL {
+                0..self.end
+            } else {
+                let rest = self.end..self.end;
+                self.tree.next_extent(self.file, self.offset)?.unwrap_or(rest)
+            };
+        }
+        if self.offset < self.data.start {
+            let hole = self.data.start.min(self.end) - self.offset;
+            let len = want.min(usize::try_from(hole).unwrap_or(want));
+            buffer[..len].fill(0);
+            return Ok(len);
+        }
+        let extent = usize::try_from(self.data.end - self.offset).unwrap_or(want);
+        match self.tree.read_at(self.file, self.offset, &mut buffer[..want.min(extent)])? {
+            0 => Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+            len => Ok(len),
+        }
+    }
+}
+
+impl Read for Contents<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.next(buffer) {
+            Ok(len) => {
+                self.offset += len as u64;
+                Ok(len)
+            }
+            Err(error) => {
+                let kind = error.kind();
+                self.error = Some(error);
+                Err(io::Error::from(kind))
+            }
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Layer archives for overlay layers: apply, diff and changes.
+//!
+//! - [`ArchiveReader`] reads layer archives strictly; [`apply`] builds a layer's directory from one.
+//! - [`diff`], [`changes`] and [`size`] read what one layer changes from its own directory;
+//!   [`compare`], [`diff_trees`] and [`size_of_changes`] compare any two merged trees.
+//! - [`View`] reads a stack of layers as overlayfs merges it, without mounting.
+//! - [`TreeBackend`] is what all of it stands on: [`HostTree`] with system calls, or a mock.
+//!
+//! The same semantics hold on every path: that of the OCI image specification.
+
+#![forbid(unsafe_code)]
+
+mod apply;
+mod archive;
+mod change;
+mod copy;
+mod emit;
+mod error;
+mod host;
+mod naive;
+mod native;
+mod place;
+mod remove;
+mod tree;
+mod view;
+mod whiteout;
+mod write;
+mod xattrs;
+
+pub use apply::{ApplyOptions, ApplySummary, Progress, apply};
+pub use archive::{
+    ArchiveEntry, ArchiveError, ArchiveReader, ArchiveSummary, ArchiveWarning, BadArchive,
+    BadReason, Compression, DiffId, DiffIdError, EntryKind, EscapedBytes, ReadLimits,
+};
+pub use change::{Change, ChangeKind};
+pub use copy::{copy_layer, copy_root_attributes, fold_layer};
+pub use emit::DiffSummary;
+pub use error::{ApplyError, DiffError, EscapedPath, TreeError};
+pub use host::HostTree;
+pub use naive::{compare, diff_trees, size_of_changes};
+pub use native::{LayerSize, changes, diff, size, sync_layer};
+pub use remove::remove_tree;
+pub use tree::{
+    DeviceNumber, DirEntry, DirHandle, FileHandle, FileKind, Metadata, Node, NodeKind, RenameMode,
+    Timestamp, TreeBackend,
+};
+pub use view::{Found, View, ViewDir};

@@ -1,0 +1,382 @@
+//! Where apply stands in the tree it builds, and what the layers below have there.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::copy::copy_attributes;
+use crate::error::{Context as _, TreeError};
+use crate::remove::remove_tree;
+use crate::tree::{DirHandle, FileKind, Metadata, Node, Timestamp};
+use crate::view::{Found, View, ViewDir};
+
+/// The open directories from the layer's root to the current one.
+///
+/// A directory that no entry has named yet is made only when something is put into it. The time of
+/// a directory is set when it is left, since everything put into it changes the time.
+pub(crate) struct Position<'a> {
+    view: View<'a>,
+    frames: Vec<Frame>,
+    path: PathBuf,
+}
+
+struct Frame {
+    name: OsString,
+    upper: Option<DirHandle>,
+    below: ViewDir,
+    /// The attributes that an implied directory takes from the layers below.
+    below_metadata: Option<Metadata>,
+    /// What stands in the way of an implied directory: a whiteout of this archive.
+    over_whiteout: bool,
+    mtime: Option<Timestamp>,
+    touched: bool,
+}
+
+/// Whether a directory was there before.
+pub(crate) enum Entered {
+    Existing,
+    Created,
+}
+
+/// Why a path component cannot be entered.
+pub(crate) enum EnterError {
+    NotADirectory,
+    Tree(TreeError),
+}
+
+impl From<TreeError> for EnterError {
+    fn from(error: TreeError) -> Self {
+        Self::Tree(error)
+    }
+}
+
+impl<'a> Position<'a> {
+    pub(crate) fn new(
+        view: View<'a>,
+        upper: &DirHandle,
+        lowers: &[DirHandle],
+    ) -> Result<Self, TreeError> {
+        let path = PathBuf::new();
+        let metadata = view.tree().metadata(Node::Dir(upper)).on("look at", &path)?;
+        let root = Frame {
+            name: OsString::new(),
+            upper: Some(upper.clone()),
+            below: ViewDir::new(lowers.to_vec()),
+            below_metadata: None,
+            over_whiteout: false,
+            mtime: Some(metadata.mtime),
+            touched: true,
+        };
+        Ok(Self { view, frames: vec![root], path })
+    }
+
+    pub(crate) fn view(&self) -> View<'a> {
+        self.view
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn path_of(&self, name: &OsStr) -> PathBuf {
+        self.path.join(name)
+    }
+
+    pub(crate) fn is_root(&self) -> bool {
+        self.frames.len() == 1
+    }
+
+    /// What the layers below have in the current directory.
+    pub(crate) fn below(&self) -> &ViewDir {
+        &self.frames[self.frames.len() - 1].below
+    }
+
+    /// The current directory of the layer, if it has one yet.
+    pub(crate) fn upper_if_any(&self) -> Option<DirHandle> {
+        self.frames[self.frames.len() - 1].upper.clone()
+    }
+
+    /// The current directory's contents are about to change or have changed.
+    pub(crate) fn touch(&mut self) {
+        let top = self.frames.len() - 1;
+        self.frames[top].touched = true;
+    }
+
+    /// Sets the time that the current directory has in the end.
+    pub(crate) fn set_mtime(&mut self, mtime: Timestamp) {
+        let top = self.frames.len() - 1;
+        self.frames[top].mtime = Some(mtime);
+        self.frames[top].touched = true;
+    }
+
+    /// Leaves what is not on the way to `path` and says how many of its components are entered.
+    pub(crate) fn keep_common(&mut self, path: &[&OsStr]) -> Result<usize, TreeError> {
+        let entered = self.frames[1..].iter();
+        let kept = entered.zip(path).take_while(|(frame, name)| frame.name == **name).count();
+        self.leave_to(kept + 1)?;
+        Ok(kept)
+    }
+
+    pub(crate) fn leave_to_root(&mut self) -> Result<(), TreeError> {
+        self.leave_to(1)
+    }
+
+    pub(crate) fn leave(&mut self) -> Result<(), TreeError> {
+        self.leave_to(self.frames.len() - 1)
+    }
+
+    /// Leaves the root too: the tree is complete.
+    pub(crate) fn leave_all(&mut self) -> Result<(), TreeError> {
+        self.leave_to(1)?;
+        self.finish(0)
+    }
+
+    fn leave_to(&mut self, len: usize) -> Result<(), TreeError> {
+        while self.frames.len() > len {
+            self.finish(self.frames.len() - 1)?;
+            self.frames.pop();
+            self.path.pop();
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, index: usize) -> Result<(), TreeError> {
+        let frame = &self.frames[index];
+        if let (Some(dir), Some(mtime), true) = (&frame.upper, frame.mtime, frame.touched) {
+            self.view.tree().set_mtime(Node::Dir(dir), mtime).on("set the time of", &self.path)?;
+        }
+        Ok(())
+    }
+
+    /// Goes into the directory `name`, or gives the text of the link that has that name.
+    pub(crate) fn enter(&mut self, name: &OsStr) -> Result<Option<OsString>, EnterError> {
+        let (view, path) = (self.view, self.path_of(name));
+        let parent_below = self.below().clone();
+        let mut over_whiteout = false;
+        if let Some(dir) = self.upper_if_any()
+            && let Some(metadata) = view.entry(&dir, name).on("look at", &path)?
+        {
+            match metadata.kind {
+                FileKind::Directory => {
+                    self.push_existing(&dir, name, &metadata)?;
+                    return Ok(None);
+                }
+                FileKind::Symlink => {
+                    return Ok(Some(view.tree().read_link(&dir, name).on("read", &path)?));
+                }
+                _ if metadata.is_whiteout_device() => over_whiteout = true,
+                _ => return Err(EnterError::NotADirectory),
+            }
+        }
+        let found = view.lookup(&parent_below, name).on("look at", &path)?;
+        let (below, below_metadata) = match found {
+            // Only what is put here from now on is to be seen.
+            _ if over_whiteout => (ViewDir::default(), None),
+            Found::Nothing => (ViewDir::default(), None),
+            Found::Directory(below, metadata) => (below, Some(metadata)),
+            Found::Object(dir, metadata) if metadata.kind == FileKind::Symlink => {
+                return Ok(Some(view.tree().read_link(&dir, name).on("read", &path)?));
+            }
+            Found::Object(..) => return Err(EnterError::NotADirectory),
+        };
+        let mtime = below_metadata.map(|metadata| metadata.mtime);
+        let name = name.to_owned();
+        let (upper, touched) = (None, false);
+        let frame = Frame { name, upper, below, below_metadata, over_whiteout, mtime, touched };
+        self.push(frame);
+        Ok(None)
+    }
+
+    /// Goes into the directory `name` that an entry asks for, which replaces anything else there.
+    pub(crate) fn enter_directory(&mut self, name: &OsStr) -> Result<Entered, TreeError> {
+        let (view, path) = (self.view, self.path_of(name));
+        let parent = self.upper()?;
+        let mut replaced = false;
+        loop {
+            match view.tree().create_dir(&parent, name, 0o700) {
+                Ok(()) => break,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !replaced => {}
+                Err(error) => return Err(TreeError::new("create", &path, error)),
+            }
+            let metadata = view.tree().metadata(Node::Entry(&parent, name)).on("look at", &path)?;
+            if metadata.is_dir() {
+                self.push_existing(&parent, name, &metadata)?;
+                return Ok(Entered::Existing);
+            }
+            view.tree().unlink(&parent, name).on("replace", &path)?;
+            replaced = true;
+        }
+        let upper = view.tree().open_dir(&parent, name).on("open", &path)?;
+        let below = match self.lookup_below(name)? {
+            // What was replaced, a whiteout or a file, had hidden the directory below.
+            Found::Directory(..) if replaced => {
+                make_opaque(view, &upper, &path)?;
+                ViewDir::default()
+            }
+            Found::Directory(below, _) => below,
+            Found::Nothing | Found::Object(..) => ViewDir::default(),
+        };
+        self.touch();
+        self.push(Frame {
+            name: name.to_owned(),
+            upper: Some(upper),
+            below,
+            below_metadata: None,
+            over_whiteout: false,
+            mtime: None,
+            touched: true,
+        });
+        Ok(Entered::Created)
+    }
+
+    /// The current directory of the layer, made now where it was only implied.
+    pub(crate) fn upper(&mut self) -> Result<DirHandle, TreeError> {
+        let first = self.frames.iter().position(|frame| frame.upper.is_none());
+        for index in first.unwrap_or(self.frames.len())..self.frames.len() {
+            self.make(index)?;
+        }
+        // `make` has filled every frame.
+        self.upper_if_any().ok_or_else(|| {
+            TreeError::new("create", &self.path, io::Error::from(io::ErrorKind::NotFound))
+        })
+    }
+
+    fn make(&mut self, index: usize) -> Result<(), TreeError> {
+        let path: PathBuf = self.frames[1..=index].iter().map(|frame| &*frame.name).collect();
+        let (tree, frame) = (self.view.tree(), &self.frames[index]);
+        let Some(parent) = self.frames[index - 1].upper.clone() else { return Ok(()) };
+        if frame.over_whiteout {
+            tree.unlink(&parent, &frame.name).on("replace", &path)?;
+        }
+        tree.create_dir(&parent, &frame.name, 0o700).on("create", &path)?;
+        let dir = tree.open_dir(&parent, &frame.name).on("open", &path)?;
+        match (&frame.below_metadata, frame.below.parts().first()) {
+            (Some(metadata), Some(below)) => {
+                copy_attributes(self.view, Node::Dir(below), metadata, Node::Dir(&dir))
+                    .on("copy the attributes of", &path)?;
+            }
+            _ => tree.set_mode(Node::Dir(&dir), 0o755).on("set the mode of", &path)?,
+        }
+        let hidden = frame.over_whiteout;
+        if hidden && matches!(self.lookup_in(index - 1, &path)?, Found::Directory(..)) {
+            make_opaque(self.view, &dir, &path)?;
+        }
+        let frame = &mut self.frames[index];
+        frame.upper = Some(dir);
+        frame.touched = true;
+        self.frames[index - 1].touched = true;
+        Ok(())
+    }
+
+    /// Hides everything below the current directory.
+    pub(crate) fn cut(&mut self) -> Result<(), TreeError> {
+        let dir = self.upper()?;
+        if self.is_root() {
+            // The kernel ignores the attribute on a layer's root: the caller cuts the chain.
+            purge(self.view, &dir, &self.path)?;
+        } else if !self.below().is_empty() {
+            make_opaque(self.view, &dir, &self.path)?;
+        }
+        let top = self.frames.len() - 1;
+        self.frames[top].below = ViewDir::default();
+        self.frames[top].touched = true;
+        Ok(())
+    }
+
+    fn push_existing(
+        &mut self,
+        parent: &DirHandle,
+        name: &OsStr,
+        metadata: &Metadata,
+    ) -> Result<(), TreeError> {
+        let path = self.path_of(name);
+        let upper = self.view.tree().open_dir(parent, name).on("open", &path)?;
+        let cut = self.below().is_empty() || self.view.is_opaque(&upper).on("look at", &path)?;
+        let below = match cut {
+            true => ViewDir::default(),
+            false => match self.lookup_below(name)? {
+                Found::Directory(below, _) => below,
+                Found::Nothing | Found::Object(..) => ViewDir::default(),
+            },
+        };
+        self.push(Frame {
+            name: name.to_owned(),
+            upper: Some(upper),
+            below,
+            below_metadata: None,
+            over_whiteout: false,
+            mtime: Some(metadata.mtime),
+            touched: false,
+        });
+        Ok(())
+    }
+
+    fn lookup_below(&self, name: &OsStr) -> Result<Found, TreeError> {
+        self.view.lookup(self.below(), name).on("look at", &self.path_of(name))
+    }
+
+    fn lookup_in(&self, index: usize, path: &Path) -> Result<Found, TreeError> {
+        let name = path.file_name().unwrap_or_default();
+        self.view.lookup(&self.frames[index].below, name).on("look at", path)
+    }
+
+    fn push(&mut self, frame: Frame) {
+        self.path.push(&frame.name);
+        self.frames.push(frame);
+    }
+}
+
+/// Hides everything below `dir`, and drops what only hid parts of it.
+pub(crate) fn make_opaque(view: View<'_>, dir: &DirHandle, path: &Path) -> Result<(), TreeError> {
+    let attribute = OsStr::new(view.xattrs().opaque());
+    view.tree().set_xattr(Node::Dir(dir), attribute, b"y").on("mark as opaque", path)?;
+    purge(view, dir, path)
+}
+
+/// Drops whiteouts and opaque marks below `dir`: inside an opaque directory they hide nothing, and
+/// the kernel lists a whiteout there as a name that cannot be opened.
+fn purge(view: View<'_>, dir: &DirHandle, path: &Path) -> Result<(), TreeError> {
+    let tree = view.tree();
+    let mut pending = vec![(dir.clone(), path.to_owned())];
+    while let Some((dir, path)) = pending.pop() {
+        let before = tree.metadata(Node::Dir(&dir)).on("look at", &path)?.mtime;
+        let mut changed = false;
+        for entry in tree.read_dir(&dir).on("list", &path)? {
+            let inner_path = path.join(&entry.name);
+            if entry.kind == FileKind::Directory {
+                let inner = tree.open_dir(&dir, &entry.name).on("open", &inner_path)?;
+                if view.is_opaque(&inner).on("look at", &inner_path)? {
+                    let attribute = OsStr::new(view.xattrs().opaque());
+                    tree.remove_xattr(Node::Dir(&inner), attribute).on("change", &inner_path)?;
+                }
+                pending.push((inner, inner_path));
+                continue;
+            }
+            let metadata = tree.metadata(Node::Entry(&dir, &entry.name)).on("look at", &inner_path)?;
+            if metadata.is_whiteout_device() {
+                tree.unlink(&dir, &entry.name).on("remove", &inner_path)?;
+                changed = true;
+            }
+        }
+        if changed {
+            tree.set_mtime(Node::Dir(&dir), before).on("set the time of", &path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes away whatever has this name.
+pub(crate) fn remove_any(view: View<'_>, dir: &DirHandle, name: &OsStr) -> Result<bool, TreeError> {
+    let path = Path::new(name);
+    match view.entry(dir, name).on("look at", path)? {
+        None => Ok(false),
+        Some(metadata) if metadata.is_dir() => {
+            remove_tree(view.tree(), dir, name)?;
+            Ok(true)
+        }
+        Some(_) => {
+            view.tree().unlink(dir, name).on("remove", path)?;
+            Ok(true)
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! Writes layer archives: POSIX ustar with PAX records, the same bytes for the same input.
+
+use std::io::{self, Read, Write};
+
+use tar::{EntryType, Header};
+
+use crate::tree::{DeviceNumber, Timestamp};
+
+/// Largest number in an 8-byte octal field: 7 digits.
+const MAX_OCTAL_7: u64 = 0o7_777_777;
+/// Largest number in a 12-byte octal field: 11 digits.
+const MAX_OCTAL_11: u64 = 0o77_777_777_777;
+const NAME_LEN: usize = 100;
+const PREFIX_LEN: usize = 155;
+
+/// Everything about one member but its contents.
+#[derive(Debug)]
+pub(crate) struct Member<'a> {
+    /// Relative path, without the slash that ends a directory's name.
+    pub(crate) path: &'a [u8],
+    pub(crate) kind: MemberKind<'a>,
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) mtime: Timestamp,
+    /// Names and values, sorted by name.
+    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum MemberKind<'a> {
+    Directory,
+    Regular { size: u64 },
+    Symlink { target: &'a [u8] },
+    HardLink { target: &'a [u8] },
+    CharDevice(DeviceNumber),
+    BlockDevice(DeviceNumber),
+    Fifo,
+}
+
+/// Writes members in the order given.
+pub(crate) struct ArchiveWriter<W: Write> {
+    builder: tar::Builder<Gate<W>>,
+    /// A member was begun and not completed.
+    partial: bool,
+}
+
+/// Swallows what the builder writes when it is dropped after an error: it would end the archive.
+struct Gate<W> {
+    output: W,
+    closed: bool,
+}
+
+impl<W: Write> Write for Gate<W> {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        if self.closed { Ok(buffer.len()) } else { self.output.write(buffer) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.closed { Ok(()) } else { self.output.flush() }
+    }
+}
+
+impl<W: Write> ArchiveWriter<W> {
+    pub(crate) fn new(output: W) -> Self {
+        Self { builder: tar::Builder::new(Gate { output, closed: false }), partial: false }
+    }
+
+    /// Writes a member; `contents` must give exactly the size that its kind says.
+    pub(crate) fn append(&mut self, member: &Member<'_>, contents: impl Read) -> io::Result<()> {
+        let mut records = Records::default();
+        let mut header = Header::new_ustar();
+        let (entry_type, link, size, device) = match member.kind {
+            MemberKind::Directory => (EntryType::Directory, None, 0, None),
+            MemberKind::Regular { size } => (EntryType::Regular, None, size, None),
+            MemberKind::Symlink { target } => (EntryType::Symlink, Some(target), 0, None),
+            MemberKind::HardLink { target } => (EntryType::Link, Some(target), 0, None),
+            MemberKind::CharDevice(number) => (EntryType::Char, None, 0, Some(number)),
+            MemberKind::BlockDevice(number) => (EntryType::Block, None, 0, Some(number)),
+            MemberKind::Fifo => (EntryType::Fifo, None, 0, None),
+        };
+        header.set_entry_type(entry_type);
+        header.set_mode(member.mode);
+        let device = device.unwrap_or_default();
+        header.set_device_major(device.major)?;
+        header.set_device_minor(device.minor)?;
+
+        let path: Vec<u8> = match entry_type {
+            EntryType::Directory => [member.path, b"/"].concat(),
+            _ => member.path.to_vec(),
+        };
+        if !set_path(&mut header, &path) {
+            records.push("path", &path);
+        }
+        if let Some(link) = link
+            && !set_link(&mut header, link)
+        {
+            records.push("linkpath", link);
+        }
+        let uid = records.number("uid", u64::from(member.uid), MAX_OCTAL_7);
+        let gid = records.number("gid", u64::from(member.gid), MAX_OCTAL_7);
+        header.set_uid(uid);
+        header.set_gid(gid);
+        header.set_size(records.number("size", size, MAX_OCTAL_11));
+        header.set_mtime(records.time(member.mtime));
+        for (name, value) in &member.xattrs {
+            records.push_bytes(&[b"SCHILY.xattr.", name.as_slice()].concat(), value);
+        }
+        self.partial = true;
+        if let Some(records) = records.finish() {
+            self.extension(&path, &records)?;
+        }
+        header.set_cksum();
+        self.builder.append(&header, contents.take(size))?;
+        self.partial = false;
+        Ok(())
+    }
+
+    fn extension(&mut self, path: &[u8], records: &[u8]) -> io::Result<()> {
+        let mut header = Header::new_ustar();
+        header.set_entry_type(EntryType::XHeader);
+        header.set_mode(0o644);
+        header.set_size(records.len() as u64);
+        let base = path.strip_suffix(b"/").unwrap_or(path);
+        let base = base.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+        let name: Vec<u8> = [b"PaxHeaders.0/", base].concat();
+        set_path(&mut header, &name[..name.len().min(NAME_LEN)]);
+        header.set_cksum();
+        self.builder.append(&header, records)
+    }
+
+    /// Ends the archive: two blocks of zeros.
+    pub(crate) fn finish(self) -> io::Result<()> {
+        self.builder.into_inner()?.flush()
+    }
+
+    /// Ends the output inside an entry: readers accept missing end blocks, so an archive that just
+    /// stops between two entries would look whole.
+    pub(crate) fn abort(mut self) {
+        if !self.partial {
+            let mut header = Header::new_ustar();
+            header.set_size(512);
+            set_path(&mut header, b"incomplete");
+            header.set_cksum();
+            // The archive is lost already; that it is cut short here too is what is wanted.
+            let _ = self.builder.get_mut().write_all(header.as_bytes());
+        }
+        let _ = self.builder.get_mut().flush();
+        self.builder.get_mut().closed = true;
+    }
+}
+
+/// Puts a path into the header's name and prefix; false when it does not fit.
+fn set_path(header: &mut Header, path: &[u8]) -> bool {
+    let Some(ustar) = header.as_ustar_mut() else { return false };
+    if path.len() <= NAME_LEN {
+        ustar.name[..path.len()].copy_from_slice(path);
+        return true;
+    }
+    let split = path[..path.len() - 1].iter().enumerate().rev().find(|&(at, &byte)| {
+        byte == b'/' && at > 0 && at <= PREFIX_LEN && path.len() - at - 1 <= NAME_LEN
+    });
+    if let Some((at, _)) = split {
+        ustar.prefix[..at].copy_from_slice(&path[..at]);
+        ustar.name[..path.len() - at - 1].copy_from_slice(&path[at + 1..]);
+        return true;
+    }
+    ustar.name.copy_from_slice(&path[..NAME_LEN]);
+    false
+}
+
+fn set_link(header: &mut Header, link: &[u8]) -> bool {
+    let Some(ustar) = header.as_ustar_mut() else { return false };
+    let len = link.len().min(NAME_LEN);
+    ustar.linkname[..len].copy_from_slice(&link[..len]);
+    link.len() <= NAME_LEN
+}
+
+/// The PAX records of one member.
+#[derive(Default)]
+struct Records(Vec<u8>);
+
+impl Records {
+    fn push(&mut self, key: &str, value: &[u8]) {
+        self.push_bytes(key.as_bytes(), value);
+    }
+
+    fn push_bytes(&mut self, key: &[u8], value: &[u8]) {
+        // "<length> <key>=<value>\n", where the length counts itself.
+        let rest = key.len() + value.len() + 3;
+        let mut len = rest + 1;
+        while len != rest + len.to_string().len() {
+            len = rest + len.to_string().len();
+        }
+        self.0.extend_from_slice(format!("{len} ").as_bytes());
+        self.0.extend_from_slice(key);
+        self.0.push(b'=');
+        self.0.extend_from_slice(value);
+        self.0.push(b'\n');
+    }
+
+    /// The number for the header, 0 where it only fits a record.
+    fn number(&mut self, key: &str, value: u64, max: u64) -> u64 {
+        if value <= max {
+            return value;
+        }
+        self.push(key, value.to_string().as_bytes());
+        0
+    }
+
+    fn time(&mut self, time: Timestamp) -> u64 {
+        let whole = u64::try_from(time.secs).ok().filter(|&secs| secs <= MAX_OCTAL_11);
+        if time.nanos != 0 || whole.is_none() {
+            self.push("mtime", decimal(time).as_bytes());
+        }
+        whole.unwrap_or(0)
+    }
+
+    fn finish(self) -> Option<Vec<u8>> {
+        (!self.0.is_empty()).then_some(self.0)
+    }
+}
+
+/// Seconds with as many decimals as needed: `1.5`, `-0.25`.
+fn decimal(time: Timestamp) -> String {
+    if time.nanos == 0 {
+        return time.secs.to_string();
+    }
+    let (sign, secs, nanos) = if time.secs < 0 {
+        ("-", (time.secs + 1).unsigned_abs(), 1_000_000_000 - time.nanos)
+    } else {
+        ("", time.secs.unsigned_abs(), time.nanos)
+    };
+    let text = format!("{sign}{secs}.{nanos:09}");
+    text.trim_end_matches('0').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_before_the_epoch_is_written_as_a_negative_decimal() {
+        let at = |secs, nanos| decimal(Timestamp { secs, nanos });
+        assert_eq!(at(-1, 500_000_000), "-0.5");
+        assert_eq!(at(-2, 750_000_000), "-1.25");
+        assert_eq!(at(-2, 0), "-2");
+        assert_eq!(at(1, 5), "1.000000005");
+    }
+
+    #[test]
+    fn the_length_of_a_record_counts_its_own_digits() {
+        let mut records = Records::default();
+        records.push("k", &[b'v'; 4]);
+        records.push("k", &[b'v'; 5]);
+        records.push("k", &[b'v'; 94]);
+        let text = String::from_utf8(records.0).unwrap();
+        let lens: Vec<usize> = text.lines().map(|line| line.len() + 1).collect();
+        let written: Vec<usize> =
+            text.lines().map(|line| line.split(' ').next().unwrap().parse().unwrap()).collect();
+        assert_eq!(lens, written);
+    }
+}

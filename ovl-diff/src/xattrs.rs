@@ -1,0 +1,60 @@
+//! Which extended attributes pass between a layer's tree and its archive, and under which name.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+
+use ovl_layout::XattrNamespace;
+
+/// The kernel's own escape: overlayfs shows `trusted.overlay.overlay.x` as `trusted.overlay.x`.
+const ESCAPE: &[u8] = b"overlay.";
+
+/// What becomes of an attribute that an archive brings.
+pub(crate) enum StoredName {
+    /// Set under this name.
+    Keep(OsString),
+    /// Left out.
+    Skip,
+}
+
+/// The name under which an archive's attribute is stored: overlay's private ones are escaped, so
+/// that the kernel shows them and does not obey them.
+pub(crate) fn stored_name(namespace: XattrNamespace, name: &[u8]) -> StoredName {
+    let prefix = namespace.prefix().as_bytes();
+    if is_host_only(OsStr::from_bytes(name)) {
+        StoredName::Skip
+    } else if let Some(rest) = name.strip_prefix(prefix) {
+        StoredName::Keep(OsString::from_vec([prefix, ESCAPE, rest].concat()))
+    } else {
+        StoredName::Keep(OsStr::from_bytes(name).to_owned())
+    }
+}
+
+/// The name under which a stored attribute is exported, `None` when it is not.
+pub(crate) fn exported_name(namespace: XattrNamespace, name: &OsStr) -> Option<Vec<u8>> {
+    let bytes = name.as_bytes();
+    let prefix = namespace.prefix().as_bytes();
+    if let Some(rest) = bytes.strip_prefix(prefix) {
+        // An escaped attribute is the user's, everything else is the kernel's.
+        return rest.strip_prefix(ESCAPE).map(|own| [prefix, own].concat());
+    }
+    let kept = bytes.starts_with(b"user.")
+        || bytes.starts_with(b"trusted.")
+        || matches!(
+            bytes,
+            b"security.capability"
+                | b"security.ima"
+                | b"system.posix_acl_access"
+                | b"system.posix_acl_default"
+        );
+    kept.then(|| bytes.to_vec())
+}
+
+/// Whether overlayfs keeps this attribute for itself.
+pub(crate) fn is_private(namespace: XattrNamespace, name: &OsStr) -> bool {
+    name.as_bytes().starts_with(namespace.prefix().as_bytes())
+}
+
+/// Whether the value means something on the machine it comes from only.
+pub(crate) fn is_host_only(name: &OsStr) -> bool {
+    name == "security.selinux"
+}

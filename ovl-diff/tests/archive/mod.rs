@@ -1,0 +1,18 @@
+//! The archive reader against hand-made, mutated and foreign archives. Rows are those of the
+//! adversarial catalogue.
+
+mod builder;
+mod compression;
+mod extensions;
+mod foreign;
+mod framing;
+mod metadata;
+mod names;
+mod properties;
+mod reading;
+
+/// Says loudly that a test did not run.
+#[expect(clippy::print_stderr, reason = "a skipped test must be seen")]
+fn skip(missing: &str) {
+    eprintln!("SKIPPED: this test needs {missing}");
+}

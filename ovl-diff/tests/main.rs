@@ -1,0 +1,6 @@
+//! Integration tests.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod archive;
+mod host_tree;

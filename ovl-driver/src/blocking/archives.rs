@@ -1,0 +1,270 @@
+//! Archives in and out, and what a layer changes.
+
+use std::io::{Read, Write};
+
+use ovl_diff::{
+    ApplyOptions, ApplySummary, Change, DiffSummary, DirHandle, LayerSize, Progress, ViewDir,
+    copy_layer, fold_layer,
+};
+use ovl_layout::{LayerId, LowerChain, SealReason};
+
+use super::Overlay2;
+use super::layer::{Layer, Stack};
+use super::staging::Parent;
+use crate::error::Error;
+use crate::system::LockKind;
+use crate::types::{Applied, Base, CreateLayer, ImportOptions};
+
+impl Overlay2 {
+    /// Makes a sealed layer from an archive, in one step: the layer appears whole, or not at all.
+    ///
+    /// The archive is plain tar, gzip or zstd. No lock is held while it is read; the parent cannot
+    /// be removed or mounted writable meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`create`](Self::create), and [`Error::Apply`]. Nothing is left behind.
+    pub fn import(
+        &self,
+        layer: &CreateLayer,
+        archive: impl Read,
+        options: ImportOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Applied, Error> {
+        self.refuse_existing(&layer.id)?;
+        let (parent, chain, lock) = self.begin(layer)?;
+        let mut staged = self.stage(parent.as_ref(), chain)?;
+        // From here on the staging directory says that the parent is in use.
+        drop(lock);
+        let lowers = parent.as_ref().map(Parent::layers).unwrap_or_default();
+        let summary =
+            self.apply_to(&layer.id, &staged.diff, &lowers, archive, options, progress)?;
+        if summary.root_opaque {
+            staged.chain = LowerChain::default();
+            staged.record.root_opaque = layer.parent.is_some();
+        }
+        staged.record.sealed = Some(SealReason::Import);
+        let size = self.size_of(&layer.id, &staged.diff)?;
+        staged.complete(true)?;
+        staged.publish(&layer.id)?;
+        Ok(Applied { summary, size })
+    }
+
+    /// Applies an archive to an open layer that is not mounted, on top of what is in it. The layer
+    /// is replaced in one step, and stays as it was on any error.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LayerNotFound`], [`Error::Sealed`], [`Error::Mounted`], [`Error::Apply`],
+    /// [`Error::Damaged`], [`Error::Io`].
+    #[doc(alias = "ApplyDiff")]
+    pub fn apply(
+        &self,
+        id: &LayerId,
+        archive: impl Read,
+        options: ImportOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Applied, Error> {
+        let lock = self.lock_layer(id, LockKind::Exclusive)?;
+        let locked = lock.ino();
+        let layer = self.changeable(id)?;
+        let stack = self.stack(&layer)?;
+        let parent_id = self.parent_of(&layer)?;
+        let parent = match &parent_id {
+            Some(parent) => Some(self.parent(parent)?),
+            None => None,
+        };
+        let mut staged = self.stage(parent.as_ref(), layer.chain.clone())?;
+        drop(lock);
+
+        let view = self.view();
+        let tree = self.kernel.tree();
+        let failed = |source: ovl_diff::TreeError| Error::Apply { id: id.clone(), source: source.into() };
+        let listed = tree.read_dir(&stack.upper);
+        let is_empty = listed.map_err(|error| Error::io("list", self.home(), error))?.is_empty();
+        ovl_diff::copy_root_attributes(view, &stack.upper, &staged.diff).map_err(failed)?;
+        let summary = if is_empty {
+            self.apply_to(id, &staged.diff, &stack.lowers, archive, options, progress)?
+        } else {
+            // What the layer has is one more layer below what the archive brings.
+            let mut lowers = vec![stack.upper.clone()];
+            lowers.extend_from_slice(&stack.lowers);
+            let incoming = staged.scratch()?;
+            ovl_diff::copy_root_attributes(view, &stack.upper, &incoming).map_err(failed)?;
+            let summary = self.apply_to(id, &incoming, &lowers, archive, options, progress)?;
+            if !summary.root_opaque {
+                copy_layer(view, &stack.upper, &staged.diff).map_err(failed)?;
+            }
+            fold_layer(view, &incoming, &staged.diff, &stack.lowers).map_err(failed)?;
+            staged.remove_scratch()?;
+            summary
+        };
+        let was_opaque = layer.root_opaque();
+        staged.record.root_opaque = was_opaque || (summary.root_opaque && parent_id.is_some());
+        if staged.record.root_opaque {
+            staged.chain = LowerChain::default();
+        }
+        let size = self.size_of(id, &staged.diff)?;
+        staged.take_link(layer.link);
+        staged.complete(false)?;
+
+        // Whatever happened meanwhile must not be lost.
+        let lock = self.lock_layer(id, LockKind::Exclusive)?;
+        self.changeable(id)?;
+        if lock.ino() != locked {
+            return Err(Error::Io {
+                operation: "apply the archive to",
+                path: self.layout.layer(id).dir().to_owned(),
+                source: std::io::Error::other("the layer was replaced meanwhile; try again"),
+            });
+        }
+        staged.exchange(id)?;
+        Ok(Applied { summary, size })
+    }
+
+    /// Writes what a layer changes against `base` as an archive: deterministic, and applying it to
+    /// `base` gives what the layer shows.
+    ///
+    /// Against the parent, the layer's own directory is read, nothing is mounted, and the cost is
+    /// that of the change. The layer may be mounted; a file that changes while it is read is an
+    /// error.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LayerNotFound`] (also for a `base` that is not there), [`Error::Diff`],
+    /// [`Error::Damaged`]. What was written until then is no valid archive.
+    #[doc(alias = "Diff")]
+    pub fn diff(&self, id: &LayerId, base: &Base, output: impl Write) -> Result<DiffSummary, Error> {
+        let layer = self.layer(id)?;
+        let stack = self.stack(&layer)?;
+        let result = match self.base_view(&layer, base)? {
+            None => {
+                let lowers = self.hidden_lowers(&layer, &stack)?;
+                ovl_diff::diff(self.view(), &stack.upper, &lowers, layer.root_opaque(), output)
+            }
+            Some(base) => ovl_diff::diff_trees(self.view(), &stack.merged(), &base, output),
+        };
+        result.map_err(|source| Error::Diff { id: id.clone(), source })
+    }
+
+    /// Lists what a layer changes against `base`: parents first, siblings in byte order.
+    ///
+    /// # Errors
+    ///
+    /// As for [`diff`](Self::diff).
+    #[doc(alias = "Changes")]
+    pub fn changes(&self, id: &LayerId, base: &Base) -> Result<Vec<Change>, Error> {
+        let layer = self.layer(id)?;
+        let stack = self.stack(&layer)?;
+        let result = match self.base_view(&layer, base)? {
+            None => {
+                let lowers = self.hidden_lowers(&layer, &stack)?;
+                ovl_diff::changes(self.view(), &stack.upper, &lowers, layer.root_opaque())
+            }
+            Some(base) => ovl_diff::compare(self.view(), &stack.merged(), &base),
+        };
+        result.map_err(|source| Error::Diff { id: id.clone(), source })
+    }
+
+    /// Adds up what a layer adds or changes against `base`: apparent bytes, as Docker counts them,
+    /// and beside them allocated bytes and inodes.
+    ///
+    /// # Errors
+    ///
+    /// As for [`diff`](Self::diff).
+    #[doc(alias = "DiffSize")]
+    pub fn size(&self, id: &LayerId, base: &Base) -> Result<LayerSize, Error> {
+        let layer = self.layer(id)?;
+        match self.base_view(&layer, base)? {
+            None => self.size_of(id, &self.diff_dir(&layer)?),
+            Some(base) => {
+                let merged = self.stack(&layer)?.merged();
+                ovl_diff::size_of_changes(self.view(), &merged, &base)
+                    .map_err(|source| Error::Diff { id: id.clone(), source })
+            }
+        }
+    }
+
+    pub(super) fn size_of(&self, id: &LayerId, diff: &DirHandle) -> Result<LayerSize, Error> {
+        ovl_diff::size(self.view(), diff)
+            .map_err(|source| Error::Diff { id: id.clone(), source })
+    }
+
+    fn apply_to(
+        &self,
+        id: &LayerId,
+        upper: &DirHandle,
+        lowers: &[DirHandle],
+        archive: impl Read,
+        options: ImportOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<ApplySummary, Error> {
+        let identity = self.kernel.system().identity();
+        let identity = identity.map_err(|e| Error::io("read the ids of", self.home(), e))?;
+        let mut apply = ApplyOptions::new(self.settings.xattrs);
+        apply.squash = options.squash;
+        apply.skip_devices = options.skip_devices;
+        if identity.user_namespace {
+            (apply.uids, apply.gids) = (Some(identity.uids), Some(identity.gids));
+        }
+        ovl_diff::apply(self.kernel.tree(), archive, upper, lowers, &apply, progress)
+            .map_err(|source| Error::Apply { id: id.clone(), source })
+    }
+
+    fn parent(&self, id: &LayerId) -> Result<Parent, Error> {
+        let layer = self.layer(id)?;
+        let stack = self.stack(&layer)?;
+        Ok(Parent { layer, stack })
+    }
+
+    /// The layer, if its contents may change now.
+    fn changeable(&self, id: &LayerId) -> Result<Layer, Error> {
+        // In this order: a child seals its parent before it leaves staging.
+        let in_flight = self.has_staged_child(id)?;
+        let layer = self.layer(id)?;
+        if let Some(state) = self.mount_state(&layer)? {
+            return Err(Error::Mounted { id: id.clone(), target: state.target });
+        }
+        if layer.committed {
+            return Err(Error::Sealed { id: id.clone() });
+        }
+        if in_flight {
+            return Err(Error::ChildInFlight { id: id.clone() });
+        }
+        Ok(layer)
+    }
+
+    /// What `base` shows; `None` for the parent, which needs no comparison.
+    fn base_view(&self, layer: &Layer, base: &Base) -> Result<Option<ViewDir>, Error> {
+        match base {
+            Base::Parent => Ok(None),
+            Base::Empty => Ok(Some(ViewDir::default())),
+            Base::Layer(id) if self.parent_of(layer)?.as_ref() == Some(id) => Ok(None),
+            Base::Layer(id) => Ok(Some(self.parent(id)?.stack.merged())),
+        }
+    }
+
+    /// The layers below for comparison: those of the parent, also where an opaque root hides them.
+    fn hidden_lowers(&self, layer: &Layer, stack: &Stack) -> Result<Vec<DirHandle>, Error> {
+        match self.parent_of(layer)? {
+            Some(parent) if layer.root_opaque() => Ok(self.parent(&parent)?.layers()),
+            _ => Ok(stack.lowers.clone()),
+        }
+    }
+}
+
+impl Stack {
+    /// What the layer shows.
+    pub(super) fn merged(&self) -> ViewDir {
+        let mut parts = vec![self.upper.clone()];
+        parts.extend_from_slice(&self.lowers);
+        ViewDir::new(parts)
+    }
+}
+
+impl Parent {
+    /// The `diff` directories of the parent and of everything below it.
+    pub(super) fn layers(&self) -> Vec<DirHandle> {
+        self.stack.merged().parts().to_vec()
+    }
+}

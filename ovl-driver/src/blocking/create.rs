@@ -1,0 +1,101 @@
+use std::ffi::OsStr;
+use std::io;
+
+use ovl_diff::Node;
+use ovl_layout::{LayerId, LowerChain, names};
+use ovl_mount::Access;
+
+use super::Overlay2;
+use super::staging::Parent;
+use crate::error::Error;
+use crate::files;
+use crate::system::{Lock, LockKind};
+use crate::types::CreateLayer;
+
+impl Overlay2 {
+    /// Makes an empty, open layer: it mounts writable until it is sealed, which becoming a parent
+    /// does.
+    ///
+    /// The new layer's root has the attributes of its parent's root.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::AlreadyExists`]; [`Error::ParentNotFound`]; [`Error::Mounted`] when the parent is
+    /// mounted writable; [`Error::Depth`]; [`Error::Damaged`] for a parent that cannot be trusted;
+    /// [`Error::Io`]. Nothing is left behind.
+    ///
+    /// # Compatibility
+    ///
+    /// `Create` in Docker's `overlay2`, which replaces an existing layer instead of refusing.
+    #[doc(alias = "Create")]
+    pub fn create(&self, layer: &CreateLayer) -> Result<(), Error> {
+        self.refuse_existing(&layer.id)?;
+        let (parent, chain, lock) = self.begin(layer)?;
+        let mut staged = self.stage(parent.as_ref(), chain)?;
+        // From here on the staging directory says that the parent is in use.
+        drop(lock);
+        staged.complete(false)?;
+        staged.publish(&layer.id)
+    }
+
+    /// Makes an empty, open layer that a container will write to. Limits and the home's default
+    /// size apply to such layers only; without them it is the same as [`create`](Self::create).
+    ///
+    /// # Errors
+    ///
+    /// As for [`create`](Self::create).
+    #[doc(alias = "CreateReadWrite")]
+    pub fn create_writable(&self, layer: &CreateLayer) -> Result<(), Error> {
+        self.create(layer)
+    }
+
+    pub(super) fn refuse_existing(&self, id: &LayerId) -> Result<(), Error> {
+        let taken = files::exists(self.kernel.tree(), &self.home, id.as_str())
+            .map_err(|error| Error::io("look at", self.layout.layer(id).dir(), error))?;
+        if taken { Err(Error::AlreadyExists { id: id.clone() }) } else { Ok(()) }
+    }
+
+    /// Reads and locks the parent of a new layer and works out the chain.
+    pub(super) fn begin(
+        &self,
+        layer: &CreateLayer,
+    ) -> Result<(Option<Parent>, LowerChain, Option<Lock>), Error> {
+        let Some(parent_id) = &layer.parent else {
+            return Ok((None, LowerChain::default(), None));
+        };
+        let missing = |error| match error {
+            Error::LayerNotFound { id, home } if id == *parent_id => {
+                Error::ParentNotFound { id: layer.id.clone(), parent: parent_id.clone(), home }
+            }
+            error => error,
+        };
+        let lock = self.lock_layer(parent_id, LockKind::Shared).map_err(missing)?;
+        let parent = self.layer(parent_id).map_err(missing)?;
+        let stack = self.stack(&parent)?;
+        if let Some(state) = self.mount_state(&parent)?
+            && state.access == Access::Writable
+        {
+            return Err(Error::Mounted { id: parent_id.clone(), target: state.target });
+        }
+        let chain = LowerChain::for_child(parent.link, &parent.chain, self.settings.max_depth)
+            .map_err(|source| Error::Depth { id: layer.id.clone(), source })?;
+        Ok((Some(Parent { layer: parent, stack }), chain, Some(lock)))
+    }
+
+    /// Marks a layer as one whose contents no longer change.
+    pub(super) fn seal(&self, id: &LayerId) -> Result<(), Error> {
+        let (tree, path) = (self.kernel.tree(), self.layout.layer(id).dir().to_owned());
+        let dir = tree.open_dir(&self.home, id.as_ref());
+        let dir = dir.map_err(|error| Error::io("open", &path, error))?;
+        match tree.create_file(&dir, OsStr::new(names::COMMITTED), 0o600) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            result => {
+                result.map_err(|error| Error::io("seal", &path, error))?;
+            }
+        }
+        if self.durable() {
+            tree.sync(Node::Dir(&dir)).map_err(|error| Error::io("sync", &path, error))?;
+        }
+        Ok(())
+    }
+}

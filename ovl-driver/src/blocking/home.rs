@@ -1,0 +1,213 @@
+//! Opening a home, and our own directory in it.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use ovl_diff::{DirHandle, Node, RenameMode, TreeBackend};
+use ovl_layout::{HomeSettings, Layout, XattrNamespace, names};
+
+use super::Overlay2;
+use crate::error::Error;
+use crate::files;
+use crate::kernel::Kernel;
+use crate::types::OpenOptions;
+
+/// The directories under `.ovl`.
+#[derive(Clone, Debug)]
+pub(super) struct OwnDirs {
+    pub(super) staging: DirHandle,
+    pub(super) trash: DirHandle,
+    pub(super) holds: DirHandle,
+}
+
+impl Overlay2 {
+    /// Opens the store at `home`, an absolute path.
+    ///
+    /// Nothing is written, unless there is no home and `options` ask for one. Layers are not
+    /// listed, so the cost does not grow with the store.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::HomeNotFound`]; [`Error::NotAHome`] for a directory with something else in it;
+    /// [`Error::Damaged`] for settings that cannot be read or are of a newer version;
+    /// [`Error::Unsupported`] for a relative path, and for a home whose layers carry attributes
+    /// that this user namespace cannot see; [`Error::Io`].
+    ///
+    /// # Compatibility
+    ///
+    /// Homes written by Docker 20.10 and newer open as they are.
+    #[doc(alias = "Init")]
+    pub fn open(kernel: Kernel, home: &Path, options: OpenOptions) -> Result<Self, Error> {
+        if !home.is_absolute() {
+            return Err(Error::Unsupported {
+                what: "a relative home path",
+                reason: format!("{} would change its meaning; give an absolute path", home.display()),
+            });
+        }
+        let tree = kernel.tree();
+        let identity = kernel.system().identity().map_err(|e| Error::io("read the ids of", home, e))?;
+        let own_xattrs = match identity.user_namespace {
+            true => XattrNamespace::User,
+            false => XattrNamespace::Trusted,
+        };
+        let home_dir = match tree.open_root(home) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if !options.create {
+                    return Err(Error::HomeNotFound { home: home.to_owned() });
+                }
+                make_home_dir(tree, home)?;
+                tree.open_root(home).map_err(|error| Error::io("open", home, error))?
+            }
+            result => result.map_err(|error| Error::io("open", home, error))?,
+        };
+        let links = match files::open_dir(tree, &home_dir, names::LINK_DIR) {
+            Ok(Some(links)) => links,
+            Ok(None) => {
+                let entries =
+                    tree.read_dir(&home_dir).map_err(|error| Error::io("list", home, error))?;
+                // An interrupted creation may have left our own directory behind.
+                let is_empty = entries
+                    .iter()
+                    .all(|entry| entry.name == names::STORE_DIR || entry.name == "lost+found");
+                match (is_empty, options.create) {
+                    (false, _) => return Err(Error::NotAHome { home: home.to_owned() }),
+                    (true, false) => return Err(Error::HomeNotFound { home: home.to_owned() }),
+                    (true, true) => make_home(&kernel, home, &home_dir, own_xattrs)?,
+                }
+            }
+            Err(error) => return Err(Error::io("open", home.join(names::LINK_DIR), error)),
+        };
+        let settings = read_settings(tree, home, &home_dir)?
+            .unwrap_or_else(|| HomeSettings::new(own_xattrs));
+        if settings.xattrs == XattrNamespace::Trusted && identity.user_namespace {
+            return Err(Error::Unsupported {
+                what: "this home in a user namespace",
+                reason: format!(
+                    "its layers mark deletions with {}*, which only root outside can see",
+                    XattrNamespace::Trusted.prefix()
+                ),
+            });
+        }
+        let store = Self {
+            layout: Layout::new(home),
+            home: home_dir,
+            links,
+            settings,
+            durability: options.durability,
+            own: Mutex::new(None),
+            kernel,
+        };
+        Ok(store)
+    }
+
+    /// Our own directories, made where they are missing: only operations that write call this.
+    pub(super) fn own_dirs(&self) -> Result<OwnDirs, Error> {
+        let mut cached = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = &*cached {
+            return Ok(own.clone());
+        }
+        let (tree, path) = (self.kernel.tree(), self.layout.store_dir());
+        let failed = |error| Error::io("create", &path, error);
+        let store =
+            files::ensure_dir(tree, &self.home, names::STORE_DIR, 0o700).map_err(failed)?;
+        if files::read(tree, &store, names::SETTINGS).map_err(failed)?.is_none() {
+            // A home of another driver: from now on its settings are fixed.
+            write_settings(&self.kernel, &store, &self.settings).map_err(failed)?;
+        }
+        let open = |name| files::ensure_dir(tree, &store, name, 0o700).map_err(failed);
+        let own = OwnDirs {
+            staging: open(names::STAGING)?,
+            trash: open(names::TRASH)?,
+            holds: open(names::HOLDS)?,
+        };
+        *cached = Some(own.clone());
+        drop(cached);
+        self.recover(&own)?;
+        Ok(own)
+    }
+
+    /// Our own directories where they exist: for operations that only read.
+    pub(super) fn own_dirs_if_any(&self) -> Result<Option<OwnDirs>, Error> {
+        let cached = self.own.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if cached.is_some() {
+            return Ok(cached);
+        }
+        let (tree, path) = (self.kernel.tree(), self.layout.store_dir());
+        let failed = |error| Error::io("open", &path, error);
+        let Some(store) = files::open_dir(tree, &self.home, names::STORE_DIR).map_err(failed)?
+        else {
+            return Ok(None);
+        };
+        let open = |name| files::open_dir(tree, &store, name).map_err(failed);
+        match (open(names::STAGING)?, open(names::TRASH)?, open(names::HOLDS)?) {
+            (Some(staging), Some(trash), Some(holds)) => Ok(Some(OwnDirs { staging, trash, holds })),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Docker makes the home's directory and nothing above it.
+fn make_home_dir(tree: &dyn TreeBackend, home: &Path) -> Result<(), Error> {
+    let (Some(parent), Some(name)) = (home.parent(), home.file_name()) else {
+        return Err(Error::HomeNotFound { home: home.to_owned() });
+    };
+    let parent_dir = tree.open_root(parent).map_err(|error| Error::io("open", parent, error))?;
+    match tree.create_dir(&parent_dir, name, 0o710) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(Error::io("create", home, error)),
+        Ok(()) => {
+            tree.sync(Node::Dir(&parent_dir)).map_err(|error| Error::io("sync", parent, error))
+        }
+    }
+}
+
+/// Fills an empty directory; `l` comes last, since it is what makes a home.
+fn make_home(
+    kernel: &Kernel,
+    home: &Path,
+    dir: &DirHandle,
+    xattrs: XattrNamespace,
+) -> Result<DirHandle, Error> {
+    let failed = |error| Error::io("create the layer store at", home, error);
+    let tree = kernel.tree();
+    tree.set_mode(Node::Dir(dir), 0o710).map_err(failed)?;
+    let store = files::ensure_dir(tree, dir, names::STORE_DIR, 0o700).map_err(failed)?;
+    if files::read(tree, &store, names::SETTINGS).map_err(failed)?.is_none() {
+        write_settings(kernel, &store, &HomeSettings::new(xattrs)).map_err(failed)?;
+    }
+    let links = files::ensure_dir(tree, dir, names::LINK_DIR, 0o700).map_err(failed)?;
+    tree.sync(Node::Dir(&store)).map_err(failed)?;
+    tree.sync(Node::Dir(dir)).map_err(failed)?;
+    Ok(links)
+}
+
+fn write_settings(kernel: &Kernel, store: &DirHandle, settings: &HomeSettings) -> io::Result<()> {
+    let tree = kernel.tree();
+    // Two processes may make the home at once; both write the same.
+    let mut random = [0; 8];
+    kernel.system().fill_random(&mut random)?;
+    let name = format!(".tmp-{}-{:016x}", names::SETTINGS, u64::from_ne_bytes(random));
+    files::create(tree, store, &name, 0o600, settings.to_string().as_bytes(), true)?;
+    let mode = RenameMode::Replace;
+    tree.rename(store, OsStr::new(&name), store, OsStr::new(names::SETTINGS), mode)
+}
+
+fn read_settings(
+    tree: &dyn TreeBackend,
+    home: &Path,
+    dir: &DirHandle,
+) -> Result<Option<HomeSettings>, Error> {
+    let path = Layout::new(home).store_dir().join(names::SETTINGS);
+    let failed = |error| Error::io("read", &path, error);
+    let Some(store) = files::open_dir(tree, dir, names::STORE_DIR).map_err(failed)? else {
+        return Ok(None);
+    };
+    match files::read(tree, &store, names::SETTINGS).map_err(failed)? {
+        None => Ok(None),
+        Some(contents) => HomeSettings::parse_file(&contents).map(Some).map_err(|error| {
+            Error::Damaged { id: None, file: path.clone(), problem: error.to_string() }
+        }),
+    }
+}

@@ -1,0 +1,212 @@
+//! Reading a layer. Nothing on disk is trusted: what does not agree is damage, never a mount.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+
+use ovl_diff::{DirHandle, FileKind, Node};
+use ovl_layout::{
+    LayerId, LayerRecord, LinkId, LinkIdError, LowerChain, names, parse_link_target,
+};
+use rustix::io::Errno;
+
+use super::Overlay2;
+use crate::error::Error;
+use crate::files;
+use crate::system::{Lock, LockKind};
+
+/// What a layer's small files say, once they agree.
+#[derive(Clone, Debug)]
+pub(super) struct Layer {
+    pub(super) id: LayerId,
+    pub(super) dir: DirHandle,
+    pub(super) link: LinkId,
+    pub(super) chain: LowerChain,
+    pub(super) committed: bool,
+    /// Our record; none for a layer that another program wrote or rewrote.
+    pub(super) record: Option<LayerRecord>,
+}
+
+impl Layer {
+    pub(super) fn root_opaque(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| record.root_opaque)
+    }
+}
+
+/// The contents of a layer and of all layers below it.
+#[derive(Clone, Debug)]
+pub(super) struct Stack {
+    /// The layer's own `diff`.
+    pub(super) upper: DirHandle,
+    /// The `diff` directories below, uppermost first.
+    pub(super) lowers: Vec<DirHandle>,
+    /// Their ids.
+    pub(super) ids: Vec<LayerId>,
+    /// Whether this program wrote every one of them, the layer itself included.
+    pub(super) recorded: bool,
+}
+
+impl Overlay2 {
+    /// Reads a layer's small files.
+    pub(super) fn layer(&self, id: &LayerId) -> Result<Layer, Error> {
+        let tree = self.kernel.tree();
+        let paths = self.layout.layer(id);
+        let dir = match tree.open_dir(&self.home, id.as_ref()) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let home = self.layout.home().to_owned();
+                return Err(Error::LayerNotFound { id: id.clone(), home });
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+                return Err(Error::damaged(id, paths.dir().to_owned(), "not a directory"));
+            }
+            result => result.map_err(|error| Error::io("open", paths.dir(), error))?,
+        };
+        let read = |name: &str| {
+            files::read(tree, &dir, name)
+                .map_err(|error| Error::io("read", paths.dir().join(name), error))
+        };
+        let damaged = |name: &str, problem: &dyn ToString| {
+            Error::damaged(id, paths.dir().join(name), problem.to_string())
+        };
+        let link = read(names::LINK)?.ok_or_else(|| damaged(names::LINK, &"the file is missing"))?;
+        let link = LinkId::parse_file(&link).map_err(|error| match error {
+            LinkIdError::Length { len: 0, .. } => damaged(names::LINK, &"the file is empty"),
+            error => damaged(names::LINK, &error),
+        })?;
+        let chain = match read(names::LOWER)? {
+            None => LowerChain::default(),
+            Some(contents) => LowerChain::parse_file(&contents).map_err(|error| {
+                damaged(names::LOWER, &with_source(&error))
+            })?,
+        };
+        if chain.links().contains(&link) {
+            return Err(damaged(names::LOWER, &"the layer stands on itself"));
+        }
+        let record = match read(names::RECORD)? {
+            None => None,
+            Some(contents) => Some(
+                LayerRecord::parse_file(&contents).map_err(|error| damaged(names::RECORD, &error))?,
+            ),
+        };
+        // Another link id: another program wrote the layer anew, and the record is void.
+        let record = record.filter(|record| record.link == link);
+        if let Some(record) = &record
+            && record.depth != chain.depth()
+        {
+            let problem = format!(
+                "it names {} layers, {} were below the layer when it was made",
+                chain.depth(),
+                record.depth
+            );
+            return Err(damaged(names::LOWER, &problem));
+        }
+        let committed = files::exists(tree, &dir, names::COMMITTED)
+            .map_err(|error| Error::io("look at", paths.dir(), error))?;
+        Ok(Layer { id: id.clone(), dir, link, chain, committed, record })
+    }
+
+    /// Opens a layer's `diff`.
+    pub(super) fn diff_dir(&self, layer: &Layer) -> Result<DirHandle, Error> {
+        let path = self.layout.layer(&layer.id).diff().to_owned();
+        match self.kernel.tree().open_dir(&layer.dir, OsStr::new(names::DIFF)) {
+            Ok(dir) => Ok(dir),
+            Err(error) => {
+                let problem = match Errno::from_io_error(&error) {
+                    Some(Errno::NOENT) => "the directory is missing",
+                    Some(Errno::NOTDIR | Errno::LOOP) => "not a directory",
+                    Some(Errno::XDEV) => "another file system is mounted there",
+                    _ => return Err(Error::io("open", path, error)),
+                };
+                Err(Error::damaged(&layer.id, path, problem))
+            }
+        }
+    }
+
+    /// The layer that a link names; the layer must name the link too.
+    pub(super) fn resolve(&self, wanted_by: &LayerId, link: LinkId) -> Result<LayerId, Error> {
+        let path = self.layout.link(link);
+        let damaged = |problem: String| Error::damaged(wanted_by, path.clone(), problem);
+        let target = match self.kernel.tree().read_link(&self.links, OsStr::new(link.as_str())) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(damaged(format!("the link is missing, and {wanted_by} stands on it")));
+            }
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                return Err(damaged("not a symbolic link".to_owned()));
+            }
+            result => result.map_err(|error| Error::io("read", &path, error))?,
+        };
+        parse_link_target(target.as_bytes()).map_err(|error| damaged(with_source(&error)))
+    }
+
+    /// Opens everything that a layer shows, checking that links and layers agree.
+    pub(super) fn stack(&self, layer: &Layer) -> Result<Stack, Error> {
+        let upper = self.diff_dir(layer)?;
+        let mut stack = Stack {
+            upper,
+            lowers: Vec::with_capacity(layer.chain.depth()),
+            ids: Vec::with_capacity(layer.chain.depth()),
+            recorded: layer.record.is_some(),
+        };
+        for &link in layer.chain.links() {
+            let id = self.resolve(&layer.id, link)?;
+            let below = self.layer(&id).map_err(|error| match error {
+                Error::LayerNotFound { .. } => Error::damaged(
+                    &layer.id,
+                    self.layout.link(link),
+                    format!("the link points to the layer {id}, which does not exist"),
+                ),
+                error => error,
+            })?;
+            if below.link != link {
+                let file = self.layout.link(link);
+                let problem = format!("the link points to {id}, whose own link is {}", below.link);
+                return Err(Error::damaged(&layer.id, file, problem));
+            }
+            stack.lowers.push(self.diff_dir(&below)?);
+            stack.recorded &= below.record.is_some();
+            stack.ids.push(id);
+        }
+        Ok(stack)
+    }
+
+    /// The layer's parent: by its record, or by the first link of its chain.
+    pub(super) fn parent_of(&self, layer: &Layer) -> Result<Option<LayerId>, Error> {
+        if let Some(record) = &layer.record {
+            return Ok(record.parent.clone());
+        }
+        layer.chain.parent().map(|link| self.resolve(&layer.id, link)).transpose()
+    }
+
+    /// Locks a layer. Held for moments only, never over an archive or a removal.
+    pub(super) fn lock_layer(&self, id: &LayerId, kind: LockKind) -> Result<Lock, Error> {
+        let path = self.layout.layer(id).dir().to_owned();
+        let missing = || Error::LayerNotFound { id: id.clone(), home: self.layout.home().to_owned() };
+        loop {
+            let lock = self.kernel.system().lock(&self.home, Some(id.as_ref()), kind, true);
+            let lock = match lock {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(missing()),
+                Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+                    return Err(Error::damaged(id, path, "not a directory"));
+                }
+                result => result.map_err(|error| Error::io("lock", &path, error))?,
+            };
+            let Some(lock) = lock else { continue };
+            // Somebody may have removed or replaced the layer while this waited.
+            match self.kernel.tree().metadata(Node::Entry(&self.home, id.as_ref())) {
+                Ok(found) if found.kind == FileKind::Directory && found.ino == lock.ino() => {
+                    return Ok(lock);
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(missing()),
+                Err(error) => return Err(Error::io("look at", &path, error)),
+                Ok(_) => {}
+            }
+        }
+    }
+}
+
+fn with_source(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        None => error.to_string(),
+        Some(source) => format!("{error}: {source}"),
+    }
+}

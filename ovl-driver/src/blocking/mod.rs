@@ -1,0 +1,85 @@
+//! The store as plain blocking code, usable without an async runtime.
+
+mod archives;
+mod create;
+mod home;
+mod layer;
+mod mounting;
+mod query;
+mod remove;
+mod staging;
+
+use std::path::Path;
+use std::sync::Mutex;
+
+use ovl_diff::{DirHandle, View};
+use ovl_layout::{HomeSettings, Layout};
+
+use crate::kernel::Kernel;
+use crate::types::Durability;
+
+/// A store of layers in one home, in the on-disk format of Docker's `overlay2` driver.
+///
+/// All methods take `&self`; threads and processes may use one home at once. What an operation
+/// publishes is whole: after an error, or a kill at any point, a layer is there with all of its
+/// contents or not at all.
+///
+/// ```
+/// use std::path::Path;
+/// use ovl_driver::{CreateLayer, Kernel, OpenOptions, blocking::Overlay2};
+/// # let scratch = tempfile::tempdir()?;
+/// # let home = scratch.path().join("home");
+///
+/// let store = Overlay2::open(Kernel::host(), &home, OpenOptions::new().create(true))?;
+/// store.create(&CreateLayer::new("base".parse()?))?;
+/// store.create(&CreateLayer::new("work".parse()?).parent(Some("base".parse()?)))?;
+///
+/// let layers = store.layers()?.layers;
+/// assert_eq!(layers[1].parent.as_ref().unwrap().as_str(), "base");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Overlay2 {
+    kernel: Kernel,
+    layout: Layout,
+    home: DirHandle,
+    links: DirHandle,
+    settings: HomeSettings,
+    durability: Durability,
+    /// Our own directory, opened or made when it is first needed.
+    own: Mutex<Option<home::OwnDirs>>,
+}
+
+impl Overlay2 {
+    /// The home.
+    #[must_use]
+    pub fn home(&self) -> &Path {
+        self.layout.home()
+    }
+
+    /// The paths of the home.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// What holds for the whole home.
+    #[must_use]
+    pub fn settings(&self) -> &HomeSettings {
+        &self.settings
+    }
+
+    /// The kernel that the store works on.
+    #[must_use]
+    pub fn kernel(&self) -> &Kernel {
+        &self.kernel
+    }
+
+    fn view(&self) -> View<'_> {
+        View::new(self.kernel.tree(), self.settings.xattrs)
+    }
+
+    fn durable(&self) -> bool {
+        self.durability != Durability::None
+    }
+}

@@ -1,0 +1,258 @@
+use std::ffi::OsStr;
+use std::io;
+use std::path::PathBuf;
+
+use ovl_layout::{LayerId, names};
+use ovl_mount::{
+    Access, MountError, MountFeatures, MountInfo, MountPlan, OverlaySpec, UnmountMode,
+};
+
+use super::Overlay2;
+use super::home::OwnDirs;
+use super::layer::Layer;
+use crate::error::Error;
+use crate::files;
+use crate::holds::{Holds, describe};
+use crate::system::LockKind;
+use crate::types::{Hold, MountRequest, MountState};
+
+impl Overlay2 {
+    /// Mounts a layer, or adds a hold to its mount, and gives the path.
+    ///
+    /// A sealed layer mounts read-only, an open one writable. A layer without a parent is a bind
+    /// mount of its own contents. The mount stays until as many [`unmount`](Self::unmount)s as
+    /// mounts were made, in whatever processes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LayerNotFound`]; [`Error::Damaged`] for a stack that cannot be trusted;
+    /// [`Error::MountedDifferently`] for another label or other options than those of the mount;
+    /// [`Error::ChildInFlight`] for an open layer on which a child is being made; [`Error::Plan`];
+    /// [`Error::Mount`]. Nothing is left mounted.
+    ///
+    /// # Privileges
+    ///
+    /// `CAP_SYS_ADMIN` in the user namespace that owns the mount namespace.
+    #[doc(alias = "Get")]
+    pub fn mount(&self, id: &LayerId, request: &MountRequest) -> Result<PathBuf, Error> {
+        let own = self.own_dirs()?;
+        let _lock = self.lock_layer(id, LockKind::Exclusive)?;
+        // In this order: a child seals its parent before it leaves staging.
+        let in_flight = self.has_staged_child(id)?;
+        let layer = self.layer(id)?;
+        let target = self.layout.layer(id).merged().to_owned();
+        let label = request.label.as_ref().map(|label| label.as_str().to_owned());
+        let options = request.options.to_string();
+        let process = match request.hold {
+            Hold::Persistent => None,
+            Hold::Process => Some(self.process()?),
+        };
+        if let Some((_, mut holds)) = self.mounted(&own, &layer)? {
+            if (&holds.label, &holds.options) != (&label, &options) {
+                return Err(Error::MountedDifferently {
+                    id: id.clone(),
+                    present: describe(holds.label.as_deref(), &holds.options),
+                    wanted: describe(label.as_deref(), &options),
+                });
+            }
+            holds.add(process);
+            self.write_holds(&own, id, &holds)?;
+            return Ok(target);
+        }
+        if !layer.committed && in_flight {
+            return Err(Error::ChildInFlight { id: id.clone() });
+        }
+        let plan = self.plan_for(&layer, request)?;
+        let tree = self.kernel.tree();
+        files::ensure_dir(tree, &layer.dir, names::MERGED, 0o700)
+            .map_err(|error| Error::io("create", &target, error))?;
+        let mut holds = Holds {
+            boot: self.boot()?,
+            access: plan.access(),
+            label,
+            options,
+            persistent: 0,
+            processes: Vec::new(),
+        };
+        holds.add(process);
+        let result = self
+            .kernel
+            .mount()
+            .mount(&plan)
+            .map_err(|source| Error::Mount { id: id.clone(), source })
+            .and_then(|()| {
+                self.write_holds(&own, id, &holds).inspect_err(|_| {
+                    // Nobody could ever release it.
+                    let _ = self.kernel.mount().unmount(&target, UnmountMode::Lazy);
+                })
+            });
+        if result.is_err() {
+            // The first error is the one to report; an empty mount point harms nobody.
+            let _ = tree.remove_dir(&layer.dir, OsStr::new(names::MERGED));
+        }
+        result.map(|()| target)
+    }
+
+    /// Releases one hold of a layer's mount, and unmounts it with the last. Gives the holds left.
+    ///
+    /// The mount point goes too, which takes copies of the mount in other mount namespaces away.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LayerNotFound`]; [`Error::NotMounted`]; [`Error::Mount`] with
+    /// [`MountError::Busy`] while the mount is in use, unless `mode` is [`UnmountMode::Lazy`]: the
+    /// hold stays then.
+    #[doc(alias = "Put")]
+    pub fn unmount(&self, id: &LayerId, mode: UnmountMode) -> Result<u64, Error> {
+        let not_mounted = || Error::NotMounted { id: id.clone() };
+        let _lock = self.lock_layer(id, LockKind::Exclusive)?;
+        let layer = self.layer(id)?;
+        let own = self.own_dirs_if_any()?.ok_or_else(not_mounted)?;
+        let (_, mut holds) = self.mounted(&own, &layer)?.ok_or_else(not_mounted)?;
+        holds.release(self.process()?);
+        if holds.total() > 0 {
+            self.write_holds(&own, id, &holds)?;
+            return Ok(holds.total());
+        }
+        self.take_down(&own, &layer, mode)?;
+        Ok(0)
+    }
+
+    /// How a layer would be mounted: a pure answer that needs no privileges.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LayerNotFound`], [`Error::Damaged`], [`Error::Plan`].
+    pub fn plan(&self, id: &LayerId, request: &MountRequest) -> Result<MountPlan, Error> {
+        self.plan_for(&self.layer(id)?, request)
+    }
+
+    fn plan_for(&self, layer: &Layer, request: &MountRequest) -> Result<MountPlan, Error> {
+        let stack = self.stack(layer)?;
+        let access = if layer.committed { Access::ReadOnly } else { Access::Writable };
+        // Another driver's layers may hold redirects, which the explicit options would cut off.
+        let options = match stack.recorded {
+            true => request.options.explicit(),
+            false => request.options,
+        };
+        OverlaySpec::new(&layer.id, &layer.chain, access)
+            .options(options)
+            .label(request.label.as_ref())
+            .strategy(request.strategy)
+            .plan(&self.layout, &self.features()?)
+            .map_err(|source| Error::Plan { id: layer.id.clone(), source })
+    }
+
+    /// What the kernel offers for mounting this home's layers.
+    pub(super) fn features(&self) -> Result<MountFeatures, Error> {
+        let features = self.kernel.mount().features();
+        let features = features.map_err(|error| Error::io("probe mounts for", self.home(), error))?;
+        Ok(features.user_namespace(self.settings.xattrs == ovl_layout::XattrNamespace::User))
+    }
+
+    /// How a layer is mounted, as far as anybody holds it.
+    pub(super) fn mount_state(&self, layer: &Layer) -> Result<Option<MountState>, Error> {
+        let Some(own) = self.own_dirs_if_any()? else { return Ok(None) };
+        let Some((info, holds)) = self.read_mounted(&own, layer)? else { return Ok(None) };
+        Ok(Some(MountState {
+            target: info.target,
+            access: holds.access,
+            label: holds.label,
+            options: holds.options,
+            persistent: holds.persistent,
+            processes: holds.processes,
+        }))
+    }
+
+    /// The layer's mount and who holds it. A mount that nobody holds is a leftover of a process
+    /// that was killed, and taken away.
+    fn mounted(&self, own: &OwnDirs, layer: &Layer) -> Result<Option<(MountInfo, Holds)>, Error> {
+        if let Some(found) = self.read_mounted(own, layer)? {
+            if found.1.total() > 0 {
+                return Ok(Some(found));
+            }
+            self.take_down(own, layer, UnmountMode::Now)?;
+        }
+        files::remove(self.kernel.tree(), &own.holds, layer.id.as_str())
+            .map_err(|error| Error::io("remove", self.holds_path(&layer.id), error))?;
+        Ok(None)
+    }
+
+    fn read_mounted(
+        &self,
+        own: &OwnDirs,
+        layer: &Layer,
+    ) -> Result<Option<(MountInfo, Holds)>, Error> {
+        let target = self.layout.layer(&layer.id).merged().to_owned();
+        let info = self.kernel.mount().mount_at(&target);
+        let Some(info) = info.map_err(|error| Error::io("look for a mount at", &target, error))?
+        else {
+            return Ok(None);
+        };
+        let contents = files::read(self.kernel.tree(), &own.holds, layer.id.as_str())
+            .map_err(|error| Error::io("read", self.holds_path(&layer.id), error))?;
+        let boot = self.boot()?;
+        let unheld = || Holds {
+            boot: boot.clone(),
+            access: if info.read_only { Access::ReadOnly } else { Access::Writable },
+            label: None,
+            options: String::new(),
+            persistent: 0,
+            processes: Vec::new(),
+        };
+        let holds = contents.and_then(|contents| Holds::parse(&contents));
+        let mut holds = holds.filter(|holds| holds.boot == boot).unwrap_or_else(unheld);
+        let mut alive = Vec::with_capacity(holds.processes.len());
+        for (process, count) in holds.processes {
+            let running = self.kernel.system().is_alive(process);
+            let running = running.map_err(|e| Error::io("look for a process holding", &target, e))?;
+            alive.extend(running.then_some((process, count)));
+        }
+        holds.processes = alive;
+        Ok(Some((info, holds)))
+    }
+
+    /// Unmounts and removes what belongs to the mount.
+    pub(super) fn take_down(
+        &self,
+        own: &OwnDirs,
+        layer: &Layer,
+        mode: UnmountMode,
+    ) -> Result<(), Error> {
+        let target = self.layout.layer(&layer.id).merged().to_owned();
+        match self.kernel.mount().unmount(&target, mode) {
+            Ok(()) | Err(MountError::NotMounted { .. }) => {}
+            Err(source) => return Err(Error::Mount { id: layer.id.clone(), source }),
+        }
+        let tree = self.kernel.tree();
+        match tree.remove_dir(&layer.dir, OsStr::new(names::MERGED)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::io("remove", &target, error));
+            }
+            _ => {}
+        }
+        files::remove(tree, &own.holds, layer.id.as_str())
+            .map_err(|error| Error::io("remove", self.holds_path(&layer.id), error))
+    }
+
+    fn write_holds(&self, own: &OwnDirs, id: &LayerId, holds: &Holds) -> Result<(), Error> {
+        let contents = holds.to_string();
+        // Void after the next boot, so nothing needs to reach the disk.
+        files::replace(self.kernel.tree(), &own.holds, id.as_str(), 0o600, contents.as_bytes(), false)
+            .map_err(|error| Error::io("write", self.holds_path(id), error))
+    }
+
+    fn holds_path(&self, id: &LayerId) -> PathBuf {
+        self.layout.store_dir().join(names::HOLDS).join(id.as_str())
+    }
+
+    fn boot(&self) -> Result<String, Error> {
+        let boot = self.kernel.system().boot_id();
+        boot.map_err(|error| Error::io("read the boot id for", self.home(), error))
+    }
+
+    fn process(&self) -> Result<crate::system::ProcessId, Error> {
+        let process = self.kernel.system().this_process();
+        process.map_err(|error| Error::io("identify the process that uses", self.home(), error))
+    }
+}

@@ -1,0 +1,167 @@
+use std::ffi::{OsStr, OsString};
+use std::io;
+
+use ovl_diff::{Node, RenameMode, TreeError, remove_tree};
+use ovl_layout::{LayerId, LinkId, names, parse_link_target};
+use ovl_mount::UnmountMode;
+
+use super::Overlay2;
+use crate::error::Error;
+use crate::files;
+use crate::system::LockKind;
+use crate::types::Reclaimed;
+
+impl Overlay2 {
+    /// Removes a layer: it is gone at once and as a whole. Its space is free after
+    /// [`reclaim`](Self::reclaim).
+    ///
+    /// With `force` a mounted layer is unmounted first, lazily when it is busy, whoever holds it. A
+    /// layer that others stand on is never removed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::LayerNotFound`]; [`Error::Mounted`]; [`Error::HasChildren`];
+    /// [`Error::ChildInFlight`]; [`Error::Io`].
+    ///
+    /// # Compatibility
+    ///
+    /// Docker's `Remove` says nothing of unknown layers, and removes layers that others stand on.
+    #[doc(alias = "Remove")]
+    pub fn remove(&self, id: &LayerId, force: bool) -> Result<(), Error> {
+        let own = self.own_dirs()?;
+        let _lock = self.lock_layer(id, LockKind::Exclusive)?;
+        let tree = self.kernel.tree();
+        // First, since a child seals its parent before it leaves staging.
+        if self.has_staged_child(id)? {
+            return Err(Error::ChildInFlight { id: id.clone() });
+        }
+        // A damaged layer can be removed too: what cannot be read is only left out of the checks.
+        let layer = match self.layer(id) {
+            Ok(layer) => Some(layer),
+            Err(Error::Damaged { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        let link = match &layer {
+            Some(layer) => Some(layer.link),
+            None => self.readable_link(id)?,
+        };
+        if layer.as_ref().is_none_or(|layer| layer.committed) {
+            let children = self.children(id, link)?;
+            if !children.is_empty() {
+                return Err(Error::HasChildren { id: id.clone(), children });
+            }
+        }
+        let target = self.layout.layer(id).merged().to_owned();
+        let mounted = self.kernel.mount().mount_at(&target);
+        let mounted = mounted.map_err(|e| Error::io("look for a mount at", &target, e))?.is_some();
+        if mounted {
+            let held = match &layer {
+                Some(layer) => self.mount_state(layer)?.is_some_and(|state| state.holds() > 0),
+                None => true,
+            };
+            if held && !force {
+                return Err(Error::Mounted { id: id.clone(), target });
+            }
+            let mode = if force { UnmountMode::Lazy } else { UnmountMode::Now };
+            let unmounted = self.kernel.mount().unmount(&target, mode);
+            unmounted.map_err(|source| Error::Mount { id: id.clone(), source })?;
+        }
+        let trash_name = self.trash_name(link)?;
+        let mode = RenameMode::NoReplace;
+        let path = self.layout.layer(id).dir().to_owned();
+        tree.rename(&self.home, id.as_ref(), &own.trash, &trash_name, mode)
+            .map_err(|error| Error::io("remove", &path, error))?;
+        if self.durable() {
+            tree.sync(Node::Dir(&self.home)).map_err(|error| Error::io("sync", &path, error))?;
+        }
+        files::remove(tree, &own.holds, id.as_str())
+            .map_err(|error| Error::io("remove the holds of", &path, error))?;
+        match link {
+            Some(link) => self.unlink_layer(id, link),
+            None => Ok(()),
+        }
+    }
+
+    /// Frees the space of removed layers. Several callers share the work.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] at the first step that fails; calling again goes on.
+    pub fn reclaim(&self) -> Result<Reclaimed, Error> {
+        let mut reclaimed = Reclaimed::default();
+        let own = self.own_dirs()?;
+        let (tree, path) = (self.kernel.tree(), self.layout.store_dir().join(names::TRASH));
+        for name in files::dirs(tree, &own.trash).map_err(|e| Error::io("list", &path, e))? {
+            match remove_tree(tree, &own.trash, &name) {
+                Ok(()) => reclaimed.layers += 1,
+                // Somebody else was there first.
+                Err(TreeError { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::tree(&path, error)),
+            }
+        }
+        Ok(reclaimed)
+    }
+
+    /// The layers whose parent is `id`.
+    fn children(&self, id: &LayerId, link: Option<LinkId>) -> Result<Vec<LayerId>, Error> {
+        let mut children = Vec::new();
+        for other in self.layer_ids()? {
+            if other == *id {
+                continue;
+            }
+            let below = match self.layer(&other) {
+                Ok(layer) => {
+                    let by_record = layer.record.as_ref().and_then(|record| record.parent.as_ref());
+                    by_record == Some(id)
+                        || link.is_some_and(|link| layer.chain.links().contains(&link))
+                }
+                // Removed meanwhile.
+                Err(Error::LayerNotFound { .. }) => false,
+                // What it stands on cannot be told from a damaged layer, so its link must do.
+                Err(Error::Damaged { .. }) => false,
+                Err(error) => return Err(error),
+            };
+            if below {
+                children.push(other);
+            }
+        }
+        children.sort();
+        Ok(children)
+    }
+
+    /// The link of a damaged layer, where at least that can be read.
+    fn readable_link(&self, id: &LayerId) -> Result<Option<LinkId>, Error> {
+        let (tree, path) = (self.kernel.tree(), self.layout.layer(id).dir().to_owned());
+        let dir = tree.open_dir(&self.home, id.as_ref());
+        let dir = dir.map_err(|error| Error::io("open", &path, error))?;
+        let contents = files::read(tree, &dir, names::LINK);
+        let contents = contents.map_err(|error| Error::io("read the link of", &path, error))?;
+        Ok(contents.and_then(|contents| LinkId::parse_file(&contents).ok()))
+    }
+
+    /// Removes a layer's link, if that is the layer the link leads to.
+    fn unlink_layer(&self, id: &LayerId, link: LinkId) -> Result<(), Error> {
+        let (tree, name) = (self.kernel.tree(), OsStr::new(link.as_str()));
+        let target = match tree.read_link(&self.links, name) {
+            Ok(target) => target,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(Error::io("read", self.layout.link(link), error)),
+        };
+        if parse_link_target(target.as_encoded_bytes()).as_ref() != Ok(id) {
+            return Ok(());
+        }
+        files::remove(tree, &self.links, link.as_str())
+            .map_err(|error| Error::io("remove", self.layout.link(link), error))
+    }
+
+    /// A name that nothing in the trash has.
+    fn trash_name(&self, link: Option<LinkId>) -> Result<OsString, Error> {
+        let mut random = [0; 8];
+        self.kernel
+            .system()
+            .fill_random(&mut random)
+            .map_err(|error| Error::io("draw a name in the trash of", self.home(), error))?;
+        let link = link.map_or(String::new(), |link| link.to_string());
+        Ok(OsString::from(format!("{link}-{:016x}", u64::from_ne_bytes(random))))
+    }
+}

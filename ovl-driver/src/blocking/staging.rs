@@ -1,0 +1,326 @@
+//! Layers being built: out of sight until they are whole.
+//!
+//! A staging directory is a layer's directory under another name. Its maker holds a lock on it for
+//! its life, so that a leftover can be told from work in progress, and its record names the parent,
+//! which counts as in use.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+
+use ovl_diff::{DirHandle, Node, RenameMode, TreeError, copy_root_attributes, remove_tree, sync_layer};
+use ovl_layout::{
+    LINK_ID_ENTROPY, LayerId, LayerRecord, Layout, LinkId, LowerChain, names, parse_link_target,
+};
+
+use super::home::OwnDirs;
+use super::layer::{Layer, Stack};
+use super::Overlay2;
+use crate::error::Error;
+use crate::files;
+use crate::system::{Lock, LockKind};
+
+const SCRATCH: &str = "incoming";
+
+/// A layer under construction; dropping it takes it away again.
+pub(super) struct Staged<'a> {
+    store: &'a Overlay2,
+    own: OwnDirs,
+    pub(super) record: LayerRecord,
+    pub(super) chain: LowerChain,
+    name: OsString,
+    dir: DirHandle,
+    pub(super) diff: DirHandle,
+    published: bool,
+    linked: bool,
+    lock: Option<Lock>,
+}
+
+/// What a new layer stands on.
+pub(super) struct Parent {
+    pub(super) layer: Layer,
+    pub(super) stack: Stack,
+}
+
+impl Overlay2 {
+    /// Begins a layer on `parent`, which the caller has locked.
+    pub(super) fn stage(
+        &self,
+        parent: Option<&Parent>,
+        chain: LowerChain,
+    ) -> Result<Staged<'_>, Error> {
+        let own = self.own_dirs()?;
+        let tree = self.kernel.tree();
+        let path = self.layout.store_dir().join(names::STAGING);
+        let (link, lock) = loop {
+            let link = self.random_link()?;
+            let name = OsStr::new(link.as_str());
+            let taken = files::exists(tree, &self.links, link.as_str())
+                .map_err(|error| Error::io("look at", self.layout.link(link), error))?;
+            if taken {
+                continue;
+            }
+            match tree.create_dir(&own.staging, name, 0o700) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                result => result.map_err(|error| Error::io("create", path.join(name), error))?,
+            }
+            // A process that cleans up may have taken the directory away before it was locked.
+            let kind = LockKind::Exclusive;
+            let lock = match self.kernel.system().lock(&own.staging, Some(name), kind, false) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                result => result.map_err(|error| Error::io("lock", path.join(name), error))?,
+            };
+            let Some(lock) = lock else { continue };
+            match tree.metadata(Node::Entry(&own.staging, name)) {
+                Ok(found) if found.ino == lock.ino() => break (link, lock),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io("look at", path.join(name), error));
+                }
+                _ => {}
+            }
+        };
+        let name = OsString::from(link.as_str());
+        let parent_id = parent.map(|parent| parent.layer.id.clone());
+        let record = LayerRecord::new(link, parent_id, &chain);
+        let made = self.fill(&own, &name, &record, parent);
+        let (dir, diff) = match made {
+            Ok(dirs) => dirs,
+            Err(error) => {
+                // The first error is the one to report; what is left is cleaned up at the next open.
+                let _ = remove_tree(tree, &own.staging, &name);
+                return Err(error);
+            }
+        };
+        let (published, linked) = (false, false);
+        Ok(Staged { store: self, own, record, chain, name, dir, diff, published, linked, lock: Some(lock) })
+    }
+
+    fn fill(
+        &self,
+        own: &OwnDirs,
+        name: &OsStr,
+        record: &LayerRecord,
+        parent: Option<&Parent>,
+    ) -> Result<(DirHandle, DirHandle), Error> {
+        let tree = self.kernel.tree();
+        let path = self.layout.store_dir().join(names::STAGING).join(name);
+        let failed = |error| Error::io("create", &path, error);
+        let dir = tree.open_dir(&own.staging, name).map_err(failed)?;
+        files::create(tree, &dir, names::RECORD, 0o644, record.to_string().as_bytes(), false)
+            .map_err(failed)?;
+        let diff = files::ensure_dir(tree, &dir, names::DIFF, 0o755).map_err(failed)?;
+        if let Some(parent) = parent {
+            copy_root_attributes(self.view(), &parent.stack.upper, &diff)
+                .map_err(|error| Error::tree(&path.join(names::DIFF), error))?;
+        }
+        Ok((dir, diff))
+    }
+
+    fn random_link(&self) -> Result<LinkId, Error> {
+        let mut entropy = [0; LINK_ID_ENTROPY];
+        self.kernel
+            .system()
+            .fill_random(&mut entropy)
+            .map_err(|error| Error::io("draw a link id for", self.layout.home(), error))?;
+        Ok(LinkId::from_entropy(entropy))
+    }
+
+    /// Whether somebody is building a layer on `id` right now.
+    pub(super) fn has_staged_child(&self, id: &LayerId) -> Result<bool, Error> {
+        let Some(own) = self.own_dirs_if_any()? else { return Ok(false) };
+        let tree = self.kernel.tree();
+        let path = self.layout.store_dir().join(names::STAGING);
+        for name in files::dirs(tree, &own.staging).map_err(|e| Error::io("list", &path, e))? {
+            let dir = match tree.open_dir(&own.staging, &name) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                result => result.map_err(|error| Error::io("open", path.join(&name), error))?,
+            };
+            let record = files::read(tree, &dir, names::RECORD)
+                .map_err(|error| Error::io("read", path.join(&name), error))?;
+            let parent = record
+                .and_then(|contents| LayerRecord::parse_file(&contents).ok())
+                .and_then(|record| record.parent);
+            if parent.as_ref() != Some(id) {
+                continue;
+            }
+            // Whoever builds it holds the lock.
+            match self.kernel.system().lock(&own.staging, Some(&name), LockKind::Exclusive, false) {
+                Ok(None) => return Ok(true),
+                Ok(Some(_)) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::io("lock", path.join(&name), error)),
+            }
+        }
+        Ok(false)
+    }
+
+    /// Takes away what processes that are gone have left in staging, and nothing else.
+    pub(super) fn recover(&self, own: &OwnDirs) -> Result<(), Error> {
+        let tree = self.kernel.tree();
+        let path = self.layout.store_dir().join(names::STAGING);
+        for name in files::dirs(tree, &own.staging).map_err(|e| Error::io("list", &path, e))? {
+            let kind = LockKind::Exclusive;
+            let lock = match self.kernel.system().lock(&own.staging, Some(&name), kind, false) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                result => result.map_err(|error| Error::io("lock", path.join(&name), error))?,
+            };
+            if lock.is_none() {
+                continue;
+            }
+            self.unlink_staged(&name)?;
+            match remove_tree(tree, &own.staging, &name) {
+                Err(TreeError { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                result => result.map_err(|error| Error::tree(&path, error))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the link of a layer that was never published; a link that leads to a layer stays.
+    fn unlink_staged(&self, name: &OsStr) -> Result<(), Error> {
+        let tree = self.kernel.tree();
+        let target = match tree.read_link(&self.links, name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            result => {
+                result.map_err(|error| Error::io("read", self.layout.link_dir().join(name), error))?
+            }
+        };
+        let published = match parse_link_target(target.as_encoded_bytes()) {
+            Err(_) => return Ok(()),
+            Ok(id) => match files::open_dir(tree, &self.home, id.as_str()) {
+                Ok(Some(dir)) => files::read(tree, &dir, names::LINK)
+                    .is_ok_and(|link| link.as_deref() == Some(name.as_encoded_bytes())),
+                Ok(None) => false,
+                Err(_) => true,
+            },
+        };
+        if published {
+            return Ok(());
+        }
+        match tree.unlink(&self.links, name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::io("remove", self.layout.link_dir().join(name), error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Staged<'_> {
+    fn failed(&self, operation: &'static str) -> impl Fn(io::Error) -> Error + use<> {
+        let path = self.store.layout.store_dir().join(names::STAGING).join(&self.name);
+        move |error| Error::io(operation, &path, error)
+    }
+
+    /// Writes the small files and makes everything durable. `sealed` layers mount read-only from
+    /// the start.
+    pub(super) fn complete(&mut self, sealed: bool) -> Result<(), Error> {
+        let (tree, durable) = (self.store.kernel.tree(), self.store.durable());
+        let write = self.failed("write");
+        self.record.depth = self.chain.depth();
+        if !self.chain.is_empty() {
+            files::ensure_dir(tree, &self.dir, names::WORK, 0o700).map_err(&write)?;
+            let lower = self.chain.to_string();
+            files::create(tree, &self.dir, names::LOWER, 0o644, lower.as_bytes(), durable)
+                .map_err(&write)?;
+        }
+        if sealed {
+            files::create(tree, &self.dir, names::COMMITTED, 0o600, b"", durable).map_err(&write)?;
+        }
+        let link = self.record.link;
+        files::create(tree, &self.dir, names::LINK, 0o644, link.as_str().as_bytes(), durable)
+            .map_err(&write)?;
+        if durable {
+            sync_layer(self.store.view(), &self.diff).map_err(|error| match error {
+                ovl_diff::DiffError::Tree(error) => {
+                    Error::tree(&self.store.layout.store_dir().join(names::STAGING), error)
+                }
+                error => self.failed("sync")(io::Error::other(error)),
+            })?;
+        }
+        // The record comes last: with it on disk, so is everything before it.
+        let record = self.record.to_string();
+        files::replace(tree, &self.dir, names::RECORD, 0o644, record.as_bytes(), durable)
+            .map_err(&write)?;
+        tree.set_mode(Node::Dir(&self.dir), 0o710).map_err(&write)?;
+        if durable {
+            tree.sync(Node::Dir(&self.dir)).map_err(self.failed("sync"))?;
+        }
+        Ok(())
+    }
+
+    /// An empty directory beside the layer's own, for contents that are still to be folded in.
+    pub(super) fn scratch(&self) -> Result<DirHandle, Error> {
+        files::ensure_dir(self.store.kernel.tree(), &self.dir, SCRATCH, 0o755)
+            .map_err(self.failed("create"))
+    }
+
+    /// Takes the directory of [`scratch`](Self::scratch) away.
+    pub(super) fn remove_scratch(&self) -> Result<(), Error> {
+        remove_tree(self.store.kernel.tree(), &self.dir, OsStr::new(SCRATCH))
+            .map_err(|error| self.failed(error.operation)(error.source))
+    }
+
+    /// Gives the layer the link of one that it is to replace.
+    pub(super) fn take_link(&mut self, link: LinkId) {
+        self.record.link = link;
+    }
+
+    /// Makes the complete layer visible as `id`, or says that the id is taken.
+    pub(super) fn publish(mut self, id: &LayerId) -> Result<(), Error> {
+        let store = self.store;
+        let (tree, durable) = (store.kernel.tree(), store.durable());
+        let sync = |dir: &DirHandle, path: &std::path::Path| match durable {
+            true => tree.sync(Node::Dir(dir)).map_err(|error| Error::io("sync", path, error)),
+            false => Ok(()),
+        };
+        if let Some(parent) = &self.record.parent {
+            store.seal(parent)?;
+        }
+        let target = Layout::link_target(id);
+        tree.create_symlink(&store.links, &self.name, target.as_os_str())
+            .map_err(|error| Error::io("create", store.layout.link(self.record.link), error))?;
+        self.linked = true;
+        sync(&store.links, &store.layout.link_dir())?;
+        let mode = RenameMode::NoReplace;
+        match tree.rename(&self.own.staging, &self.name, &store.home, id.as_ref(), mode) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(Error::AlreadyExists { id: id.clone() });
+            }
+            result => {
+                let path = store.layout.layer(id).dir().to_owned();
+                result.map_err(|error| Error::io("publish", path, error))?;
+            }
+        }
+        self.published = true;
+        sync(&store.home, store.layout.home())
+    }
+
+    /// Swaps the complete layer with the layer `id`, whose link it has taken over, and leaves the
+    /// old one to be removed. `id` is locked by the caller.
+    pub(super) fn exchange(mut self, id: &LayerId) -> Result<(), Error> {
+        let store = self.store;
+        let (tree, path) = (store.kernel.tree(), store.layout.layer(id).dir().to_owned());
+        let mode = RenameMode::Exchange;
+        tree.rename(&self.own.staging, &self.name, &store.home, id.as_ref(), mode)
+            .map_err(|error| Error::io("replace", &path, error))?;
+        // It locks what is the layer now; what is left here is the old one.
+        self.lock = None;
+        if store.durable() {
+            tree.sync(Node::Dir(&store.home)).map_err(|error| Error::io("sync", &path, error))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Staged<'_> {
+    /// Nobody is left to tell about an error; what stays is cleaned up at the next open.
+    fn drop(&mut self) {
+        if self.published {
+            return;
+        }
+        if self.linked {
+            let _ = self.store.unlink_staged(&self.name);
+        }
+        let _ = remove_tree(self.store.kernel.tree(), &self.own.staging, &self.name);
+    }
+}

@@ -1,0 +1,321 @@
+use std::error::Error as StdError;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ovl_diff::{ApplyError, DiffError, EscapedPath, TreeError};
+use ovl_layout::{DepthExceeded, LayerId};
+use ovl_mount::{MountError, PlanError};
+
+/// Why an operation of the store failed. Whatever the variant, the store is as it was before,
+/// unless the variant says otherwise.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is no home at this path.
+    #[error("there is no layer store at {}; `create` or `import` make one", EscapedPath(home))]
+    #[non_exhaustive]
+    HomeNotFound {
+        /// The path.
+        home: PathBuf,
+    },
+    /// The directory is there and holds something else.
+    #[error(
+        "{} is not a layer store: it has files but no directory l; choose an empty directory",
+        EscapedPath(home)
+    )]
+    #[non_exhaustive]
+    NotAHome {
+        /// The path.
+        home: PathBuf,
+    },
+    /// There is no layer of this id.
+    #[error("there is no layer {id}; `ls` lists the layers of {}", EscapedPath(home))]
+    #[non_exhaustive]
+    LayerNotFound {
+        /// The id.
+        id: LayerId,
+        /// The home.
+        home: PathBuf,
+    },
+    /// The parent of a layer to be made is not there.
+    #[error("the parent {parent} of {id} does not exist in {}; create or import it first", EscapedPath(home))]
+    #[non_exhaustive]
+    ParentNotFound {
+        /// The layer to be made.
+        id: LayerId,
+        /// Its parent.
+        parent: LayerId,
+        /// The home.
+        home: PathBuf,
+    },
+    /// The id is taken.
+    #[error("the layer {id} already exists; remove it first, or choose another id")]
+    #[non_exhaustive]
+    AlreadyExists {
+        /// The id.
+        id: LayerId,
+    },
+    /// The layer is mounted and must not be.
+    #[error("the layer {id} is mounted at {}; unmount it first", EscapedPath(target))]
+    #[non_exhaustive]
+    Mounted {
+        /// The layer.
+        id: LayerId,
+        /// Where.
+        target: PathBuf,
+    },
+    /// The layer is mounted in another way than asked for.
+    #[error("the layer {id} is mounted with {present}, not with {wanted}; unmount it first")]
+    #[non_exhaustive]
+    MountedDifferently {
+        /// The layer.
+        id: LayerId,
+        /// Label and options of the mount.
+        present: String,
+        /// Label and options asked for.
+        wanted: String,
+    },
+    /// The layer is not mounted.
+    #[error("the layer {id} is not mounted")]
+    #[non_exhaustive]
+    NotMounted {
+        /// The layer.
+        id: LayerId,
+    },
+    /// Other layers stand on this one.
+    #[error("the layer {id} is the parent of {}; remove those first", list(children))]
+    #[non_exhaustive]
+    HasChildren {
+        /// The layer.
+        id: LayerId,
+        /// Its children.
+        children: Vec<LayerId>,
+    },
+    /// A child of this layer is being made.
+    #[error("a child of the layer {id} is being made; try again when that is done")]
+    #[non_exhaustive]
+    ChildInFlight {
+        /// The layer.
+        id: LayerId,
+    },
+    /// The layer is finished: its contents no longer change.
+    #[error("the layer {id} is sealed, its contents no longer change; create a child of it instead")]
+    #[non_exhaustive]
+    Sealed {
+        /// The layer.
+        id: LayerId,
+    },
+    /// Too many layers below.
+    #[error("cannot create {id}")]
+    #[non_exhaustive]
+    Depth {
+        /// The layer to be made.
+        id: LayerId,
+        /// The numbers.
+        source: DepthExceeded,
+    },
+    /// The layer cannot be mounted in the way asked for.
+    #[error("cannot mount {id}")]
+    #[non_exhaustive]
+    Plan {
+        /// The layer.
+        id: LayerId,
+        /// The reason.
+        source: PlanError,
+    },
+    /// A mount or unmount failed.
+    #[error("layer {id}")]
+    #[non_exhaustive]
+    Mount {
+        /// The layer.
+        id: LayerId,
+        /// The reason.
+        source: MountError,
+    },
+    /// An archive could not be applied; what it had made is gone again.
+    #[error("cannot apply the archive to {id}; nothing was changed")]
+    #[non_exhaustive]
+    Apply {
+        /// The layer.
+        id: LayerId,
+        /// The reason.
+        source: ApplyError,
+    },
+    /// A layer could not be compared or written as an archive.
+    #[error("cannot read the changes of {id}")]
+    #[non_exhaustive]
+    Diff {
+        /// The layer.
+        id: LayerId,
+        /// The reason.
+        source: DiffError,
+    },
+    /// Something on disk is not as it must be. Nothing was mounted or changed.
+    #[error("the store is damaged: {}: {problem}", EscapedPath(file))]
+    #[non_exhaustive]
+    Damaged {
+        /// The layer concerned, where it is known.
+        id: Option<LayerId>,
+        /// The file or directory.
+        file: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// This kernel, file system or user cannot do it.
+    #[error("{what} is not supported here: {reason}")]
+    #[non_exhaustive]
+    Unsupported {
+        /// The operation.
+        what: &'static str,
+        /// Why not.
+        reason: String,
+    },
+    /// The system refused a step.
+    #[error("cannot {operation} {}", EscapedPath(path))]
+    #[non_exhaustive]
+    Io {
+        /// What was tried: a verb.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The failed call's error.
+        source: io::Error,
+    },
+}
+
+/// The coarse kind of an [`Error`], for programs that decide what to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A home, layer, parent or mount is not there.
+    NotFound,
+    /// An id is taken.
+    AlreadyExists,
+    /// A layer is mounted, has children or is sealed.
+    Busy,
+    /// Kernel, file system or user cannot do it.
+    Unsupported,
+    /// An id, archive, option or depth is refused.
+    InvalidInput,
+    /// The file system is full or a quota is used up.
+    NoSpace,
+    /// Something on disk is not as it must be.
+    Damaged,
+    /// Anything else, mostly I/O.
+    Other,
+}
+
+impl Error {
+    /// The coarse kind.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::HomeNotFound { .. }
+            | Self::LayerNotFound { .. }
+            | Self::ParentNotFound { .. }
+            | Self::NotMounted { .. } => ErrorKind::NotFound,
+            Self::AlreadyExists { .. } => ErrorKind::AlreadyExists,
+            Self::Mounted { .. }
+            | Self::MountedDifferently { .. }
+            | Self::HasChildren { .. }
+            | Self::ChildInFlight { .. }
+            | Self::Sealed { .. } => ErrorKind::Busy,
+            Self::NotAHome { .. } | Self::Depth { .. } => ErrorKind::InvalidInput,
+            Self::Plan { source: PlanError::NoStrategy, .. } => ErrorKind::Unsupported,
+            Self::Plan { .. } => ErrorKind::InvalidInput,
+            Self::Mount { source: MountError::Busy { .. }, .. } => ErrorKind::Busy,
+            Self::Mount { source: MountError::NotMounted { .. }, .. } => ErrorKind::NotFound,
+            Self::Apply { source: ApplyError::Archive(archive), .. } if archive.is_bad_input() => {
+                ErrorKind::InvalidInput
+            }
+            Self::Diff { source: DiffError::ReservedName { .. }, .. } => ErrorKind::InvalidInput,
+            Self::Diff { source: DiffError::Changed { .. }, .. } => ErrorKind::Busy,
+            Self::Diff { source: DiffError::Elsewhere { .. }, .. } => ErrorKind::Unsupported,
+            Self::Damaged { .. } => ErrorKind::Damaged,
+            Self::Unsupported { .. } => ErrorKind::Unsupported,
+            Self::Mount { .. } | Self::Apply { .. } | Self::Diff { .. } | Self::Io { .. } => {
+                io_kind(self)
+            }
+        }
+    }
+
+    /// The layer concerned, where there is one.
+    #[must_use]
+    pub fn layer(&self) -> Option<&LayerId> {
+        match self {
+            Self::LayerNotFound { id, .. }
+            | Self::ParentNotFound { id, .. }
+            | Self::AlreadyExists { id }
+            | Self::Mounted { id, .. }
+            | Self::MountedDifferently { id, .. }
+            | Self::NotMounted { id }
+            | Self::HasChildren { id, .. }
+            | Self::ChildInFlight { id }
+            | Self::Sealed { id }
+            | Self::Depth { id, .. }
+            | Self::Plan { id, .. }
+            | Self::Mount { id, .. }
+            | Self::Apply { id, .. }
+            | Self::Diff { id, .. } => Some(id),
+            Self::Damaged { id, .. } => id.as_ref(),
+            Self::HomeNotFound { .. }
+            | Self::NotAHome { .. }
+            | Self::Unsupported { .. }
+            | Self::Io { .. } => None,
+        }
+    }
+
+    pub(crate) fn io(operation: &'static str, path: impl AsRef<Path>, source: io::Error) -> Self {
+        Self::Io { operation, path: path.as_ref().to_owned(), source }
+    }
+
+    pub(crate) fn damaged(id: &LayerId, file: PathBuf, problem: impl ToString) -> Self {
+        Self::Damaged { id: Some(id.clone()), file, problem: problem.to_string() }
+    }
+
+    /// An error of a step on the store's own tree, whose paths are relative to `base`.
+    pub(crate) fn tree(base: &Path, error: TreeError) -> Self {
+        Self::Io { operation: error.operation, path: base.join(&error.path), source: error.source }
+    }
+}
+
+/// What the error number at the end of the chain says.
+fn io_kind(error: &Error) -> ErrorKind {
+    let mut next: Option<&(dyn StdError + 'static)> = Some(error);
+    while let Some(error) = next {
+        if let Some(source) = error.downcast_ref::<io::Error>() {
+            return match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+                io::ErrorKind::Unsupported => ErrorKind::Unsupported,
+                _ => ErrorKind::Other,
+            };
+        }
+        next = error.source();
+    }
+    ErrorKind::Other
+}
+
+fn list(ids: &[LayerId]) -> String {
+    const SHOWN: usize = 5;
+    let shown: Vec<&str> = ids.iter().take(SHOWN).map(LayerId::as_str).collect();
+    match ids.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let kind = match error.kind() {
+            ErrorKind::NotFound => io::ErrorKind::NotFound,
+            ErrorKind::AlreadyExists => io::ErrorKind::AlreadyExists,
+            ErrorKind::Busy => io::ErrorKind::ResourceBusy,
+            ErrorKind::Unsupported => io::ErrorKind::Unsupported,
+            ErrorKind::InvalidInput => io::ErrorKind::InvalidInput,
+            ErrorKind::NoSpace => io::ErrorKind::StorageFull,
+            ErrorKind::Damaged => io::ErrorKind::InvalidData,
+            ErrorKind::Other => io::ErrorKind::Other,
+        };
+        Self::new(kind, error)
+    }
+}

@@ -1,0 +1,126 @@
+//! Small files and directories of a home, as single steps of a tree backend.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+
+use ovl_diff::{DirHandle, FileKind, Node, RenameMode, TreeBackend};
+
+/// None of the store's own files is longer: a `lower` file of 499 entries has 14,471 bytes.
+const MAX_FILE_LEN: u64 = 64 * 1024;
+
+/// The contents of a small file, `None` when there is none.
+pub(crate) fn read(
+    tree: &dyn TreeBackend,
+    dir: &DirHandle,
+    name: &str,
+) -> io::Result<Option<Vec<u8>>> {
+    let file = match tree.open_file(dir, OsStr::new(name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        result => result?,
+    };
+    let len = tree.metadata(Node::File(&file))?.size;
+    if len > MAX_FILE_LEN {
+        return Err(io::Error::other(format!("it has {len} bytes, at most {MAX_FILE_LEN} are expected")));
+    }
+    let mut contents = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        match tree.read_at(&file, contents.len() as u64, &mut buffer)? {
+            0 => return Ok(Some(contents)),
+            len => contents.extend_from_slice(&buffer[..len]),
+        }
+        if contents.len() as u64 > MAX_FILE_LEN {
+            return Err(io::Error::other("it grows while it is read"));
+        }
+    }
+}
+
+/// Creates a file that must not exist.
+pub(crate) fn create(
+    tree: &dyn TreeBackend,
+    dir: &DirHandle,
+    name: &str,
+    mode: u32,
+    contents: &[u8],
+    sync: bool,
+) -> io::Result<()> {
+    let file = tree.create_file(dir, OsStr::new(name), mode)?;
+    tree.write_at(&file, 0, contents)?;
+    if sync {
+        tree.sync(Node::File(&file))?;
+    }
+    Ok(())
+}
+
+/// Puts a file in place of another or none: readers see the old contents or the new.
+pub(crate) fn replace(
+    tree: &dyn TreeBackend,
+    dir: &DirHandle,
+    name: &str,
+    mode: u32,
+    contents: &[u8],
+    sync: bool,
+) -> io::Result<()> {
+    // The caller holds a lock, so a leftover of this name is from a process that is gone.
+    let temporary = format!(".tmp-{name}");
+    remove(tree, dir, &temporary)?;
+    let result = create(tree, dir, &temporary, mode, contents, sync).and_then(|()| {
+        let (from, to) = (OsStr::new(&temporary), OsStr::new(name));
+        tree.rename(dir, from, dir, to, RenameMode::Replace)
+    });
+    if result.is_err() {
+        // The first error is the one to report.
+        let _ = remove(tree, dir, &temporary);
+    }
+    result
+}
+
+/// Removes a file; none is fine.
+pub(crate) fn remove(tree: &dyn TreeBackend, dir: &DirHandle, name: &str) -> io::Result<()> {
+    match tree.unlink(dir, OsStr::new(name)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
+
+/// Creates a directory, or opens the one that is there.
+pub(crate) fn ensure_dir(
+    tree: &dyn TreeBackend,
+    dir: &DirHandle,
+    name: &str,
+    mode: u32,
+) -> io::Result<DirHandle> {
+    match tree.create_dir(dir, OsStr::new(name), mode) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        result => result?,
+    }
+    tree.open_dir(dir, OsStr::new(name))
+}
+
+/// Opens a directory, `None` when there is nothing of that name.
+pub(crate) fn open_dir(
+    tree: &dyn TreeBackend,
+    dir: &DirHandle,
+    name: &str,
+) -> io::Result<Option<DirHandle>> {
+    match tree.open_dir(dir, OsStr::new(name)) {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The names of the directories in a directory.
+pub(crate) fn dirs(tree: &dyn TreeBackend, dir: &DirHandle) -> io::Result<Vec<OsString>> {
+    let entries = tree.read_dir(dir)?.into_iter();
+    Ok(entries.filter(|entry| entry.kind == FileKind::Directory).map(|entry| entry.name).collect())
+}
+
+/// Whether a name is taken.
+pub(crate) fn exists(tree: &dyn TreeBackend, dir: &DirHandle, name: &str) -> io::Result<bool> {
+    match tree.metadata(Node::Entry(dir, OsStr::new(name))) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}

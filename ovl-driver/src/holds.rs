@@ -1,0 +1,174 @@
+//! Who holds a layer's mount: one small file a mounted layer, void after the next boot.
+
+use std::fmt::{self, Write as _};
+
+use ovl_mount::Access;
+
+use crate::system::ProcessId;
+
+const FIRST_LINE: &str = "ovl-holds 1";
+
+/// The holds on one mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Holds {
+    /// The boot in which the mount was made.
+    pub(crate) boot: String,
+    pub(crate) access: Access,
+    pub(crate) label: Option<String>,
+    /// As text: only compared and shown.
+    pub(crate) options: String,
+    pub(crate) persistent: u64,
+    pub(crate) processes: Vec<(ProcessId, u64)>,
+}
+
+impl Holds {
+    pub(crate) fn total(&self) -> u64 {
+        self.persistent + self.processes.iter().map(|(_, count)| count).sum::<u64>()
+    }
+
+    pub(crate) fn add(&mut self, process: Option<ProcessId>) {
+        match process {
+            None => self.persistent += 1,
+            Some(process) => match self.processes.iter_mut().find(|(id, _)| *id == process) {
+                Some((_, count)) => *count += 1,
+                None => self.processes.push((process, 1)),
+            },
+        }
+    }
+
+    /// Takes one hold away: the calling process's own, or else a persistent one, or else any.
+    pub(crate) fn release(&mut self, process: ProcessId) {
+        let own = self.processes.iter().position(|(id, _)| *id == process);
+        let slot = own.or((self.persistent == 0 && !self.processes.is_empty()).then_some(0));
+        match slot {
+            Some(index) => {
+                self.processes[index].1 = self.processes[index].1.saturating_sub(1);
+                self.processes.retain(|(_, count)| *count > 0);
+            }
+            None => self.persistent = self.persistent.saturating_sub(1),
+        }
+    }
+
+    /// Reads the file; `None` when it does not hold what it should, which is as good as no file:
+    /// the mount table is the truth.
+    pub(crate) fn parse(contents: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(contents).ok()?.strip_suffix('\n')?;
+        let mut lines = text.split('\n');
+        if lines.next() != Some(FIRST_LINE) {
+            return None;
+        }
+        let mut holds = Self {
+            boot: String::new(),
+            access: Access::ReadOnly,
+            label: None,
+            options: String::new(),
+            persistent: 0,
+            processes: Vec::new(),
+        };
+        for line in lines {
+            let (key, value) = line.split_once(' ')?;
+            match key {
+                "boot" => value.clone_into(&mut holds.boot),
+                "access" if value == "writable" => holds.access = Access::Writable,
+                "access" if value == "read-only" => holds.access = Access::ReadOnly,
+                "label" => holds.label = Some(value.to_owned()),
+                "options" => value.clone_into(&mut holds.options),
+                "persistent" => holds.persistent = value.parse().ok()?,
+                "process" => {
+                    let mut numbers = value.split(' ');
+                    let pid = numbers.next()?.parse().ok()?;
+                    let start_time = numbers.next()?.parse().ok()?;
+                    let count = numbers.next()?.parse().ok()?;
+                    holds.processes.push((ProcessId { pid, start_time }, count));
+                }
+                _ => return None,
+            }
+        }
+        (!holds.boot.is_empty()).then_some(holds)
+    }
+}
+
+impl fmt::Display for Holds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let access = match self.access {
+            Access::Writable => "writable",
+            Access::ReadOnly => "read-only",
+        };
+        writeln!(f, "{FIRST_LINE}\nboot {}\naccess {access}", self.boot)?;
+        if let Some(label) = &self.label {
+            writeln!(f, "label {label}")?;
+        }
+        if !self.options.is_empty() {
+            writeln!(f, "options {}", self.options)?;
+        }
+        writeln!(f, "persistent {}", self.persistent)?;
+        for (ProcessId { pid, start_time }, count) in &self.processes {
+            writeln!(f, "process {pid} {start_time} {count}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Label and options in words, for an error.
+pub(crate) fn describe(label: Option<&str>, options: &str) -> String {
+    let mut words = String::new();
+    match label {
+        Some(label) => {
+            let _ = write!(words, "the label {label}");
+        }
+        None => words.push_str("no label"),
+    }
+    match options {
+        "" => words.push_str(" and no options"),
+        options => {
+            let _ = write!(words, " and the options {options}");
+        }
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(pid: u32) -> ProcessId {
+        ProcessId { pid, start_time: 7 }
+    }
+
+    fn holds() -> Holds {
+        Holds {
+            boot: "b".to_owned(),
+            access: Access::Writable,
+            label: Some("u:r:t:s0".to_owned()),
+            options: "nodev".to_owned(),
+            persistent: 2,
+            processes: vec![(process(1), 3)],
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let written = holds();
+        assert_eq!(Holds::parse(written.to_string().as_bytes()), Some(written));
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_is_never_read_as_other_holds() {
+        let whole = holds();
+        let text = whole.to_string();
+        for len in 0..text.len() {
+            if let Some(found) = Holds::parse(&text.as_bytes()[..len]) {
+                assert!(found.total() < whole.total(), "cut at {len}: {found:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_process_releases_its_own_hold_first() {
+        let mut holds = holds();
+        holds.release(process(1));
+        assert_eq!((holds.persistent, holds.total()), (2, 4));
+        holds.release(process(9));
+        assert_eq!((holds.persistent, holds.total()), (1, 3));
+    }
+}

@@ -1,0 +1,29 @@
+//! A layer store for Linux overlayfs, in the on-disk format of Docker's `overlay2` driver.
+//!
+//! [`blocking::Overlay2`] is the whole store as plain blocking code over a [`Kernel`]: the running
+//! one, or a mock. With the feature `tokio` (on by default), [`Driver`] is the same for
+//! asynchronous programs, and [`Overlay2`] its implementation.
+
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "tokio")]
+mod asynchronous;
+pub mod blocking;
+mod error;
+mod files;
+mod holds;
+mod host_system;
+mod kernel;
+mod system;
+mod types;
+
+#[cfg(feature = "tokio")]
+pub use asynchronous::{ArchiveSource, DiffStream, Driver, Overlay2};
+pub use error::{Error, ErrorKind};
+pub use host_system::HostSystem;
+pub use kernel::Kernel;
+pub use system::{FsType, Identity, Lock, LockKind, ProcessId, SystemBackend};
+pub use types::{
+    Applied, Base, BrokenLayer, CreateLayer, Durability, Hold, ImportOptions, LayerInfo, LayerList,
+    LayerSummary, MountRequest, MountState, OpenOptions, Reclaimed, Status,
+};

@@ -1,0 +1,174 @@
+use std::any::Any;
+use std::ffi::OsStr;
+use std::fmt;
+use std::io;
+use std::ops::Range;
+
+use ovl_diff::DirHandle;
+
+/// What the store asks of the system beside trees, mounts and quotas.
+pub trait SystemBackend: fmt::Debug + Send + Sync + 'static {
+    /// Fills a buffer with random bytes.
+    ///
+    /// # Errors
+    /// What `getrandom(2)` gives.
+    fn fill_random(&self, buffer: &mut [u8]) -> io::Result<()>;
+
+    /// An id of the running boot: what it keys is void after the next one.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn boot_id(&self) -> io::Result<String>;
+
+    /// The calling process.
+    ///
+    /// # Errors
+    /// When its start time cannot be read.
+    fn this_process(&self) -> io::Result<ProcessId>;
+
+    /// Whether a process of this boot still runs.
+    ///
+    /// # Errors
+    /// When the process table cannot be read.
+    fn is_alive(&self, process: ProcessId) -> io::Result<bool>;
+
+    /// The ids that the caller's user namespace maps.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    fn identity(&self) -> io::Result<Identity>;
+
+    /// The type of the file system that holds a directory.
+    ///
+    /// # Errors
+    /// What `statfs(2)` gives.
+    fn fs_type(&self, dir: &DirHandle) -> io::Result<FsType>;
+
+    /// Locks the directory `name` inside `dir` (`dir` itself where `name` is `None`). `None` when
+    /// the lock is held elsewhere and `wait` is false.
+    ///
+    /// Locks exclude each other between processes and between threads, and end with the process.
+    /// The object that had the name is locked; whether it still has it is the caller's to check.
+    ///
+    /// # Errors
+    /// `ENOENT`, `ENOTDIR`, and what `flock(2)` gives.
+    fn lock(
+        &self,
+        dir: &DirHandle,
+        name: Option<&OsStr>,
+        kind: LockKind,
+        wait: bool,
+    ) -> io::Result<Option<Lock>>;
+}
+
+/// A held lock; dropping it unlocks.
+pub struct Lock {
+    ino: u64,
+    _held: Box<dyn Any + Send + Sync>,
+}
+
+impl Lock {
+    /// A lock on the object with this inode number, held while `held` lives.
+    pub fn new(ino: u64, held: impl Any + Send + Sync) -> Self {
+        Self { ino, _held: Box::new(held) }
+    }
+
+    /// The inode number of what is locked.
+    #[must_use]
+    pub fn ino(&self) -> u64 {
+        self.ino
+    }
+}
+
+impl fmt::Debug for Lock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lock").field("ino", &self.ino).finish_non_exhaustive()
+    }
+}
+
+/// Whether others may hold the same lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockKind {
+    /// Others that share it may.
+    Shared,
+    /// Nobody else may.
+    Exclusive,
+}
+
+/// A process of one boot; the start time tells it from a later one with the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ProcessId {
+    /// The process number.
+    pub pid: u32,
+    /// Clock ticks since boot when it started.
+    pub start_time: u64,
+}
+
+/// Who the caller is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Identity {
+    /// Effective user id, as the caller's namespace sees it.
+    pub uid: u32,
+    /// Effective group id, as the caller's namespace sees it.
+    pub gid: u32,
+    /// Whether the caller is outside the initial user namespace.
+    pub user_namespace: bool,
+    /// User ids that the namespace maps.
+    pub uids: Vec<Range<u64>>,
+    /// Group ids that the namespace maps.
+    pub gids: Vec<Range<u64>>,
+}
+
+impl Identity {
+    /// Root of the initial user namespace.
+    #[must_use]
+    pub fn root() -> Self {
+        let all = || Vec::from([0..u64::from(u32::MAX)]);
+        Self { uid: 0, gid: 0, user_namespace: false, uids: all(), gids: all() }
+    }
+
+    /// Root of a user namespace that maps nothing else.
+    #[must_use]
+    pub fn single_id() -> Self {
+        Self { user_namespace: true, uids: Vec::from([0..1]), gids: Vec::from([0..1]), ..Self::root() }
+    }
+}
+
+/// A file system type, by the number that `statfs(2)` gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FsType(
+    /// The magic number.
+    pub u32,
+);
+
+impl FsType {
+    /// ext2, ext3 and ext4.
+    pub const EXT: Self = Self(0xef53);
+    /// XFS.
+    pub const XFS: Self = Self(0x5846_5342);
+    /// tmpfs.
+    pub const TMPFS: Self = Self(0x0102_1994);
+    /// overlayfs.
+    pub const OVERLAY: Self = Self(0x794c_7630);
+
+    /// Docker's name for it, `<unknown>` where Docker has none.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            0xef53 => "extfs",
+            0x5846_5342 => "xfs",
+            0x9123_683e => "btrfs",
+            0x0102_1994 => "tmpfs",
+            0x2fc1_2fc1 => "zfs",
+            0x794c_7630 => "overlayfs",
+            0x6573_5546 => "fuse",
+            0x6969 => "nfs",
+            0xf2f5_2010 => "f2fs",
+            0xf15f => "ecryptfs",
+            0x7371_7368 => "squashfs",
+            0x8584_58f6 => "ramfs",
+            _ => "<unknown>",
+        }
+    }
+}

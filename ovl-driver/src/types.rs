@@ -1,0 +1,299 @@
+use std::path::PathBuf;
+
+use ovl_diff::{ApplySummary, LayerSize};
+use ovl_layout::{HomeSettings, LayerId, LayerPaths, LinkId, XattrNamespace};
+use ovl_mount::{Access, MountFeatures, MountLabel, OverlayOptions, Strategy};
+use ovl_quota::Enforcement;
+
+use crate::system::{FsType, ProcessId};
+
+/// How a store is opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OpenOptions {
+    /// Makes a home where there is none.
+    pub create: bool,
+    /// What is on disk when an operation returns.
+    pub durability: Durability,
+}
+
+impl OpenOptions {
+    /// An existing home, durable layers.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes a home where there is none: `home` with mode 0710 and `home/l` with mode 0700, in an
+    /// existing directory.
+    #[must_use]
+    pub fn create(self, create: bool) -> Self {
+        Self { create, ..self }
+    }
+
+    /// Sets what is on disk when an operation returns.
+    #[must_use]
+    pub fn durability(self, durability: Durability) -> Self {
+        Self { durability, ..self }
+    }
+}
+
+/// What is on disk when an operation returns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// Nothing is waited for.
+    None,
+    /// A layer's contents and names are on disk before the layer can be seen.
+    #[default]
+    Layer,
+}
+
+/// A layer to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CreateLayer {
+    /// Its id.
+    pub id: LayerId,
+    /// The layer that it stands on.
+    pub parent: Option<LayerId>,
+}
+
+impl CreateLayer {
+    /// A base layer.
+    #[must_use]
+    pub fn new(id: LayerId) -> Self {
+        Self { id, parent: None }
+    }
+
+    /// Puts it on another layer.
+    #[must_use]
+    pub fn parent(self, parent: Option<LayerId>) -> Self {
+        Self { parent, ..self }
+    }
+}
+
+/// How an archive becomes a layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ImportOptions {
+    /// Gives what nobody here can own to root instead of refusing it.
+    pub squash: bool,
+    /// Leaves out devices that this user cannot make instead of refusing them.
+    pub skip_devices: bool,
+}
+
+impl ImportOptions {
+    /// Refuses what cannot be made as it is.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets whether foreign owners become root.
+    #[must_use]
+    pub fn squash(self, squash: bool) -> Self {
+        Self { squash, ..self }
+    }
+
+    /// Sets whether devices are left out.
+    #[must_use]
+    pub fn skip_devices(self, skip_devices: bool) -> Self {
+        Self { skip_devices, ..self }
+    }
+}
+
+/// What an import or apply has done.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Applied {
+    /// What was read and made.
+    pub summary: ApplySummary,
+    /// The layer's size afterwards: the number that Docker's `ApplyDiff` returns.
+    pub size: LayerSize,
+}
+
+/// What a layer is compared with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Base {
+    /// Its parent: what the layer itself holds.
+    #[default]
+    Parent,
+    /// Another layer with everything below it.
+    Layer(LayerId),
+    /// Nothing: everything that the layer shows.
+    Empty,
+}
+
+/// How a layer is mounted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MountRequest {
+    /// The SELinux context of everything in the mount.
+    pub label: Option<MountLabel>,
+    /// Options beyond those that the store sets by itself.
+    pub options: OverlayOptions,
+    /// Insists on one way to tell the kernel about the layers.
+    pub strategy: Option<Strategy>,
+    /// How long the hold lasts.
+    pub hold: Hold,
+}
+
+impl MountRequest {
+    /// No label, no options, a hold that lasts.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the label.
+    #[must_use]
+    pub fn label(self, label: Option<MountLabel>) -> Self {
+        Self { label, ..self }
+    }
+
+    /// Sets the options.
+    #[must_use]
+    pub fn options(self, options: OverlayOptions) -> Self {
+        Self { options, ..self }
+    }
+
+    /// Sets the strategy.
+    #[must_use]
+    pub fn strategy(self, strategy: Option<Strategy>) -> Self {
+        Self { strategy, ..self }
+    }
+
+    /// Sets how long the hold lasts.
+    #[must_use]
+    pub fn hold(self, hold: Hold) -> Self {
+        Self { hold, ..self }
+    }
+}
+
+/// How long a mount is held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hold {
+    /// Until it is unmounted, or the machine restarts: Docker's counting.
+    #[default]
+    Persistent,
+    /// Until it is unmounted, or the calling process is gone.
+    Process,
+}
+
+/// Where and how a layer is mounted, and for whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MountState {
+    /// The mount point.
+    pub target: PathBuf,
+    /// Whether it can be written through.
+    pub access: Access,
+    /// Its SELinux context.
+    pub label: Option<String>,
+    /// Its options, as text.
+    pub options: String,
+    /// Holds that last.
+    pub persistent: u64,
+    /// Holds of living processes.
+    pub processes: Vec<(ProcessId, u64)>,
+}
+
+impl MountState {
+    /// All holds.
+    #[must_use]
+    pub fn holds(&self) -> u64 {
+        self.persistent + self.processes.iter().map(|(_, count)| count).sum::<u64>()
+    }
+}
+
+/// One line of the list of layers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LayerSummary {
+    /// The id.
+    pub id: LayerId,
+    /// The layer that it stands on.
+    pub parent: Option<LayerId>,
+    /// Layers below it.
+    pub depth: usize,
+    /// Whether its contents are final.
+    pub sealed: bool,
+    /// Whether it is mounted, as far as the store knows.
+    pub mounted: bool,
+}
+
+/// A layer that the list cannot describe.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct BrokenLayer {
+    /// The name of its directory.
+    pub id: LayerId,
+    /// Why.
+    pub error: crate::Error,
+}
+
+/// What a home holds.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct LayerList {
+    /// The layers, by id.
+    pub layers: Vec<LayerSummary>,
+    /// Layers that cannot be read.
+    pub broken: Vec<BrokenLayer>,
+}
+
+/// Everything about one layer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LayerInfo {
+    /// The id.
+    pub id: LayerId,
+    /// Its short name.
+    pub link: LinkId,
+    /// The layer that it stands on.
+    pub parent: Option<LayerId>,
+    /// The layers below it, uppermost first.
+    pub chain: Vec<LayerId>,
+    /// Whether its contents are final.
+    pub sealed: bool,
+    /// Whether it hides everything below its own contents.
+    pub root_opaque: bool,
+    /// Whether this program wrote it; another driver's layers mount with that driver's options.
+    pub recorded: bool,
+    /// Its paths.
+    pub paths: LayerPaths,
+    /// What it takes.
+    pub size: LayerSize,
+    /// Its mount.
+    pub mount: Option<MountState>,
+}
+
+/// What a home and this kernel can do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Status {
+    /// The home.
+    pub home: PathBuf,
+    /// What holds for the whole home.
+    pub settings: HomeSettings,
+    /// The file system below.
+    pub backing_fs: FsType,
+    /// The mount strategies of this kernel, best first.
+    pub strategies: Vec<Strategy>,
+    /// What the kernel offers for mounting.
+    pub features: MountFeatures,
+    /// Whether the caller is in a user namespace.
+    pub user_namespace: bool,
+    /// Where overlay's private attributes are kept.
+    pub xattrs: XattrNamespace,
+    /// Whether project quotas are enforced, or why that is not known.
+    pub quota: Result<Enforcement, String>,
+}
+
+/// What reclaiming has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Reclaimed {
+    /// Removed layers whose space is free again.
+    pub layers: u64,
+}

@@ -1,0 +1,205 @@
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::plan::{DataLimit, MountPlan};
+
+/// Carries out mount plans and tells what is mounted.
+///
+/// # Privileges
+///
+/// The host's implementation needs `CAP_SYS_ADMIN` in the user namespace that owns the mount
+/// namespace.
+pub trait MountBackend: fmt::Debug + Send + Sync + 'static {
+    /// What this kernel offers. Probed, never derived from its version.
+    ///
+    /// # Errors
+    /// An error of the probe itself; a missing feature is a value.
+    fn features(&self) -> io::Result<MountFeatures>;
+
+    /// Mounts as planned on the plan's target, an existing directory, and checks that the result
+    /// is writable or read-only as planned. On error nothing is left mounted.
+    ///
+    /// # Errors
+    /// [`MountError::Mount`] with the kernel's messages, [`MountError::NotWritable`].
+    fn mount(&self, plan: &MountPlan) -> Result<(), MountError>;
+
+    /// Takes away the topmost mount at exactly `target`.
+    ///
+    /// # Errors
+    /// [`MountError::Busy`] with [`UnmountMode::Now`] while files are open or it is a working
+    /// directory, [`MountError::NotMounted`], [`MountError::Unmount`].
+    fn unmount(&self, target: &Path, mode: UnmountMode) -> Result<(), MountError>;
+
+    /// The topmost mount at exactly `path`, in the caller's mount namespace.
+    ///
+    /// # Errors
+    /// When the mount table cannot be read.
+    fn mount_at(&self, path: &Path) -> io::Result<Option<MountInfo>>;
+
+    /// All mounts below `path`, not at it, in the order in which they were made.
+    ///
+    /// # Errors
+    /// When the mount table cannot be read.
+    fn mounts_below(&self, path: &Path) -> io::Result<Vec<MountInfo>>;
+}
+
+/// What a kernel offers for mounting overlays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MountFeatures {
+    /// The limit of a `mount(2)` data string: one page.
+    pub data_limit: DataLimit,
+    /// `fsconfig(2)` takes one layer a call as `lowerdir+` (Linux 6.8).
+    pub lowerdir_plus: bool,
+    /// The overlay module knows the `index` option (Linux 4.13).
+    pub index: bool,
+    /// The caller is in a user namespace: `userxattr` is needed.
+    pub user_namespace: bool,
+}
+
+impl MountFeatures {
+    /// Features with everything that is not named absent.
+    #[must_use]
+    pub fn new(data_limit: DataLimit) -> Self {
+        Self { data_limit, lowerdir_plus: false, index: false, user_namespace: false }
+    }
+
+    /// Sets whether `lowerdir+` works.
+    #[must_use]
+    pub fn lowerdir_plus(self, lowerdir_plus: bool) -> Self {
+        Self { lowerdir_plus, ..self }
+    }
+
+    /// Sets whether the `index` option is known.
+    #[must_use]
+    pub fn index(self, index: bool) -> Self {
+        Self { index, ..self }
+    }
+
+    /// Sets whether the caller is in a user namespace.
+    #[must_use]
+    pub fn user_namespace(self, user_namespace: bool) -> Self {
+        Self { user_namespace, ..self }
+    }
+}
+
+/// How to unmount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnmountMode {
+    /// Fails while the mount is in use.
+    Now,
+    /// Takes the name away at once; the file system goes when its last user does.
+    #[doc(alias = "MNT_DETACH")]
+    Lazy,
+}
+
+/// One line of the mount table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MountInfo {
+    /// The kernel's number of the mount, unique while it lasts.
+    pub id: u64,
+    /// Where it is mounted.
+    pub target: PathBuf,
+    /// `overlay`, `xfs` and so on.
+    pub fs_type: String,
+    /// Whether the mount or its file system is read-only.
+    pub read_only: bool,
+}
+
+impl MountInfo {
+    /// A mount with these values.
+    #[must_use]
+    pub fn new(id: u64, target: PathBuf, fs_type: String, read_only: bool) -> Self {
+        Self { id, target, fs_type, read_only }
+    }
+}
+
+/// Why a mount or unmount failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MountError {
+    /// The kernel refused the mount.
+    #[error("cannot mount {what} at {}{}", target.display(), Messages(messages))]
+    #[non_exhaustive]
+    Mount {
+        /// `overlay` or `bind of ...`.
+        what: String,
+        /// The mount point.
+        target: PathBuf,
+        /// What the kernel said through the file system context, oldest first.
+        messages: Vec<String>,
+        /// The failed call's error.
+        source: io::Error,
+    },
+    /// A mount planned as writable came up read-only; it was taken away again.
+    #[error(
+        "the mount at {} came up read-only: its file system is read-only, or the kernel could not use the layer's work directory",
+        target.display()
+    )]
+    #[non_exhaustive]
+    NotWritable {
+        /// The mount point.
+        target: PathBuf,
+    },
+    /// Files of the mount are open, or it is somebody's working directory.
+    #[error("{} is in use; close what uses it, or unmount lazily", target.display())]
+    #[non_exhaustive]
+    Busy {
+        /// The mount point.
+        target: PathBuf,
+        /// The failed call's error.
+        source: io::Error,
+    },
+    /// Nothing is mounted there.
+    #[error("nothing is mounted at {}", target.display())]
+    #[non_exhaustive]
+    NotMounted {
+        /// The path.
+        target: PathBuf,
+    },
+    /// The kernel refused to unmount.
+    #[error("cannot unmount {}", target.display())]
+    #[non_exhaustive]
+    Unmount {
+        /// The mount point.
+        target: PathBuf,
+        /// The failed call's error.
+        source: io::Error,
+    },
+}
+
+impl MountError {
+    /// A refused mount.
+    #[must_use]
+    pub fn mount(plan: &MountPlan, messages: Vec<String>, source: io::Error) -> Self {
+        let (what, target) = (plan.action().to_string(), plan.target().to_owned());
+        Self::Mount { what, target, messages, source }
+    }
+
+    /// A mount that is read-only although it was not planned so.
+    #[must_use]
+    pub fn not_writable(target: &Path) -> Self {
+        Self::NotWritable { target: target.to_owned() }
+    }
+
+    /// A refused unmount, told apart by the error number: `EBUSY` and `EINVAL` have variants.
+    #[must_use]
+    pub fn unmount(target: &Path, source: io::Error) -> Self {
+        let target = target.to_owned();
+        match source.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+            Some(rustix::io::Errno::BUSY) => Self::Busy { target, source },
+            Some(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Self::NotMounted { target },
+            _ => Self::Unmount { target, source },
+        }
+    }
+}
+
+struct Messages<'a>(&'a [String]);
+
+impl fmt::Display for Messages<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|message| write!(f, "; the kernel says: {message}"))
+    }
+}

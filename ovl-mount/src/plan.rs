@@ -1,0 +1,545 @@
+use std::ffi::{CString, OsStr, OsString};
+use std::fmt;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use ovl_layout::{LayerId, Layout, LowerChain, names};
+
+use crate::backend::MountFeatures;
+use crate::label::MountLabel;
+use crate::options::OverlayOptions;
+
+/// Lower layers that the kernel stacks in one mount (`OVL_MAX_STACK`).
+pub const KERNEL_MAX_LOWERS: usize = 500;
+
+/// Longest string value that `fsconfig(2)` takes, in bytes without the terminating NUL.
+pub const MAX_SETTING_LEN: usize = 255;
+
+/// Longest mount data string, in bytes without the terminating NUL.
+///
+/// `mount(2)` copies at most one page and drops the rest without an error, so a longer string can
+/// mount another layer than the one meant. Nothing longer ever leaves this crate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DataLimit(usize);
+
+impl DataLimit {
+    /// The limit of a kernel with pages of `page_size` bytes: 4,095 for 4 KiB.
+    #[must_use]
+    pub const fn for_page_size(page_size: usize) -> Self {
+        Self(page_size.saturating_sub(1))
+    }
+
+    /// The limit in bytes, without the terminating NUL.
+    #[must_use]
+    pub const fn bytes(self) -> usize {
+        self.0
+    }
+}
+
+/// Whether a mount can be written through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Changes go to the layer's `diff`.
+    Writable,
+    /// The layer's `diff` is the uppermost lower layer.
+    ReadOnly,
+}
+
+/// The way in which the kernel is told about an overlay's layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Strategy {
+    /// One `lowerdir+` setting a layer through `fsconfig(2)` (Linux 6.8): no length limit over all.
+    LowerdirPlus,
+    /// One `mount(2)` data string with absolute paths: the form Docker uses first.
+    MountAbsolute,
+    /// One `mount(2)` data string with paths relative to the home: the form Docker uses when the
+    /// absolute one is too long.
+    MountRelative,
+}
+
+impl Strategy {
+    /// Every strategy, in the order in which a plan prefers them.
+    pub const ALL: [Self; 3] = [Self::LowerdirPlus, Self::MountAbsolute, Self::MountRelative];
+
+    /// The name used in options and JSON.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::LowerdirPlus => "lowerdir-plus",
+            Self::MountAbsolute => "mount-absolute",
+            Self::MountRelative => "mount-relative",
+        }
+    }
+}
+
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Strategy {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|strategy| strategy.as_str() == text).ok_or(())
+    }
+}
+
+/// What the caller wants mounted.
+///
+/// ```
+/// use ovl_layout::{LayerId, Layout, LinkId, LowerChain};
+/// use ovl_mount::{Access, DataLimit, MountFeatures, OverlaySpec, Strategy};
+///
+/// let layout = Layout::new("/h");
+/// let id: LayerId = "top".parse()?;
+/// let chain: LowerChain = [LinkId::from_entropy([0; 17])].into_iter().collect();
+/// let features = MountFeatures::new(DataLimit::for_page_size(4096)).index(true);
+///
+/// let plan = OverlaySpec::new(&id, &chain, Access::Writable).plan(&layout, &features)?;
+/// assert_eq!(plan.strategy(), Some(Strategy::MountAbsolute));
+/// assert_eq!(
+///     plan.to_string(),
+///     "overlay index=off,lowerdir=/h/l/AAAAAAAAAAAAAAAAAAAAAAAAAA,\
+///      upperdir=/h/top/diff,workdir=/h/top/work",
+/// );
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct OverlaySpec<'a> {
+    id: &'a LayerId,
+    chain: &'a LowerChain,
+    access: Access,
+    options: OverlayOptions,
+    label: Option<&'a MountLabel>,
+    strategy: Option<Strategy>,
+}
+
+impl<'a> OverlaySpec<'a> {
+    /// The layer `id` over the layers of `chain`.
+    #[must_use]
+    pub fn new(id: &'a LayerId, chain: &'a LowerChain, access: Access) -> Self {
+        let options = OverlayOptions::default();
+        Self { id, chain, access, options, label: None, strategy: None }
+    }
+
+    /// Sets the options.
+    #[must_use]
+    pub fn options(self, options: OverlayOptions) -> Self {
+        Self { options, ..self }
+    }
+
+    /// Sets the SELinux context.
+    #[must_use]
+    pub fn label(self, label: Option<&'a MountLabel>) -> Self {
+        Self { label, ..self }
+    }
+
+    /// Insists on one strategy instead of taking the best that the kernel has and that fits.
+    #[must_use]
+    pub fn strategy(self, strategy: Option<Strategy>) -> Self {
+        Self { strategy, ..self }
+    }
+
+    /// Decides how to mount: the first strategy of [`Strategy::ALL`] that the kernel has and whose
+    /// limits the strings fit. A layer with nothing below it is a bind mount of its `diff`.
+    ///
+    /// A pure function of its arguments.
+    ///
+    /// # Errors
+    ///
+    /// [`PlanError`] with the numbers of the last strategy tried; never a plan that the kernel would
+    /// cut short.
+    pub fn plan(&self, layout: &Layout, features: &MountFeatures) -> Result<MountPlan, PlanError> {
+        let home = layout.home();
+        if home.as_os_str().as_bytes().contains(&0) {
+            return Err(PlanError::Nul { path: home.to_owned() });
+        }
+        let paths = layout.layer(self.id);
+        let action = if self.chain.is_empty() {
+            if self.label.is_some() {
+                return Err(PlanError::LabelOnBind);
+            }
+            MountAction::Bind { source: paths.diff().to_owned() }
+        } else {
+            MountAction::Overlay(self.overlay(layout, features)?)
+        };
+        let target = paths.merged().to_owned();
+        Ok(MountPlan { target, access: self.access, options: self.options, action })
+    }
+
+    fn overlay(&self, layout: &Layout, features: &MountFeatures) -> Result<OverlayCall, PlanError> {
+        let own = usize::from(self.access == Access::ReadOnly);
+        let lowers = self.chain.depth() + own;
+        if lowers > KERNEL_MAX_LOWERS {
+            return Err(PlanError::TooManyLowers { lowers, limit: KERNEL_MAX_LOWERS });
+        }
+        let names = Names { layout, spec: self };
+        let mut last = PlanError::NoStrategy;
+        for strategy in Strategy::ALL {
+            let wanted = self.strategy.is_none_or(|wanted| wanted == strategy);
+            if !wanted {
+                continue;
+            }
+            let attempt = match strategy {
+                Strategy::LowerdirPlus if !features.lowerdir_plus => continue,
+                Strategy::LowerdirPlus => names.settings(features),
+                Strategy::MountAbsolute => names.data(features, Base::Absolute),
+                Strategy::MountRelative => names.data(features, Base::Home),
+            };
+            match attempt {
+                Ok(call) => return Ok(call),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+}
+
+/// What will be done: printable and checkable without privileges.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountPlan {
+    target: PathBuf,
+    access: Access,
+    options: OverlayOptions,
+    action: MountAction,
+}
+
+impl MountPlan {
+    /// The mount point.
+    #[must_use]
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Whether the mount is to be writable.
+    #[must_use]
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
+    /// The options, of which `nodev`, `nosuid` and `noexec` belong to the mount and the others are
+    /// already part of the action.
+    #[must_use]
+    pub fn options(&self) -> OverlayOptions {
+        self.options
+    }
+
+    /// What is mounted.
+    #[must_use]
+    pub fn action(&self) -> &MountAction {
+        &self.action
+    }
+
+    /// The strategy of an overlay, `None` for a bind mount.
+    #[must_use]
+    pub fn strategy(&self) -> Option<Strategy> {
+        match &self.action {
+            MountAction::Bind { .. } => None,
+            MountAction::Overlay(OverlayCall::Settings { .. }) => Some(Strategy::LowerdirPlus),
+            MountAction::Overlay(OverlayCall::Data { working_dir: None, .. }) => {
+                Some(Strategy::MountAbsolute)
+            }
+            MountAction::Overlay(OverlayCall::Data { .. }) => Some(Strategy::MountRelative),
+        }
+    }
+}
+
+/// The action and its strings, unreadable bytes replaced; the target is not part of it.
+impl fmt::Display for MountPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.action {
+            MountAction::Bind { source } => write!(f, "bind {}", source.display()),
+            MountAction::Overlay(OverlayCall::Data { data, .. }) => {
+                write!(f, "overlay {}", String::from_utf8_lossy(data.as_bytes()))
+            }
+            MountAction::Overlay(OverlayCall::Settings { settings, .. }) => {
+                f.write_str("overlay")?;
+                settings.iter().try_for_each(|setting| write!(f, " {setting}"))
+            }
+        }
+    }
+}
+
+/// What is mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MountAction {
+    /// An overlay of the layer and what is below it.
+    Overlay(OverlayCall),
+    /// The layer's `diff` itself: nothing is below it.
+    Bind {
+        /// The directory.
+        source: PathBuf,
+    },
+}
+
+impl fmt::Display for MountAction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Overlay(_) => f.write_str("overlay"),
+            Self::Bind { source } => write!(f, "bind of {}", source.display()),
+        }
+    }
+}
+
+/// What the kernel is told about an overlay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OverlayCall {
+    /// `mount(2)` with a data string.
+    Data {
+        /// The string.
+        data: MountData,
+        /// Paths in the string are relative to this directory; absolute when `None`.
+        working_dir: Option<PathBuf>,
+    },
+    /// `fsconfig(2)`, one setting a call, in this order.
+    Settings {
+        /// The settings.
+        settings: Vec<Setting>,
+        /// Paths in the settings are relative to this directory; absolute when `None`.
+        working_dir: Option<PathBuf>,
+    },
+}
+
+impl OverlayCall {
+    /// The directory that relative paths start at.
+    #[must_use]
+    pub fn working_dir(&self) -> Option<&Path> {
+        match self {
+            Self::Data { working_dir, .. } | Self::Settings { working_dir, .. } => {
+                working_dir.as_deref()
+            }
+        }
+    }
+}
+
+/// A `mount(2)` data string that fits its limit and holds no NUL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountData(CString);
+
+impl MountData {
+    /// The string without the terminating NUL.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+
+    /// The string for the kernel.
+    #[must_use]
+    pub fn as_c_str(&self) -> &std::ffi::CStr {
+        &self.0
+    }
+}
+
+/// One `fsconfig(2)` call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Setting {
+    /// A key alone.
+    Flag(&'static str),
+    /// A key with a string of at most [`MAX_SETTING_LEN`] bytes.
+    Text(&'static str, OsString),
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag(key) => f.write_str(key),
+            Self::Text(key, value) => write!(f, "{key}={}", Path::new(value).display()),
+        }
+    }
+}
+
+/// Why there is no plan.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// The data string would be cut by the kernel.
+    #[error(
+        "the mount data for {lowers} lower layers has {len} bytes, {strategy} takes {limit}; use a shorter home path, fewer layers or another strategy"
+    )]
+    #[non_exhaustive]
+    DataTooLong {
+        /// The strategy it was built for.
+        strategy: Strategy,
+        /// Bytes in the string, without the terminating NUL.
+        len: usize,
+        /// Most bytes allowed, without the terminating NUL.
+        limit: usize,
+        /// Lower layers in the string.
+        lowers: usize,
+    },
+    /// A value is longer than `fsconfig(2)` takes.
+    #[error("the mount setting {key} has {len} bytes, the kernel takes {limit}")]
+    #[non_exhaustive]
+    SettingTooLong {
+        /// The setting.
+        key: &'static str,
+        /// Bytes in its value.
+        len: usize,
+        /// Most bytes allowed.
+        limit: usize,
+    },
+    /// More layers than the kernel stacks.
+    #[error("{lowers} lower layers in one mount, the kernel stacks {limit}")]
+    #[non_exhaustive]
+    TooManyLowers {
+        /// Lower layers, with the layer's own `diff` where it is read-only.
+        lowers: usize,
+        /// Most layers allowed.
+        limit: usize,
+    },
+    /// The strategy asked for is not offered by this kernel.
+    #[error("this kernel does not have the mount strategy asked for")]
+    NoStrategy,
+    /// A label needs a file system of its own to stick to.
+    #[error("a layer without a parent is a bind mount, which takes no label")]
+    LabelOnBind,
+    /// A path holds a NUL byte.
+    #[error("the path {} holds a NUL byte", path.display())]
+    #[non_exhaustive]
+    Nul {
+        /// The path.
+        path: PathBuf,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Base {
+    Absolute,
+    Home,
+}
+
+/// The strings of one overlay.
+struct Names<'a> {
+    layout: &'a Layout,
+    spec: &'a OverlaySpec<'a>,
+}
+
+impl Names<'_> {
+    fn path(&self, base: Base, parts: [&str; 2]) -> PathBuf {
+        let relative: PathBuf = parts.iter().collect();
+        match base {
+            Base::Absolute => self.layout.home().join(relative),
+            Base::Home => relative,
+        }
+    }
+
+    fn own(&self, base: Base, name: &str) -> PathBuf {
+        self.path(base, [self.spec.id.as_str(), name])
+    }
+
+    /// Lower directories, uppermost first.
+    fn lowers(&self, base: Base) -> impl Iterator<Item = PathBuf> {
+        let own = (self.spec.access == Access::ReadOnly).then(|| self.own(base, names::DIFF));
+        let links = self.spec.chain.links().iter();
+        own.into_iter().chain(links.map(move |link| self.path(base, [names::LINK_DIR, link.as_str()])))
+    }
+
+    fn upper_and_work(&self, base: Base) -> Option<(PathBuf, PathBuf)> {
+        (self.spec.access == Access::Writable)
+            .then(|| (self.own(base, names::DIFF), self.own(base, names::WORK)))
+    }
+
+    fn working_dir(&self, base: Base) -> Option<PathBuf> {
+        (base == Base::Home).then(|| self.layout.home().to_owned())
+    }
+
+    /// Docker's string: `overlay2.Get` in moby, plus the explicit options.
+    fn data(&self, features: &MountFeatures, base: Base) -> Result<OverlayCall, PlanError> {
+        let mut data = Vec::new();
+        for setting in self.spec.options.settings(features) {
+            match setting {
+                Setting::Flag(key) => data.extend_from_slice(key.as_bytes()),
+                Setting::Text(key, value) => {
+                    data.extend_from_slice(key.as_bytes());
+                    data.push(b'=');
+                    data.extend_from_slice(value.as_bytes());
+                }
+            }
+            data.push(b',');
+        }
+        data.extend_from_slice(b"lowerdir=");
+        let mut lowers = 0;
+        for lower in self.lowers(base) {
+            if lowers > 0 {
+                data.push(b':');
+            }
+            push_escaped(&mut data, lower.as_os_str());
+            lowers += 1;
+        }
+        if let Some((upper, work)) = self.upper_and_work(base) {
+            data.extend_from_slice(b",upperdir=");
+            push_escaped(&mut data, upper.as_os_str());
+            data.extend_from_slice(b",workdir=");
+            push_escaped(&mut data, work.as_os_str());
+        }
+        if let Some(label) = self.spec.label {
+            data.extend_from_slice(format!(",context=\"{label}\"").as_bytes());
+        }
+        let (len, limit) = (data.len(), features.data_limit.bytes());
+        if len > limit {
+            let strategy = match base {
+                Base::Absolute => Strategy::MountAbsolute,
+                Base::Home => Strategy::MountRelative,
+            };
+            return Err(PlanError::DataTooLong { strategy, len, limit, lowers });
+        }
+        let data = CString::new(data)
+            .map_err(|_| PlanError::Nul { path: self.layout.home().to_owned() })?;
+        Ok(OverlayCall::Data { data: MountData(data), working_dir: self.working_dir(base) })
+    }
+
+    /// Absolute where every value fits, since the mount table shows what is given here.
+    fn settings(&self, features: &MountFeatures) -> Result<OverlayCall, PlanError> {
+        self.settings_from(features, Base::Absolute)
+            .or_else(|_| self.settings_from(features, Base::Home))
+    }
+
+    fn settings_from(&self, features: &MountFeatures, base: Base) -> Result<OverlayCall, PlanError> {
+        let mut settings = self.spec.options.settings(features);
+        // Taken verbatim by the kernel, unlike the two below.
+        settings.extend(self.lowers(base).map(|lower| Setting::Text("lowerdir+", lower.into())));
+        if let Some((upper, work)) = self.upper_and_work(base) {
+            settings.push(Setting::Text("upperdir", backslash_doubled(&upper)));
+            settings.push(Setting::Text("workdir", backslash_doubled(&work)));
+        }
+        if let Some(label) = self.spec.label {
+            settings.push(Setting::Text("context", label.as_str().into()));
+        }
+        for setting in &settings {
+            let Setting::Text(key, value) = setting else { continue };
+            if value.len() > MAX_SETTING_LEN {
+                let (len, limit) = (value.len(), MAX_SETTING_LEN);
+                return Err(PlanError::SettingTooLong { key, len, limit });
+            }
+        }
+        Ok(OverlayCall::Settings { settings, working_dir: self.working_dir(base) })
+    }
+}
+
+/// A backslash before `\`, `,` and `:` means the byte itself in all three path options.
+fn push_escaped(data: &mut Vec<u8>, path: &OsStr) {
+    for &byte in path.as_bytes() {
+        if matches!(byte, b'\\' | b',' | b':') {
+            data.push(b'\\');
+        }
+        data.push(byte);
+    }
+}
+
+/// `upperdir` and `workdir` still take a backslash as an escape in `fsconfig(2)`; an undoubled one
+/// can name another existing directory.
+fn backslash_doubled(path: &Path) -> OsString {
+    let mut value = Vec::with_capacity(path.as_os_str().len());
+    for &byte in path.as_os_str().as_bytes() {
+        if byte == b'\\' {
+            value.push(b'\\');
+        }
+        value.push(byte);
+    }
+    OsString::from_vec(value)
+}

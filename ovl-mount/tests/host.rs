@@ -1,0 +1,128 @@
+//! What [`HostMount`] does without privileges. Mounts are the conformance suite's.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use ovl_layout::{Layout, LowerChain};
+use ovl_mount::{Access, HostMount, MountBackend, MountError, OverlaySpec, UnmountMode};
+
+/// A directory that is removed with the value.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let name = format!("ovl-mount-{}-{name}", std::process::id());
+        let path = fs::canonicalize(std::env::temp_dir()).unwrap().join(name);
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What mounting `<home>/base/diff` on `<home>/base/merged` fails with.
+fn refused_mount(home: &Path) -> (PathBuf, std::io::Error) {
+    let host = HostMount::default();
+    let (id, chain) = ("base".parse().unwrap(), LowerChain::default());
+    let spec = OverlaySpec::new(&id, &chain, Access::ReadOnly);
+    let plan = spec
+        .plan(&Layout::new(home), &host.features().unwrap())
+        .unwrap();
+    match host.mount(&plan).unwrap_err() {
+        MountError::Mount {
+            target,
+            messages,
+            source,
+            ..
+        } => {
+            assert!(messages.is_empty(), "{messages:?}");
+            (target, source)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn features_are_the_same_when_asked_again() {
+    let host = HostMount::default();
+    let features = host.features().unwrap();
+    assert!(features.data_limit.bytes() >= 4095);
+    let copy = host.clone();
+    assert_eq!(host.features().unwrap(), features);
+    assert_eq!(copy.features().unwrap(), features);
+}
+
+#[test]
+fn a_symbolic_link_is_no_mount_point() {
+    let home = Scratch::new("link-target");
+    fs::create_dir_all(home.0.join("base/diff")).unwrap();
+    fs::create_dir(home.0.join("elsewhere")).unwrap();
+    symlink("../elsewhere", home.0.join("base/merged")).unwrap();
+    let (target, source) = refused_mount(&home.0);
+    assert_eq!(target, home.0.join("base/merged"));
+    assert_eq!(source.kind(), std::io::ErrorKind::NotADirectory);
+}
+
+#[test]
+fn a_bind_mount_does_not_follow_a_symbolic_link_in_place_of_diff() {
+    let home = Scratch::new("link-source");
+    fs::create_dir_all(home.0.join("base/merged")).unwrap();
+    symlink("/", home.0.join("base/diff")).unwrap();
+    let (_, source) = refused_mount(&home.0);
+    assert_eq!(source.kind(), std::io::ErrorKind::NotADirectory);
+}
+
+#[test]
+fn a_missing_mount_point_is_refused_and_not_made() {
+    let home = Scratch::new("no-target");
+    fs::create_dir_all(home.0.join("base/diff")).unwrap();
+    let (_, source) = refused_mount(&home.0);
+    assert_eq!(source.kind(), std::io::ErrorKind::NotFound);
+    assert!(!home.0.join("base/merged").exists());
+}
+
+#[test]
+fn proc_is_found_at_its_path_below_the_root_and_through_a_link() {
+    let (host, home) = (HostMount::default(), Scratch::new("proc"));
+    let proc = host.mount_at(Path::new("/proc")).unwrap().unwrap();
+    assert_eq!(
+        (proc.target.as_path(), &*proc.fs_type),
+        (Path::new("/proc"), "proc")
+    );
+    assert!(host.mounts_below(Path::new("/")).unwrap().contains(&proc));
+
+    symlink("/", home.0.join("root")).unwrap();
+    let through_link = home.0.join("root/proc");
+    assert_eq!(host.mount_at(&through_link).unwrap(), Some(proc));
+    // The link itself is no mount point, wherever it leads.
+    symlink("/proc", home.0.join("link")).unwrap();
+    assert_eq!(host.mount_at(&home.0.join("link")).unwrap(), None);
+}
+
+#[test]
+fn nothing_is_mounted_at_or_below_a_new_directory() {
+    let (host, home) = (HostMount::default(), Scratch::new("empty"));
+    assert_eq!(host.mount_at(&home.0).unwrap(), None);
+    assert_eq!(host.mount_at(&home.0.join("missing")).unwrap(), None);
+    assert_eq!(host.mounts_below(&home.0).unwrap(), []);
+}
+
+#[test]
+fn unmounting_what_is_not_mounted_is_an_error() {
+    let (host, home) = (HostMount::default(), Scratch::new("not-mounted"));
+    for mode in [UnmountMode::Now, UnmountMode::Lazy] {
+        match host.unmount(&home.0, mode).unwrap_err() {
+            MountError::NotMounted { target, .. } => assert_eq!(target, home.0),
+            // Without the privilege the kernel does not look at the path.
+            MountError::Unmount { source, .. } => {
+                assert_eq!(source.kind(), std::io::ErrorKind::PermissionDenied);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! What is no label, no option and no plan.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+
+use ovl_layout::{LayerId, Layout, LowerChain};
+use ovl_mount::{
+    Access, DataLimit, LabelError, MountFeatures, MountLabel, OverlayOptions, OverlaySpec,
+    PlanError, RedirectDir, Strategy, Switch, Xino,
+};
+use proptest::prelude::any;
+use proptest::{prop_assert, proptest};
+
+use crate::case::link;
+
+fn label(text: &str) -> Result<MountLabel, LabelError> {
+    text.parse()
+}
+
+#[test]
+fn labels_of_selinux_and_others_are_taken_as_they_are() {
+    for text in [
+        "system_u:object_r:container_file_t:s0:c1,c2",
+        "x",
+        "a=b,c:d;e'f",
+        &"x".repeat(MountLabel::MAX_LEN),
+    ] {
+        assert_eq!(label(text).unwrap().as_str(), text);
+    }
+}
+
+#[test]
+fn an_empty_label_is_refused() {
+    assert_eq!(label(""), Err(LabelError::Empty));
+}
+
+#[test]
+fn a_label_longer_than_a_setting_is_refused_with_both_lengths() {
+    let refused = label(&"x".repeat(256)).unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            LabelError::TooLong {
+                len: 256,
+                max: 255,
+                ..
+            }
+        ),
+        "{refused:?}"
+    );
+    assert_eq!(
+        refused.to_string(),
+        "a mount label has at most 255 bytes, this one has 256"
+    );
+}
+
+#[test]
+fn a_label_cannot_end_its_option() {
+    for (text, byte, offset) in [
+        (r#"a",upperdir=/x,"b"#, b'"', 1),
+        (r"a\", b'\\', 1),
+        ("a b", b' ', 1),
+        ("a\n", b'\n', 1),
+        ("\0", 0, 0),
+        ("ab\x7f", 0x7f, 2),
+        ("abcé", 0xc3, 3),
+    ] {
+        let refused = label(text).unwrap_err();
+        let LabelError::ForbiddenByte {
+            byte: found,
+            offset: at,
+            ..
+        } = refused
+        else {
+            panic!("{text:?}: {refused:?}");
+        };
+        assert_eq!((found, at), (byte, offset), "{text:?}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_label_is_taken_whole_or_not_at_all(text in any::<String>()) {
+        if let Ok(label) = label(&text) {
+            prop_assert!(label.as_str() == text);
+            prop_assert!(text.bytes().all(|byte| byte.is_ascii_graphic()));
+            prop_assert!(!text.contains(['"', '\\']));
+        }
+    }
+}
+
+#[test]
+fn every_option_of_the_set_reads_back_as_it_prints() {
+    for text in [
+        "redirect_dir=on",
+        "redirect_dir=follow",
+        "redirect_dir=nofollow",
+        "metacopy=on",
+        "metacopy=off",
+        "xino=on",
+        "xino=off",
+        "xino=auto",
+        "nodev",
+        "nosuid",
+        "noexec",
+    ] {
+        assert_eq!(
+            OverlayOptions::default().with(text).unwrap().to_string(),
+            text
+        );
+    }
+    let all = OverlayOptions::default()
+        .with("noexec")
+        .unwrap()
+        .with("xino=auto")
+        .unwrap();
+    assert_eq!(all.to_string(), "xino=auto,noexec");
+    assert_eq!((all.xino, all.noexec), (Some(Xino::Auto), true));
+}
+
+#[test]
+fn of_two_values_of_an_option_the_later_holds() {
+    let options = OverlayOptions::default().with("metacopy=on").unwrap();
+    let options = options.with("metacopy=off").unwrap();
+    assert_eq!(options.metacopy, Some(Switch::Off));
+}
+
+#[test]
+fn options_outside_the_set_are_refused_by_name() {
+    for text in [
+        "",
+        "=",
+        "lowerdir=/etc",
+        "upperdir=/etc",
+        "workdir=/etc",
+        "context=x",
+        "index=on",
+        "redirect_dir",
+        "redirect_dir=",
+        "redirect_dir=off",
+        "redirect_dir=on,upperdir=/etc",
+        "redirect_dir=on ",
+        "REDIRECT_DIR=on",
+        "metacopy=yes",
+        "metacopy=on=off",
+        "xino",
+        "nodev=1",
+        "nodev,nosuid",
+        " nodev",
+        "dev",
+        "suid",
+    ] {
+        let refused = OverlayOptions::default().with(text).unwrap_err();
+        assert_eq!(refused.option, text);
+        assert!(
+            refused
+                .to_string()
+                .starts_with(&format!("{text:?} is not a mount option"))
+        );
+    }
+}
+
+#[test]
+fn words_of_options_and_strategies_are_exact() {
+    assert_eq!("nofollow".parse(), Ok(RedirectDir::NoFollow));
+    assert_eq!("off".parse::<RedirectDir>(), Err(()));
+    for strategy in Strategy::ALL {
+        assert_eq!(strategy.as_str().parse(), Ok(strategy));
+    }
+    assert_eq!("lowerdir".parse::<Strategy>(), Err(()));
+}
+
+fn features() -> MountFeatures {
+    MountFeatures::new(DataLimit::for_page_size(4096))
+}
+
+#[test]
+fn a_home_with_a_nul_byte_is_refused_whatever_the_strategy() {
+    let id: LayerId = "top".parse().unwrap();
+    let layout = Layout::new(OsStr::from_bytes(b"/a\0b"));
+    for depth in [0, 1] {
+        let chain: LowerChain = (0..depth).map(|index| link(1, index)).collect();
+        for strategy in [None].into_iter().chain(Strategy::ALL.map(Some)) {
+            let spec = OverlaySpec::new(&id, &chain, Access::Writable).strategy(strategy);
+            let refused = spec
+                .plan(&layout, &features().lowerdir_plus(true))
+                .unwrap_err();
+            let PlanError::Nul { path, .. } = refused else {
+                panic!("{refused:?}")
+            };
+            assert_eq!(path, layout.home());
+        }
+    }
+}
+
+#[test]
+fn a_strategy_that_the_kernel_lacks_is_refused_even_if_others_would_do() {
+    let id: LayerId = "top".parse().unwrap();
+    let chain: LowerChain = [link(1, 1)].into_iter().collect();
+    let spec = OverlaySpec::new(&id, &chain, Access::Writable);
+    let spec = spec.strategy(Some(Strategy::LowerdirPlus));
+    assert_eq!(
+        spec.plan(&Layout::new("/h"), &features()),
+        Err(PlanError::NoStrategy)
+    );
+}
+
+#[test]
+fn the_layer_s_own_diff_counts_as_a_lower_where_it_is_read_only() {
+    let id: LayerId = "top".parse().unwrap();
+    let features = features().lowerdir_plus(true);
+    for (depth, access, fits) in [
+        (500, Access::Writable, true),
+        (501, Access::Writable, false),
+        (499, Access::ReadOnly, true),
+        (500, Access::ReadOnly, false),
+    ] {
+        let chain: LowerChain = (0..depth).map(|index| link(1, index)).collect();
+        let plan = OverlaySpec::new(&id, &chain, access).plan(&Layout::new("/h"), &features);
+        assert_eq!(plan.is_ok(), fits, "{depth} layers, {access:?}");
+        if let Err(refused) = plan {
+            let expected = "501 lower layers in one mount, the kernel stacks 500";
+            assert_eq!(refused.to_string(), expected);
+        }
+    }
+}
+
+#[test]
+fn a_label_on_a_bind_mount_is_refused() {
+    let (id, chain) = ("base".parse().unwrap(), LowerChain::default());
+    let label = label("x").unwrap();
+    let spec = OverlaySpec::new(&id, &chain, Access::Writable).label(Some(&label));
+    assert_eq!(
+        spec.plan(&Layout::new("/h"), &features()),
+        Err(PlanError::LabelOnBind)
+    );
+}

@@ -1,0 +1,200 @@
+//! Mounting: counts, access, refusals.
+
+use std::ffi::OsStr;
+
+use ovl_driver::{Error, ErrorKind, Hold, MountRequest};
+use ovl_mount::{Access, MountError, OverlayOptions, UnmountMode};
+
+use super::support::{create, id, import, layer, mount, unmount, with_mount};
+use super::{Subject, list};
+
+list! {
+    a_mount_lasts_as_long_as_it_is_held,
+    unmounting_what_is_not_mounted_is_not_found,
+    a_busy_mount_stays_held_until_it_is_unmounted_lazily,
+    a_sealed_layer_mounts_read_only,
+    an_open_layer_mounts_writable_with_and_without_a_parent,
+    a_layer_mounted_writable_takes_no_children,
+    a_mounted_layer_is_not_removed_unless_forced,
+    other_options_than_the_mounts_are_refused,
+    a_mount_that_nobody_holds_is_replaced,
+    the_mount_point_goes_with_the_mount,
+    a_hold_of_this_process_counts,
+}
+
+fn a_mount_lasts_as_long_as_it_is_held(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    create(&store, "top", Some("base"));
+    let path = mount(&store, "top");
+    assert_eq!(mount(&store, "top"), path);
+    assert_eq!(mount(&store, "top"), path);
+    subject.write(&path.join("file"), b"x");
+    assert_eq!(store.unmount(&id("top"), UnmountMode::Now).expect("unmount"), 2);
+    assert_eq!(store.unmount(&id("top"), UnmountMode::Now).expect("unmount"), 1);
+    assert_eq!(subject.read(&path.join("file")), b"x");
+    assert_eq!(store.unmount(&id("top"), UnmountMode::Now).expect("unmount"), 0);
+    assert!(!subject.exists(&path));
+    subject.assert_clean(&store);
+}
+
+fn unmounting_what_is_not_mounted_is_not_found(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    with_mount(&store, "base", |_| {});
+    for _ in 0..2 {
+        let error = store.unmount(&id("base"), UnmountMode::Now).expect_err("not mounted");
+        assert!(matches!(error, Error::NotMounted { .. }), "{error}");
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+    }
+    mount(&store, "base");
+    unmount(&store, "base");
+    subject.assert_clean(&store);
+}
+
+fn a_busy_mount_stays_held_until_it_is_unmounted_lazily(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    create(&store, "top", Some("base"));
+    let path = mount(&store, "top");
+    subject.write(&path.join("open"), b"x");
+    let root = subject.tree().open_root(&path).expect("open");
+    let file = subject.tree().open_file(&root, OsStr::new("open")).expect("open");
+    let error = store.unmount(&id("top"), UnmountMode::Now).expect_err("a file is open");
+    let busy = matches!(error, Error::Mount { source: MountError::Busy { .. }, .. });
+    assert!(busy, "{error}");
+    assert_eq!(error.kind(), ErrorKind::Busy);
+    let state = store.inspect(&id("top")).expect("inspect").mount.expect("still mounted");
+    assert_eq!(state.holds(), 1);
+    assert_eq!(store.unmount(&id("top"), UnmountMode::Lazy).expect("lazily"), 0);
+    assert!(!subject.exists(&path));
+    drop((root, file));
+    subject.assert_clean(&store);
+}
+
+fn a_sealed_layer_mounts_read_only(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    with_mount(&store, "base", |path| subject.write(&path.join("file"), b"base"));
+    create(&store, "middle", Some("base"));
+    with_mount(&store, "middle", |path| subject.write(&path.join("other"), b"middle"));
+    create(&store, "top", Some("middle"));
+    for name in ["base", "middle"] {
+        let path = mount(&store, name);
+        assert_eq!(subject.read(&path.join("file")), b"base");
+        let root = subject.tree().open_root(&path).expect("open");
+        let refused = subject.tree().create_file(&root, OsStr::new("new"), 0o644);
+        let error = refused.expect_err("it is sealed");
+        assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem, "{name}: {error}");
+        drop(root);
+        let state = store.inspect(&id(name)).expect("inspect").mount.expect("mounted");
+        assert_eq!(state.access, Access::ReadOnly);
+        unmount(&store, name);
+    }
+    subject.assert_clean(&store);
+}
+
+fn an_open_layer_mounts_writable_with_and_without_a_parent(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    with_mount(&store, "base", |path| subject.write(&path.join("in-base"), b"1"));
+    create(&store, "top", Some("base"));
+    with_mount(&store, "top", |path| {
+        subject.write(&path.join("in-top"), b"2");
+        subject.unlink(&path.join("in-base"));
+    });
+    let diff = |name| store.layout().layer(&id(name)).diff().to_owned();
+    assert_eq!(subject.names(&diff("base")), ["in-base"]);
+    assert_eq!(subject.names(&diff("top")), ["in-base", "in-top"]);
+    with_mount(&store, "top", |path| assert_eq!(subject.names(path), ["in-top"]));
+    subject.assert_clean(&store);
+}
+
+fn a_layer_mounted_writable_takes_no_children(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    mount(&store, "base");
+    let error = store.create(&layer("child", Some("base"))).expect_err("it can still change");
+    assert!(matches!(&error, Error::Mounted { id: parent, .. } if *parent == id("base")), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Busy);
+    assert!(!store.inspect(&id("base")).expect("inspect").sealed);
+    unmount(&store, "base");
+    create(&store, "child", Some("base"));
+    mount(&store, "base");
+    create(&store, "sibling", Some("base"));
+    unmount(&store, "base");
+    subject.assert_clean(&store);
+}
+
+fn a_mounted_layer_is_not_removed_unless_forced(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    create(&store, "top", Some("base"));
+    let path = mount(&store, "top");
+    let error = store.remove(&id("top"), false).expect_err("it is mounted");
+    assert!(matches!(error, Error::Mounted { .. }), "{error}");
+    subject.write(&path.join("still"), b"here");
+    store.remove(&id("top"), true).expect("forced");
+    assert!(!store.contains(&id("top")).expect("contains"));
+    store.reclaim().expect("reclaim");
+    subject.assert_clean(&store);
+}
+
+fn other_options_than_the_mounts_are_refused(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    create(&store, "top", Some("base"));
+    mount(&store, "top");
+    let nodev = OverlayOptions::default().with("nodev").expect("an option");
+    let request = MountRequest::new().options(nodev);
+    let error = store.mount(&id("top"), &request).expect_err("mounted without");
+    assert!(matches!(error, Error::MountedDifferently { .. }), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Busy);
+    unmount(&store, "top");
+    store.mount(&id("top"), &request).expect("mount");
+    unmount(&store, "top");
+    subject.assert_clean(&store);
+}
+
+fn a_mount_that_nobody_holds_is_replaced(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    create(&store, "top", Some("base"));
+    let path = mount(&store, "top");
+    // As after a kill between the mount and the note of its hold.
+    subject.unlink(&store.layout().store_dir().join("holds/top"));
+    let error = store.create(&layer("child", Some("top"))).expect_err("it is mounted writable");
+    assert_eq!(error.kind(), ErrorKind::Busy);
+    assert_eq!(mount(&store, "top"), path);
+    let state = store.inspect(&id("top")).expect("inspect").mount.expect("mounted");
+    assert_eq!(state.holds(), 1);
+    unmount(&store, "top");
+    subject.assert_clean(&store);
+}
+
+fn the_mount_point_goes_with_the_mount(subject: &Subject) {
+    let store = subject.store();
+    import(&store, "base", None, &[0; 1024]);
+    create(&store, "top", Some("base"));
+    for name in ["base", "top"] {
+        let merged = store.layout().layer(&id(name)).merged().to_owned();
+        assert!(!subject.exists(&merged));
+        with_mount(&store, name, |path| assert_eq!(path, merged));
+        assert!(!subject.exists(&merged), "{name}");
+    }
+    subject.assert_clean(&store);
+}
+
+fn a_hold_of_this_process_counts(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    create(&store, "top", Some("base"));
+    let request = MountRequest::new().hold(Hold::Process);
+    store.mount(&id("top"), &request).expect("mount");
+    store.mount(&id("top"), &MountRequest::new()).expect("mount");
+    let state = store.inspect(&id("top")).expect("inspect").mount.expect("mounted");
+    assert_eq!((state.persistent, state.holds()), (1, 2));
+    unmount(&store, "top");
+    unmount(&store, "top");
+    subject.assert_clean(&store);
+}

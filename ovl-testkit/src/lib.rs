@@ -1,0 +1,10 @@
+//! A kit for testing code that uses ovl, without root and on the real kernel.
+
+#![forbid(unsafe_code)]
+
+mod archive;
+pub mod conformance;
+mod snapshot;
+
+pub use archive::ArchiveBuilder;
+pub use snapshot::{Object, Snapshot, differences, snapshot, snapshot_at};
