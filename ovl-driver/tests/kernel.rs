@@ -5,13 +5,17 @@
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
+mod asynchronous;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sched::{CloneFlags, unshare};
-use ovl_driver::Kernel;
-use ovl_testkit::conformance::{Case, Subject, cases};
+use ovl_driver::blocking::Overlay2;
+use ovl_driver::{CreateLayer, Durability, ErrorKind, ImportOptions, Kernel, OpenOptions};
+use ovl_testkit::ArchiveBuilder;
+use ovl_testkit::conformance::{Subject, cases};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
 fn main() -> ExitCode {
@@ -21,21 +25,56 @@ fn main() -> ExitCode {
     if let Err(reason) = &scratch
         && !reason.is_empty()
     {
-        eprintln!("SKIPPED: {} real-kernel cases did not run: {reason}", cases().len());
+        let count = cases().len() + asynchronous::CASES.len() + 1;
+        eprintln!("SKIPPED: {count} real-kernel cases did not run: {reason}");
     }
-    let trial = |case: Case| {
+    let trial = |name: &'static str, run: Box<dyn FnOnce(&Path) + Send>| {
         let scratch = scratch.clone();
         let ignored = scratch.is_err();
-        Trial::test(case.name, move || run(case, &scratch?)).with_ignored_flag(ignored)
+        let run = move || {
+            let dir = scratch?.join(name);
+            std::fs::create_dir(&dir)?;
+            run(&dir);
+            Ok::<(), Failed>(())
+        };
+        Trial::test(name, run).with_ignored_flag(ignored)
     };
-    libtest_mimic::run(&arguments, cases().into_iter().map(trial).collect()).exit_code()
+    let mut trials: Vec<Trial> = cases()
+        .into_iter()
+        .map(|case| {
+            let run = move |dir: &Path| (case.run)(&Subject::new(Kernel::host(), dir));
+            trial(case.name, Box::new(run))
+        })
+        .collect();
+    for &(name, run) in asynchronous::CASES {
+        trials.push(trial(name, Box::new(move |dir| run(&Kernel::host(), dir))));
+    }
+    trials.push(trial("a_full_disk_refuses_an_import_and_gives_all_space_back", Box::new(full_disk)));
+    libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-fn run(case: Case, scratch: &Path) -> Result<(), Failed> {
-    let dir = scratch.join(case.name);
-    std::fs::create_dir(&dir)?;
-    (case.run)(&Subject::new(Kernel::host(), dir));
-    Ok(())
+/// A mock has no small disks.
+fn full_disk(dir: &Path) {
+    let options = Some(c"size=2m");
+    mount("ovl-tests", dir, "tmpfs", MountFlags::empty(), options).unwrap();
+    let options = OpenOptions::new().create(true).durability(Durability::None);
+    let home = dir.join("home");
+    let store = Overlay2::open(Kernel::host(), &home, options).unwrap();
+    let import = |id: &str, len| {
+        let archive = ArchiveBuilder::new().file("first", b"1").file("large", &vec![7; len]).finish();
+        let layer = CreateLayer::new(id.parse().unwrap());
+        store.import(&layer, &*archive, ImportOptions::new(), &mut |_| {})
+    };
+    import("fits", 1000).unwrap();
+    let free = || rustix::fs::statvfs(dir).unwrap().f_bfree;
+    let before = free();
+    let error = import("large", 4 << 20).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error:?}");
+    assert_eq!(free(), before);
+    assert_eq!(store.layers().unwrap().layers.len(), 1);
+    store.remove(&"fits".parse().unwrap(), false).unwrap();
+    store.reclaim().unwrap();
+    assert!(free() > before, "a full disk can be emptied");
 }
 
 /// Enters namespaces and mounts a tmpfs that vanishes with this process.

@@ -30,8 +30,13 @@ impl OverlayOptions {
     /// no data stays below, whatever the kernel's build-time defaults.
     #[must_use]
     pub fn explicit(self) -> Self {
+        // The kernel refuses metacopy without redirects.
+        let redirect_dir = match self.metacopy {
+            Some(Switch::On) => RedirectDir::On,
+            _ => RedirectDir::NoFollow,
+        };
         Self {
-            redirect_dir: self.redirect_dir.or(Some(RedirectDir::NoFollow)),
+            redirect_dir: self.redirect_dir.or(Some(redirect_dir)),
             metacopy: self.metacopy.or(Some(Switch::Off)),
             ..self
         }

@@ -64,6 +64,10 @@ impl Overlay2 {
         }
         let plan = self.plan_for(&layer, request)?;
         let tree = self.kernel.tree();
+        if plan.access() == Access::Writable && !layer.chain.is_empty() {
+            files::ensure_dir(tree, &layer.dir, names::WORK, 0o700)
+                .map_err(|error| Error::io("create", self.layout.layer(id).work(), error))?;
+        }
         files::ensure_dir(tree, &layer.dir, names::MERGED, 0o700)
             .map_err(|error| Error::io("create", &target, error))?;
         let mut holds = Holds {

@@ -1,0 +1,191 @@
+//! The asynchronous driver does what the blocking store does, and keeps its word on cancellation.
+
+use std::io;
+use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use ovl_driver::{
+    Base, CreateLayer, Driver, Durability, Error, ErrorKind, ImportOptions, Kernel, MountRequest,
+    OpenOptions, Overlay2, blocking,
+};
+use ovl_testkit::ArchiveBuilder;
+use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
+
+pub(crate) const CASES: &[(&str, fn(&Kernel, &Path))] = &[
+    ("async_import_and_diff_are_the_blocking_ones", import_and_diff_are_the_blocking_ones),
+    ("async_a_dropped_import_leaves_nothing", a_dropped_import_leaves_nothing),
+    ("async_a_source_that_fails_leaves_nothing", a_source_that_fails_leaves_nothing),
+    ("async_a_diff_that_fails_ends_the_stream_with_an_error", a_failing_diff_is_an_error),
+    ("async_a_dropped_diff_stream_ends_the_work", a_dropped_diff_stream_ends_the_work),
+    ("async_mounts_are_counted_and_removed_layers_are_gone", mounts_are_counted),
+];
+
+fn store(kernel: &Kernel, dir: &Path) -> Overlay2 {
+    let options = OpenOptions::new().create(true).durability(Durability::None);
+    Overlay2::new(blocking::Overlay2::open(kernel.clone(), &dir.join("home"), options).unwrap())
+}
+
+fn layer(id: &str, parent: Option<&str>) -> CreateLayer {
+    CreateLayer::new(id.parse().unwrap()).parent(parent.map(|id| id.parse().unwrap()))
+}
+
+fn run<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
+}
+
+fn archive() -> Vec<u8> {
+    ArchiveBuilder::new().dir("./", 0o755).file("large", &[7; 3_000_000]).file("small", b"x").finish()
+}
+
+fn staged(store: &Overlay2) -> usize {
+    let blocking = store.blocking();
+    let tree = blocking.kernel().tree();
+    let staging = tree.open_root(&blocking.layout().store_dir().join("staging")).unwrap();
+    tree.read_dir(&staging).unwrap().len()
+}
+
+fn import_and_diff_are_the_blocking_ones(kernel: &Kernel, dir: &Path) {
+    let store = store(kernel, dir);
+    run(async {
+        let source = Box::pin(io::Cursor::new(archive()));
+        let applied = store.import(&layer("base", None), source, ImportOptions::new()).await.unwrap();
+        assert_eq!(applied.summary.archive.entries, 3);
+        let mut stream = store.diff(&"base".parse().unwrap(), &Base::Parent).await.unwrap();
+        let mut streamed = Vec::new();
+        stream.read_to_end(&mut streamed).await.unwrap();
+        let mut written = Vec::new();
+        store.blocking().diff(&"base".parse().unwrap(), &Base::Parent, &mut written).unwrap();
+        assert!(streamed == written && streamed.len() > 3_000_000);
+        assert!(store.contains(&"base".parse().unwrap()).await.unwrap());
+        let missing = store.diff(&"missing".parse().unwrap(), &Base::Parent).await.unwrap_err();
+        assert!(matches!(missing, Error::LayerNotFound { .. }));
+    });
+}
+
+/// Gives some bytes and then nothing any more.
+struct Stalled(io::Cursor<Vec<u8>>);
+
+impl AsyncRead for Stalled {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.0.position() >= 2_000_000 {
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+fn a_dropped_import_leaves_nothing(kernel: &Kernel, dir: &Path) {
+    let store = store(kernel, dir);
+    run(async {
+        let source = Box::pin(Stalled(io::Cursor::new(archive())));
+        let options = ImportOptions::new();
+        let (base, mut polls) = (layer("base", None), 0);
+        let mut import = store.import(&base, source, options);
+        std::future::poll_fn(|context| {
+            polls += 1;
+            assert!(import.as_mut().poll(context).is_pending(), "the source has not ended");
+            context.waker().wake_by_ref();
+            if polls < 50 { Poll::Pending } else { Poll::Ready(()) }
+        })
+        .await;
+    });
+    // The runtime has waited for the blocking half.
+    assert!(!store.blocking().contains(&"base".parse().unwrap()).unwrap());
+    assert_eq!(staged(&store), 0);
+}
+
+/// Gives some bytes and then an error.
+struct Failing(io::Cursor<Vec<u8>>);
+
+impl AsyncRead for Failing {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.0.position() >= 1_000_000 {
+            return Poll::Ready(Err(io::Error::other("the network is down")));
+        }
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+fn a_source_that_fails_leaves_nothing(kernel: &Kernel, dir: &Path) {
+    let store = store(kernel, dir);
+    let source = Box::pin(Failing(io::Cursor::new(archive())));
+    let failed = run(store.import(&layer("base", None), source, ImportOptions::new()));
+    let error = failed.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Other, "not the archive's fault: {error}");
+    assert_eq!(staged(&store), 0);
+    assert_eq!(store.blocking().layers().unwrap().layers, []);
+}
+
+fn a_failing_diff_is_an_error(kernel: &Kernel, dir: &Path) {
+    let store = store(kernel, dir);
+    let id = "base".parse().unwrap();
+    run(async {
+        store.create(&layer("base", None)).await.unwrap();
+        let tree = kernel.tree();
+        let diff = tree.open_root(store.blocking().layout().layer(&id).diff()).unwrap();
+        tree.create_file(&diff, "a".as_ref(), 0o644).unwrap();
+        tree.create_file(&diff, "b.wh.is fine".as_ref(), 0o644).unwrap();
+        tree.create_file(&diff, ".wh.reserved".as_ref(), 0o644).unwrap();
+        let mut stream = store.diff(&id, &Base::Parent).await.unwrap();
+        let mut streamed = Vec::new();
+        let error = stream.read_to_end(&mut streamed).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{error}");
+        let again = Box::pin(io::Cursor::new(streamed));
+        let refused = store.import(&layer("copy", None), again, ImportOptions::new()).await;
+        assert_eq!(refused.unwrap_err().kind(), ErrorKind::InvalidInput, "no whole archive");
+    });
+}
+
+fn a_dropped_diff_stream_ends_the_work(kernel: &Kernel, dir: &Path) {
+    let store = store(kernel, dir);
+    run(async {
+        let source = Box::pin(io::Cursor::new(archive()));
+        store.import(&layer("base", None), source, ImportOptions::new()).await.unwrap();
+        let mut stream = store.diff(&"base".parse().unwrap(), &Base::Parent).await.unwrap();
+        let mut first = [0; 512];
+        stream.read_exact(&mut first).await.unwrap();
+        drop(stream);
+        store.remove(&"base".parse().unwrap(), false).await.unwrap();
+    });
+    // The runtime ends only when the blocking work has.
+    assert_eq!(store.blocking().layers().unwrap().layers, []);
+}
+
+fn mounts_are_counted(kernel: &Kernel, dir: &Path) {
+    let store = store(kernel, dir);
+    let (id, request) = ("top".parse().unwrap(), MountRequest::new());
+    run(async {
+        store.create(&layer("base", None)).await.unwrap();
+        store.create_writable(&layer("top", Some("base"))).await.unwrap();
+        let path = store.mount(&id, &request).await.unwrap();
+        assert_eq!(store.mount(&id, &request).await.unwrap(), path);
+        assert_eq!(store.remove(&id, false).await.unwrap_err().kind(), ErrorKind::Busy);
+        assert_eq!(store.unmount(&id, ovl_mount::UnmountMode::Now).await.unwrap(), 1);
+        assert_eq!(store.unmount(&id, ovl_mount::UnmountMode::Now).await.unwrap(), 0);
+        store.remove(&id, false).await.unwrap();
+        assert_eq!(store.layers().await.unwrap().layers.len(), 1);
+        assert_eq!(store.name(), "overlay2");
+        let status = store.status().await.unwrap();
+        assert!(!status.strategies.is_empty());
+        let info = store.inspect(&"base".parse().unwrap()).await.unwrap();
+        assert!(info.sealed);
+        let size = store.size(&"base".parse().unwrap(), &Base::Parent).await.unwrap();
+        assert_eq!(size.inodes, 0);
+        assert_eq!(store.changes(&"base".parse().unwrap(), &Base::Parent).await.unwrap(), []);
+        let archive = ArchiveBuilder::new().file("f", b"f").finish();
+        store.create(&layer("open", Some("base"))).await.unwrap();
+        let source = Box::pin(io::Cursor::new(archive));
+        let open = "open".parse().unwrap();
+        let applied = store.apply(&open, source, ImportOptions::new()).await.unwrap();
+        assert_eq!(applied.size.apparent, 1);
+    });
+}
