@@ -125,6 +125,13 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     #[doc(alias = "Put")]
     async fn unmount(&self, id: &LayerId, mode: UnmountMode) -> Result<u64, Error>;
 
+    /// Takes away every mount of a layer, whoever holds it, and gives the ids.
+    ///
+    /// # Errors
+    /// As [`blocking::Overlay2::unmount_all`].
+    #[doc(alias = "Cleanup")]
+    async fn unmount_all(&self, mode: UnmountMode) -> Result<Vec<LayerId>, Error>;
+
     /// Removes a layer, and frees its space in the background.
     ///
     /// # Errors
@@ -305,6 +312,10 @@ impl Driver for Overlay2 {
     async fn unmount(&self, id: &LayerId, mode: UnmountMode) -> Result<u64, Error> {
         let id = id.clone();
         self.run(move |store| store.unmount(&id, mode)).await
+    }
+
+    async fn unmount_all(&self, mode: UnmountMode) -> Result<Vec<LayerId>, Error> {
+        self.run(move |store| store.unmount_all(mode)).await
     }
 
     async fn remove(&self, id: &LayerId, force: bool) -> Result<(), Error> {

@@ -124,14 +124,15 @@ impl Identity {
     /// Root of the initial user namespace.
     #[must_use]
     pub fn root() -> Self {
-        let all = || Vec::from([0..u64::from(u32::MAX)]);
+        let all = || std::iter::once(0..u64::from(u32::MAX)).collect();
         Self { uid: 0, gid: 0, user_namespace: false, uids: all(), gids: all() }
     }
 
     /// Root of a user namespace that maps nothing else.
     #[must_use]
     pub fn single_id() -> Self {
-        Self { user_namespace: true, uids: Vec::from([0..1]), gids: Vec::from([0..1]), ..Self::root() }
+        let root = || std::iter::once(0..1).collect();
+        Self { user_namespace: true, uids: root(), gids: root(), ..Self::root() }
     }
 }
 

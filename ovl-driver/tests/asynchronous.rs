@@ -12,7 +12,9 @@ use ovl_driver::{
 use ovl_testkit::ArchiveBuilder;
 use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 
-pub(crate) const CASES: &[(&str, fn(&Kernel, &Path))] = &[
+type Case = (&'static str, fn(&Kernel, &Path));
+
+pub(crate) const CASES: &[Case] = &[
     ("async_import_and_diff_are_the_blocking_ones", import_and_diff_are_the_blocking_ones),
     ("async_a_dropped_import_leaves_nothing", a_dropped_import_leaves_nothing),
     ("async_a_source_that_fails_leaves_nothing", a_source_that_fails_leaves_nothing),

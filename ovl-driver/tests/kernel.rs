@@ -3,7 +3,7 @@
 //!
 //! Where the kernel allows neither, every case is counted as ignored, and the reason is printed.
 
-#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
 mod asynchronous;
 

@@ -122,6 +122,47 @@ impl Overlay2 {
         Ok(0)
     }
 
+    /// Takes away every mount of a layer, whoever holds it, and gives the ids. Only mounts on
+    /// `<id>/merged` count: never the home itself, and nothing else that is mounted in it.
+    ///
+    /// # Errors
+    ///
+    /// The first failure, after all layers were tried. With [`UnmountMode::Now`] a busy mount is
+    /// one, and keeps its holds.
+    #[doc(alias = "Cleanup")]
+    pub fn unmount_all(&self, mode: UnmountMode) -> Result<Vec<LayerId>, Error> {
+        let mounts = self.kernel.mount().mounts_below(self.home());
+        let mounts = mounts.map_err(|e| Error::io("look for mounts in", self.home(), e))?;
+        if mounts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let own = self.own_dirs()?;
+        let (mut unmounted, mut failed) = (Vec::new(), None);
+        for id in self.layer_ids()? {
+            let target = self.layout.layer(&id).merged().to_owned();
+            let mounted = self.kernel.mount().mount_at(&target);
+            match mounted {
+                Ok(Some(_)) => {}
+                Ok(None) => continue,
+                Err(error) => {
+                    failed.get_or_insert(Error::io("look for a mount at", &target, error));
+                    continue;
+                }
+            }
+            let result = self.lock_layer(&id, LockKind::Exclusive).and_then(|_lock| {
+                let layer = self.layer(&id)?;
+                self.take_down(&own, &layer, mode)
+            });
+            match result {
+                Ok(()) => unmounted.push(id),
+                Err(error) => {
+                    failed.get_or_insert(error);
+                }
+            }
+        }
+        failed.map_or(Ok(unmounted), Err)
+    }
+
     /// How a layer would be mounted: a pure answer that needs no privileges.
     ///
     /// # Errors

@@ -20,6 +20,7 @@ list! {
     a_mount_that_nobody_holds_is_replaced,
     the_mount_point_goes_with_the_mount,
     a_hold_of_this_process_counts,
+    unmounting_all_takes_every_layers_mount_and_nothing_else,
 }
 
 fn a_mount_lasts_as_long_as_it_is_held(subject: &Subject) {
@@ -196,5 +197,22 @@ fn a_hold_of_this_process_counts(subject: &Subject) {
     assert_eq!((state.persistent, state.holds()), (1, 2));
     unmount(&store, "top");
     unmount(&store, "top");
+    subject.assert_clean(&store);
+}
+
+fn unmounting_all_takes_every_layers_mount_and_nothing_else(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    create(&store, "one", Some("base"));
+    create(&store, "two", Some("base"));
+    assert_eq!(store.unmount_all(UnmountMode::Now).expect("nothing to do"), []);
+    for name in ["base", "one", "one"] {
+        mount(&store, name);
+    }
+    let mut unmounted = store.unmount_all(UnmountMode::Now).expect("unmount");
+    unmounted.sort();
+    assert_eq!(unmounted, [id("base"), id("one")]);
+    let error = store.unmount(&id("one"), UnmountMode::Now).expect_err("no hold is left");
+    assert!(matches!(error, Error::NotMounted { .. }), "{error}");
     subject.assert_clean(&store);
 }
