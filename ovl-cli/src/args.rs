@@ -1,0 +1,206 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+/// A layer store for overlayfs, in the format of Docker's overlay2 driver.
+#[derive(Debug, Parser)]
+#[command(name = "ovl", version, about, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// The store's home [default: /var/lib/ovl for root, ovl in the XDG data directory otherwise]
+    #[arg(long, value_name = "DIR", global = true, env = "OVL_HOME", hide_env_values = true)]
+    pub(crate) home: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Tell the whole story in a throw-away home, and check it
+    Demo(Demo),
+    /// Show what this home and this kernel can do
+    Status,
+    /// Make an empty layer
+    Create(Create),
+    /// Make a layer from an archive, in one step
+    Import(Import),
+    /// Apply an archive to an open layer that is not mounted
+    Apply(Apply),
+    /// Write what a layer changes as an archive
+    Diff(Diff),
+    /// List what a layer changes: A, C or D and the path
+    Changes(Changes),
+    /// Print how many bytes a layer adds
+    Size(Compared),
+    /// Mount a layer and print where
+    Mount(Mount),
+    /// Release a mount; the last one unmounts
+    Unmount(Unmount),
+    /// Remove layers
+    Rm(Rm),
+    /// List the layers
+    Ls,
+    /// Show one layer: paths, chain, mount and who holds it
+    Inspect(One),
+    /// Show how a layer would be mounted; needs no privileges
+    Plan(Plan),
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// An archive to use as the base layer, instead of files of this machine
+    #[arg(long, value_name = "FILE")]
+    pub(crate) rootfs: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct One {
+    /// The layer
+    pub(crate) id: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// The new layer
+    pub(crate) id: String,
+    /// The layer to stand on
+    #[arg(long, value_name = "ID")]
+    pub(crate) parent: Option<String>,
+    /// A layer that a container will write to
+    #[arg(long)]
+    pub(crate) writable: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Foreign {
+    /// Give what belongs to users that do not exist here to root
+    #[arg(long)]
+    pub(crate) squash: bool,
+    /// Leave out device nodes that this user cannot make
+    #[arg(long)]
+    pub(crate) skip_devices: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// The new layer
+    pub(crate) id: String,
+    /// The archive: tar, gzip or zstd; - is standard input
+    pub(crate) file: PathBuf,
+    /// The layer to stand on
+    #[arg(long, value_name = "ID")]
+    pub(crate) parent: Option<String>,
+    /// What is on disk when the command is done
+    #[arg(long, value_enum, default_value = "layer")]
+    pub(crate) durability: Durability,
+    #[command(flatten)]
+    pub(crate) foreign: Foreign,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum Durability {
+    /// Nothing is waited for
+    None,
+    /// The layer and its names
+    Layer,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Apply {
+    /// The layer
+    pub(crate) id: String,
+    /// The archive: tar, gzip or zstd; - is standard input
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) foreign: Foreign,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Compared {
+    /// The layer
+    pub(crate) id: String,
+    /// What to compare with: a layer, or `none` for nothing [default: its parent]
+    #[arg(long, value_name = "ID")]
+    pub(crate) parent: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Diff {
+    #[command(flatten)]
+    pub(crate) compared: Compared,
+    /// Where to write the archive [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Changes {
+    #[command(flatten)]
+    pub(crate) compared: Compared,
+    /// Print paths raw and end each line with NUL
+    #[arg(short = '0', long = "null")]
+    pub(crate) null: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct How {
+    /// The SELinux context of everything in the mount
+    #[arg(long)]
+    pub(crate) label: Option<String>,
+    /// A mount option: nodev, nosuid, noexec, redirect_dir=, metacopy=, xino=
+    #[arg(long = "option", short = 'O', value_name = "O")]
+    pub(crate) options: Vec<String>,
+    /// Insist on lowerdir-plus, mount-absolute or mount-relative
+    #[arg(long)]
+    pub(crate) strategy: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Mount {
+    /// The layer
+    pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) how: How,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Plan {
+    /// The layer
+    pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) how: How,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Unmount {
+    /// The layer
+    pub(crate) id: String,
+    /// Take the mount away even while it is in use
+    #[arg(long)]
+    pub(crate) lazy: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rm {
+    /// The layers
+    #[arg(required = true, value_name = "ID")]
+    pub(crate) ids: Vec<String>,
+    /// Unmount first, and ignore layers that do not exist
+    #[arg(long, short)]
+    pub(crate) force: bool,
+    /// Leave freeing the space to the next `rm`
+    #[arg(long)]
+    pub(crate) defer: bool,
+}

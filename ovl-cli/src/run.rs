@@ -1,0 +1,284 @@
+//! Carries out one command.
+
+use std::fs::File;
+use std::io::{self, BufWriter, IsTerminal as _, Write};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::CommandFactory as _;
+use ovl_driver::blocking::Overlay2;
+use ovl_driver::{
+    Base, CreateLayer, Durability, Error, ErrorKind, ImportOptions, Kernel, MountRequest,
+    OpenOptions,
+};
+use ovl_layout::LayerId;
+use ovl_mount::{OverlayOptions, UnmountMode};
+
+use crate::args::{self, Cli, Command};
+use crate::demo;
+use crate::fail::{Failure, Kind};
+use crate::input::Input;
+use crate::namespace::{Entered, enter_unless_root};
+use crate::report::Report;
+
+pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
+    match &cli.command {
+        Command::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "ovl", &mut io::stdout());
+            return Ok(());
+        }
+        Command::Man => {
+            let page = clap_mangen::Man::new(Cli::command());
+            return page.render(&mut io::stdout().lock()).map_err(|error| Failure::output(&error));
+        }
+        _ => {}
+    }
+    // The namespace's root is not the user, so the home is worked out before.
+    let home = home(cli.home.as_deref());
+    let entered = enter_unless_root()?;
+    if let Command::Demo(demo) = &cli.command {
+        return demo::run(demo.rootfs.as_deref(), entered);
+    }
+    let program = Program { home: home?, report: Report { json: cli.json }, entered };
+    program.run(&cli.command)
+}
+
+struct Program {
+    home: PathBuf,
+    report: Report,
+    entered: Entered,
+}
+
+impl Program {
+    fn run(&self, command: &Command) -> Result<(), Failure> {
+        match command {
+            Command::Status => self.report.status(&self.open()?.status()?),
+            Command::Create(args) => self.create(args),
+            Command::Import(args) => self.import(args),
+            Command::Apply(args) => self.apply(args),
+            Command::Diff(args) => self.diff(args),
+            Command::Changes(args) => {
+                let (id, base) = compared(&args.compared)?;
+                self.report.changes(&self.open()?.changes(&id, &base)?, args.null)
+            }
+            Command::Size(args) => {
+                let (id, base) = compared(args)?;
+                self.report.size(&self.open()?.size(&id, &base)?)
+            }
+            Command::Mount(args) => {
+                let (id, request) = (layer_id(&args.id)?, request(&args.how)?);
+                self.refuse_lost_mount("mount")?;
+                let path = self.open()?.mount(&id, &request)?;
+                self.report.mounted(id.as_str(), &path)
+            }
+            Command::Unmount(args) => {
+                let id = layer_id(&args.id)?;
+                self.refuse_lost_mount("unmount")?;
+                let mode = if args.lazy { UnmountMode::Lazy } else { UnmountMode::Now };
+                let holds = self.open()?.unmount(&id, mode)?;
+                self.report.unmounted(id.as_str(), holds)
+            }
+            Command::Rm(args) => self.rm(args),
+            Command::Ls => self.report.list(&self.open()?.layers()?),
+            Command::Inspect(args) => {
+                let id = layer_id(&args.id)?;
+                self.report.layer(&self.open()?.inspect(&id)?)
+            }
+            Command::Plan(args) => {
+                let (id, request) = (layer_id(&args.id)?, request(&args.how)?);
+                let store = self.open()?;
+                self.report.plan(&store.plan(&id, &request)?, &store.status()?.features)
+            }
+            // Done before a home is looked for.
+            Command::Demo(_) | Command::Completions { .. } | Command::Man => Ok(()),
+        }
+    }
+
+    fn open(&self) -> Result<Overlay2, Failure> {
+        Ok(Overlay2::open(Kernel::host(), &self.home, OpenOptions::new())?)
+    }
+
+    /// For commands that make a home where there is none, in a directory of its own.
+    fn open_or_make(&self, durability: Durability) -> Result<Overlay2, Failure> {
+        if let Some(parent) = self.home.parent() {
+            std::fs::create_dir_all(parent)
+                .map_err(|error| Failure::io("create", parent, &error))?;
+        }
+        let options = OpenOptions::new().create(true).durability(durability);
+        Ok(Overlay2::open(Kernel::host(), &self.home, options)?)
+    }
+
+    /// A mount in a namespace that ends with this process is of no use to anybody.
+    fn refuse_lost_mount(&self, what: &str) -> Result<(), Failure> {
+        match self.entered {
+            Entered::No => Ok(()),
+            Entered::Own => Err(Failure::new(
+                Kind::Unsupported,
+                format!(
+                    "an ordinary user's {what} would last no longer than this command; run a shell with \
+                     `unshare --user --map-root-user --mount`, and ovl in it"
+                ),
+            )),
+        }
+    }
+
+    fn create(&self, args: &args::Create) -> Result<(), Failure> {
+        let layer = new_layer(&args.id, args.parent.as_deref())?;
+        let store = self.open_or_make(Durability::Layer)?;
+        match args.writable {
+            true => store.create_writable(&layer)?,
+            false => store.create(&layer)?,
+        }
+        Ok(())
+    }
+
+    fn import(&self, args: &args::Import) -> Result<(), Failure> {
+        let layer = new_layer(&args.id, args.parent.as_deref())?;
+        let input = Input::open(&args.file)?;
+        let store = self.open_or_make(match args.durability {
+            args::Durability::None => Durability::None,
+            args::Durability::Layer => Durability::Layer,
+        })?;
+        let applied = input.with_progress(|archive, progress| {
+            store.import(&layer, archive, foreign(&args.foreign), progress)
+        })?;
+        self.report.applied(&args.id, &applied)
+    }
+
+    fn apply(&self, args: &args::Apply) -> Result<(), Failure> {
+        let id = layer_id(&args.id)?;
+        let input = Input::open(&args.file)?;
+        let store = self.open()?;
+        let applied = input.with_progress(|archive, progress| {
+            store.apply(&id, archive, foreign(&args.foreign), progress)
+        })?;
+        self.report.applied(&args.id, &applied)
+    }
+
+    fn diff(&self, args: &args::Diff) -> Result<(), Failure> {
+        let (id, base) = compared(&args.compared)?;
+        let file = args.output.as_deref().filter(|path| *path != Path::new("-"));
+        let Some(path) = file else {
+            if io::stdout().is_terminal() {
+                let message = "an archive would garble the terminal; give a file with -o, or redirect the output";
+                return Err(Failure::new(Kind::Usage, message));
+            }
+            let store = self.open()?;
+            let mut output = BufWriter::with_capacity(1 << 17, io::stdout().lock());
+            store.diff(&id, &base, &mut output)?;
+            return output.flush().map_err(|error| Failure::output(&error));
+        };
+        let store = self.open()?;
+        if !store.contains(&id)? {
+            // Said by the store, before a file is made.
+            store.inspect(&id)?;
+        }
+        let failed = |error| Failure::io("write", path, &error);
+        let mut output = BufWriter::with_capacity(1 << 17, File::create(path).map_err(failed)?);
+        let result = store.diff(&id, &base, &mut output);
+        if let Err(error) = result {
+            drop(output);
+            // Half an archive is worse than none; the first error is the one to report.
+            let _ = std::fs::remove_file(path);
+            return Err(error.into());
+        }
+        output.flush().map_err(failed)
+    }
+
+    fn rm(&self, args: &args::Rm) -> Result<(), Failure> {
+        let ids = args.ids.iter().map(|id| layer_id(id)).collect::<Result<Vec<_>, _>>()?;
+        let store = self.open()?;
+        let mut first: Option<Failure> = None;
+        let mut fail = |failure: Failure| match &first {
+            None => first = Some(failure),
+            // Only one can be the program's own; none is kept quiet.
+            Some(_) => failure.report(self.report.json),
+        };
+        let mut layers = Vec::new();
+        for id in ids {
+            match store.inspect(&id) {
+                Ok(info) => layers.push((info.chain.len(), id)),
+                Err(error) if error.kind() == ErrorKind::Damaged => layers.push((usize::MAX, id)),
+                Err(Error::LayerNotFound { .. }) if args.force => {}
+                Err(error) => fail(error.into()),
+            }
+        }
+        // Children before parents.
+        layers.sort_by(|one, other| other.cmp(one));
+        layers.dedup();
+        for (_, id) in layers {
+            match store.remove(&id, args.force) {
+                Err(Error::LayerNotFound { .. }) if args.force => {}
+                Err(error) => fail(error.into()),
+                Ok(()) => {}
+            }
+        }
+        if !args.defer {
+            store.reclaim()?;
+        }
+        first.map_or(Ok(()), Err)
+    }
+}
+
+/// `--home`, or the default of the user who runs the program.
+fn home(given: Option<&Path>) -> Result<PathBuf, Failure> {
+    let home = match given {
+        Some(home) => home.to_owned(),
+        None if rustix::process::geteuid().is_root() => PathBuf::from("/var/lib/ovl"),
+        None => {
+            let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+            let data = set("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+            let data = data.or_else(|| Some(Path::new(&set("HOME")?).join(".local/share")));
+            let message = "neither HOME nor XDG_DATA_HOME says where the store is; give --home";
+            data.ok_or_else(|| Failure::new(Kind::Usage, message))?.join("ovl")
+        }
+    };
+    std::path::absolute(&home).map_err(|error| Failure::io("find", &home, &error))
+}
+
+fn parse<T>(text: &str) -> Result<T, Failure>
+where
+    T: FromStr,
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    text.parse().map_err(Failure::input)
+}
+
+fn layer_id(text: &str) -> Result<LayerId, Failure> {
+    parse(text)
+}
+
+fn new_layer(id: &str, parent: Option<&str>) -> Result<CreateLayer, Failure> {
+    let parent = parent.map(layer_id).transpose()?;
+    Ok(CreateLayer::new(layer_id(id)?).parent(parent))
+}
+
+fn compared(args: &args::Compared) -> Result<(LayerId, Base), Failure> {
+    let base = match args.parent.as_deref() {
+        None => Base::Parent,
+        Some("none") => Base::Empty,
+        Some(id) => Base::Layer(layer_id(id)?),
+    };
+    Ok((layer_id(&args.id)?, base))
+}
+
+fn foreign(args: &args::Foreign) -> ImportOptions {
+    ImportOptions::new().squash(args.squash).skip_devices(args.skip_devices)
+}
+
+fn request(args: &args::How) -> Result<MountRequest, Failure> {
+    let label = args.label.as_deref().map(parse).transpose()?;
+    let mut options = OverlayOptions::default();
+    for option in &args.options {
+        options = options.with(option).map_err(Failure::input)?;
+    }
+    let strategy = match args.strategy.as_deref() {
+        None => None,
+        Some(text) => Some(text.parse().map_err(|()| {
+            let known: Vec<&str> = ovl_mount::Strategy::ALL.iter().map(|one| one.as_str()).collect();
+            let message = format!("{text:?} is not a mount strategy; there are {}", known.join(", "));
+            Failure::new(Kind::InvalidInput, message)
+        })?),
+    };
+    Ok(MountRequest::new().label(label).options(options).strategy(strategy))
+}
