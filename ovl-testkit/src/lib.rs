@@ -4,7 +4,9 @@
 
 mod archive;
 pub mod conformance;
+mod mock;
 mod snapshot;
 
 pub use archive::ArchiveBuilder;
+pub use mock::{KernelProfile, MockKernel};
 pub use snapshot::{Object, Snapshot, differences, snapshot, snapshot_at};

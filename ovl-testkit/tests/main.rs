@@ -1,1 +1,9 @@
-//! Integration tests.
+//! The mock kernel: that the store's rules hold on it, and that it refuses what Linux refuses.
+
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
+
+mod conformance;
+mod locks;
+mod overlay;
+mod quota;
+mod trees;

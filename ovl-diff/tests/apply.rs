@@ -1,0 +1,8 @@
+//! Archives into layers. Tests that are named after a row tick off that row of the catalogue of
+//! adversarial input.
+
+mod compatibility;
+mod links;
+mod metadata;
+mod names;
+mod whiteouts;

@@ -1,0 +1,302 @@
+//! The inodes of the one file system, and what can be done to them without any mount.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+
+use ovl_diff::{DeviceNumber, FileKind, Metadata, NodeKind, Timestamp};
+use rustix::io::Errno;
+
+use super::State;
+use super::data::Data;
+
+pub(super) type Ino = u64;
+pub(super) type Result<T> = std::result::Result<T, Errno>;
+
+pub(super) const ROOT: Ino = 1;
+const MAX_NAME_LEN: usize = 255;
+const MAX_LINKS: u32 = 65_000;
+
+#[derive(Clone, Debug)]
+pub(super) struct Inode {
+    pub(super) body: Body,
+    pub(super) mode: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) nlink: u32,
+    pub(super) mtime: Timestamp,
+    pub(super) ctime: Timestamp,
+    pub(super) xattrs: BTreeMap<OsString, Vec<u8>>,
+    pub(super) project: u32,
+    pub(super) inherits: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Body {
+    Directory(BTreeMap<OsString, Ino>),
+    Regular(Data),
+    Symlink(OsString),
+    Node(NodeKind),
+}
+
+impl Inode {
+    pub(super) fn directory(mode: u32, clock: i64) -> Self {
+        Self::new(Body::Directory(BTreeMap::new()), mode, clock)
+    }
+
+    pub(super) fn new(body: Body, mode: u32, clock: i64) -> Self {
+        let now = time(clock);
+        Self {
+            body,
+            mode: mode & 0o7777,
+            uid: 0,
+            gid: 0,
+            nlink: 0,
+            mtime: now,
+            ctime: now,
+            xattrs: BTreeMap::new(),
+            project: 0,
+            inherits: false,
+        }
+    }
+
+    pub(super) fn kind(&self) -> FileKind {
+        match &self.body {
+            Body::Directory(_) => FileKind::Directory,
+            Body::Regular(_) => FileKind::Regular,
+            Body::Symlink(_) => FileKind::Symlink,
+            Body::Node(NodeKind::Fifo) => FileKind::Fifo,
+            Body::Node(NodeKind::CharDevice(_)) => FileKind::CharDevice,
+            Body::Node(NodeKind::BlockDevice(_)) => FileKind::BlockDevice,
+        }
+    }
+
+    pub(super) fn is_whiteout(&self) -> bool {
+        matches!(self.body, Body::Node(NodeKind::CharDevice(number)) if number == DeviceNumber::default())
+    }
+
+    pub(super) fn is_dir(&self) -> bool {
+        matches!(self.body, Body::Directory(_))
+    }
+
+    pub(super) fn blocks(&self) -> u64 {
+        match &self.body {
+            Body::Regular(data) => data.blocks(),
+            Body::Directory(_) => 8,
+            _ => 0,
+        }
+    }
+
+    pub(super) fn metadata(&self, ino: Ino, dev: u32) -> Metadata {
+        let rdev = match self.body {
+            Body::Node(NodeKind::CharDevice(number) | NodeKind::BlockDevice(number)) => number,
+            _ => DeviceNumber::default(),
+        };
+        let size = match &self.body {
+            Body::Regular(data) => data.len(),
+            Body::Symlink(target) => target.len() as u64,
+            Body::Directory(_) => 4096,
+            Body::Node(_) => 0,
+        };
+        Metadata {
+            kind: self.kind(),
+            mode: if self.kind() == FileKind::Symlink { 0o777 } else { self.mode },
+            uid: self.uid,
+            gid: self.gid,
+            nlink: self.nlink.max(1),
+            size,
+            blocks: self.blocks(),
+            ino,
+            dev: DeviceNumber { major: 0, minor: dev },
+            rdev,
+            mtime: self.mtime,
+            ctime: self.ctime,
+        }
+    }
+}
+
+/// Time goes on with every change; the steps are odd, so that no time is a whole second by chance.
+fn time(clock: i64) -> Timestamp {
+    let nanos = u32::try_from((clock * 1_234_567) % 1_000_000_000).unwrap_or(0);
+    Timestamp { secs: 1_600_000_000 + clock / 97, nanos }
+}
+
+pub(super) fn check_name(name: &OsStr) -> Result<()> {
+    let bytes = name.as_encoded_bytes();
+    if bytes.len() > MAX_NAME_LEN {
+        return Err(Errno::NAMETOOLONG);
+    }
+    let bad = bytes.is_empty() || bytes == b"." || bytes == b".." || bytes.contains(&b'/') || bytes.contains(&0);
+    if bad { Err(Errno::INVAL) } else { Ok(()) }
+}
+
+impl State {
+    pub(super) fn inode(&self, ino: Ino) -> Result<&Inode> {
+        self.inodes.get(&ino).ok_or(Errno::STALE)
+    }
+
+    pub(super) fn inode_mut(&mut self, ino: Ino) -> Result<&mut Inode> {
+        self.inodes.get_mut(&ino).ok_or(Errno::STALE)
+    }
+
+    pub(super) fn tick(&mut self) -> Timestamp {
+        self.clock += 1;
+        time(self.clock)
+    }
+
+    pub(super) fn entries(&self, dir: Ino) -> Result<&BTreeMap<OsString, Ino>> {
+        match &self.inode(dir)?.body {
+            Body::Directory(entries) => Ok(entries),
+            _ => Err(Errno::NOTDIR),
+        }
+    }
+
+    pub(super) fn child(&self, dir: Ino, name: &OsStr) -> Result<Option<Ino>> {
+        check_name(name)?;
+        Ok(self.entries(dir)?.get(name).copied())
+    }
+
+    fn entries_mut(&mut self, dir: Ino) -> Result<&mut BTreeMap<OsString, Ino>> {
+        let now = self.tick();
+        let inode = self.inode_mut(dir)?;
+        (inode.mtime, inode.ctime) = (now, now);
+        match &mut inode.body {
+            Body::Directory(entries) => Ok(entries),
+            _ => Err(Errno::NOTDIR),
+        }
+    }
+
+    /// Puts a new inode under a name that must be free.
+    pub(super) fn add(&mut self, dir: Ino, name: &OsStr, body: Body, mode: u32) -> Result<Ino> {
+        if self.child(dir, name)?.is_some() {
+            return Err(Errno::EXIST);
+        }
+        self.tick();
+        let mut inode = Inode::new(body, mode, self.clock);
+        inode.nlink = 1;
+        let parent = self.inode(dir)?;
+        if parent.nlink == 0 && dir != ROOT {
+            return Err(Errno::NOENT);
+        }
+        if parent.inherits {
+            inode.project = parent.project;
+            inode.inherits = inode.is_dir();
+        }
+        self.charge(inode.project, 1, inode.blocks() * 512)?;
+        let ino = self.next_ino;
+        self.next_ino += 1;
+        self.inodes.insert(ino, inode);
+        self.entries_mut(dir)?.insert(name.to_owned(), ino);
+        Ok(ino)
+    }
+
+    /// Gives an inode one more name.
+    pub(super) fn link(&mut self, ino: Ino, dir: Ino, name: &OsStr) -> Result<()> {
+        if self.inode(ino)?.is_dir() {
+            return Err(Errno::PERM);
+        }
+        if self.child(dir, name)?.is_some() {
+            return Err(Errno::EXIST);
+        }
+        self.refuse_foreign_project(ino, dir)?;
+        if self.inode(ino)?.nlink >= MAX_LINKS {
+            return Err(Errno::MLINK);
+        }
+        self.entries_mut(dir)?.insert(name.to_owned(), ino);
+        let now = self.tick();
+        let inode = self.inode_mut(ino)?;
+        inode.nlink += 1;
+        inode.ctime = now;
+        Ok(())
+    }
+
+    /// Takes a name away; the inode stays for those who have it open.
+    pub(super) fn unlink(&mut self, dir: Ino, name: &OsStr) -> Result<()> {
+        let ino = self.child(dir, name)?.ok_or(Errno::NOENT)?;
+        if self.inode(ino)?.is_dir() {
+            return Err(Errno::ISDIR);
+        }
+        self.drop_name(dir, name, ino)
+    }
+
+    pub(super) fn rmdir(&mut self, dir: Ino, name: &OsStr) -> Result<()> {
+        let ino = self.child(dir, name)?.ok_or(Errno::NOENT)?;
+        if !self.entries(ino)?.is_empty() {
+            return Err(Errno::NOTEMPTY);
+        }
+        if self.is_mount_point(ino) {
+            return Err(Errno::BUSY);
+        }
+        self.drop_name(dir, name, ino)
+    }
+
+    fn drop_name(&mut self, dir: Ino, name: &OsStr, ino: Ino) -> Result<()> {
+        self.entries_mut(dir)?.remove(name);
+        let now = self.tick();
+        let inode = self.inode_mut(ino)?;
+        inode.nlink -= 1;
+        inode.ctime = now;
+        Ok(())
+    }
+
+    /// Moves a name, replacing what the kernel allows to be replaced.
+    pub(super) fn rename(
+        &mut self,
+        (from_dir, from): (Ino, &OsStr),
+        (to_dir, to): (Ino, &OsStr),
+    ) -> Result<()> {
+        let ino = self.child(from_dir, from)?.ok_or(Errno::NOENT)?;
+        self.refuse_foreign_project(ino, to_dir)?;
+        if self.is_below(to_dir, ino) {
+            return Err(Errno::INVAL);
+        }
+        if let Some(target) = self.child(to_dir, to)? {
+            if target == ino {
+                return Ok(());
+            }
+            match (self.inode(ino)?.is_dir(), self.inode(target)?.is_dir()) {
+                (true, true) => self.rmdir(to_dir, to)?,
+                (false, false) => self.unlink(to_dir, to)?,
+                (true, false) => return Err(Errno::NOTDIR),
+                (false, true) => return Err(Errno::ISDIR),
+            }
+        }
+        self.entries_mut(from_dir)?.remove(from);
+        self.entries_mut(to_dir)?.insert(to.to_owned(), ino);
+        let now = self.tick();
+        self.inode_mut(ino)?.ctime = now;
+        Ok(())
+    }
+
+    pub(super) fn exchange(
+        &mut self,
+        (from_dir, from): (Ino, &OsStr),
+        (to_dir, to): (Ino, &OsStr),
+    ) -> Result<()> {
+        let one = self.child(from_dir, from)?.ok_or(Errno::NOENT)?;
+        let other = self.child(to_dir, to)?.ok_or(Errno::NOENT)?;
+        if self.is_below(to_dir, one) || self.is_below(from_dir, other) {
+            return Err(Errno::INVAL);
+        }
+        self.entries_mut(from_dir)?.insert(from.to_owned(), other);
+        self.entries_mut(to_dir)?.insert(to.to_owned(), one);
+        Ok(())
+    }
+
+    /// Whether `dir` is `above` or somewhere below it.
+    fn is_below(&self, dir: Ino, above: Ino) -> bool {
+        if dir == above {
+            return true;
+        }
+        let Ok(entries) = self.entries(above) else { return false };
+        entries.values().any(|&ino| self.is_below(dir, ino))
+    }
+
+    /// Quota projects are borders: nothing is linked or moved into another one.
+    fn refuse_foreign_project(&self, ino: Ino, dir: Ino) -> Result<()> {
+        let dir = self.inode(dir)?;
+        match dir.inherits && dir.project != self.inode(ino)?.project {
+            true => Err(Errno::XDEV),
+            false => Ok(()),
+        }
+    }
+}

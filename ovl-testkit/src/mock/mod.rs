@@ -1,0 +1,194 @@
+//! A kernel in memory, with Linux's semantics.
+
+mod data;
+mod inode;
+mod mounts;
+mod overlay;
+mod profile;
+mod quota;
+mod system;
+mod tree;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use ovl_diff::TreeBackend as _;
+use ovl_driver::{Kernel, ProcessId};
+use rustix::io::Errno;
+
+use inode::{Ino, Inode, ROOT};
+use mounts::Mount;
+pub use profile::KernelProfile;
+
+/// A kernel in memory: a tree with owners, modes, attributes and devices, mounts with overlayfs's
+/// merge rules, locks and project quotas. It implements every backend of the store, so that code
+/// which uses a [`Kernel`] runs on it without privileges.
+///
+/// It behaves as Linux does, with real error numbers. Where Linux permits what no program should
+/// rely on, it refuses: mount data of a page or more, and an upper or work directory that a mount
+/// already uses. Clones are the same kernel.
+///
+/// ```
+/// use ovl_driver::{CreateLayer, MountRequest, OpenOptions, blocking::Overlay2};
+/// use ovl_testkit::{KernelProfile, MockKernel};
+///
+/// let kernel = MockKernel::new(KernelProfile::modern());
+/// let options = OpenOptions::new().create(true);
+/// let store = Overlay2::open(kernel.kernel(), "/home".as_ref(), options)?;
+/// store.create(&CreateLayer::new("base".parse()?))?;
+/// store.create(&CreateLayer::new("work".parse()?).parent(Some("base".parse()?)))?;
+/// let path = store.mount(&"work".parse()?, &MountRequest::new())?;
+/// kernel.write_file(&path.join("hello"), b"from a mock")?;
+/// assert_eq!(store.changes(&"work".parse()?, &Default::default())?[0].to_string(), "A /hello");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # What it does not have
+///
+/// Handles of overlay directories name a path: they do not follow a rename. Nothing is lost at
+/// [`reboot`](Self::reboot) but mounts, locks and processes. Access is not checked against modes.
+#[derive(Clone)]
+pub struct MockKernel {
+    shared: Arc<Shared>,
+    process: ProcessId,
+}
+
+struct Shared {
+    profile: KernelProfile,
+    state: Mutex<State>,
+    /// Told when a lock is released.
+    unlocked: Condvar,
+}
+
+struct State {
+    inodes: BTreeMap<Ino, Inode>,
+    next_ino: Ino,
+    clock: i64,
+    mounts: Vec<Arc<Mount>>,
+    next_mount: u64,
+    boot: u64,
+    random: u64,
+    locks: system::Locks,
+    processes: BTreeSet<u32>,
+    limits: BTreeMap<u32, ovl_quota::Limits>,
+    /// What an exceeded limit is called here.
+    full: Errno,
+}
+
+impl MockKernel {
+    /// A kernel of this kind with an empty root directory.
+    #[must_use]
+    pub fn new(profile: KernelProfile) -> Self {
+        let process = ProcessId { pid: 1000, start_time: 1000 };
+        let state = State {
+            inodes: BTreeMap::from([(ROOT, Inode::directory(0o755, 0))]),
+            next_ino: ROOT + 1,
+            clock: 0,
+            mounts: vec![Arc::new(Mount::root())],
+            next_mount: 2,
+            boot: 1,
+            random: 0x9e37_79b9_7f4a_7c15,
+            locks: system::Locks::default(),
+            processes: BTreeSet::from([process.pid]),
+            limits: BTreeMap::new(),
+            full: Self::full(profile.fs_type),
+        };
+        let shared = Shared { profile, state: Mutex::new(state), unlocked: Condvar::new() };
+        Self { shared: Arc::new(shared), process }
+    }
+
+    /// The bundle that a store takes.
+    #[must_use]
+    pub fn kernel(&self) -> Kernel {
+        Kernel::from_backend(self.clone())
+    }
+
+    /// What kind of kernel this is.
+    #[must_use]
+    pub fn profile(&self) -> &KernelProfile {
+        &self.shared.profile
+    }
+
+    /// The same kernel, seen by another process.
+    #[must_use]
+    pub fn as_process(&self, pid: u32) -> Self {
+        self.state().processes.insert(pid);
+        let process = ProcessId { pid, start_time: u64::from(pid) };
+        Self { shared: Arc::clone(&self.shared), process }
+    }
+
+    /// Ends a process: its locks are released.
+    pub fn kill(&self, pid: u32) {
+        let mut state = self.state();
+        state.processes.remove(&pid);
+        state.locks.release_process(pid);
+        self.shared.unlocked.notify_all();
+    }
+
+    /// Starts the machine anew: mounts, locks and processes are gone, the tree is as it was.
+    pub fn reboot(&self) {
+        let mut state = self.state();
+        state.boot += 1;
+        state.mounts.truncate(1);
+        state.locks = system::Locks::default();
+        state.processes = BTreeSet::from([self.process.pid]);
+        self.shared.unlocked.notify_all();
+    }
+
+    /// Makes a directory and those above it.
+    ///
+    /// # Errors
+    /// `ENOTDIR` when a file is in the way.
+    pub fn mkdir_all(&self, path: &Path) -> io::Result<()> {
+        let mut made = PathBuf::from("/");
+        for name in path.iter().skip(1) {
+            let dir = self.open_root(&made)?;
+            match self.create_dir(&dir, name, 0o755) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => made.push(name),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a file that does not exist.
+    ///
+    /// # Errors
+    /// As creating and writing a file gives.
+    pub fn write_file(&self, path: &Path, contents: &[u8]) -> io::Result<()> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(Errno::INVAL.into());
+        };
+        let file = self.create_file(&self.open_root(parent)?, name, 0o644)?;
+        self.write_at(&file, 0, contents)
+    }
+
+    /// Reads a whole file.
+    ///
+    /// # Errors
+    /// As opening a file gives.
+    pub fn read_file(&self, path: &Path) -> io::Result<Vec<u8>> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(Errno::INVAL.into());
+        };
+        let file = self.open_file(&self.open_root(parent)?, name)?;
+        let size = self.metadata(ovl_diff::Node::File(&file))?.size;
+        let mut contents = vec![0; usize::try_from(size).unwrap_or(0)];
+        let len = self.read_at(&file, 0, &mut contents)?;
+        contents.truncate(len);
+        Ok(contents)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for MockKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MockKernel").field("process", &self.process).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,60 @@
+use ovl_driver::{FsType, Identity};
+use ovl_quota::Enforcement;
+
+/// What kind of kernel a [`MockKernel`](crate::MockKernel) is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KernelProfile {
+    /// Bytes in a page: the limit of mount data.
+    pub page_size: usize,
+    /// Whether `fsconfig` takes `lowerdir+`.
+    pub lowerdir_plus: bool,
+    /// Whether overlayfs knows the option `index`.
+    pub index: bool,
+    /// Who the caller is.
+    pub identity: Identity,
+    /// What the file system calls itself.
+    pub fs_type: FsType,
+    /// What project quotas do.
+    pub quota: Enforcement,
+}
+
+impl KernelProfile {
+    /// A kernel of today, root, ext4 with enforced quotas.
+    #[must_use]
+    pub fn modern() -> Self {
+        Self {
+            page_size: 4096,
+            lowerdir_plus: true,
+            index: true,
+            identity: Identity::root(),
+            fs_type: FsType::EXT,
+            quota: Enforcement::Enforced,
+        }
+    }
+
+    /// Without the new mount API: everything goes through one data string.
+    #[must_use]
+    pub fn legacy() -> Self {
+        Self { lowerdir_plus: false, ..Self::modern() }
+    }
+
+    /// Root of a user namespace that maps nobody else.
+    #[must_use]
+    pub fn rootless() -> Self {
+        let quota = Enforcement::Unsupported;
+        Self { identity: Identity::single_id(), quota, ..Self::modern() }
+    }
+
+    /// Pages of 64 KiB, as some arm64 kernels have.
+    #[must_use]
+    pub fn large_pages() -> Self {
+        Self { page_size: 65536, lowerdir_plus: false, ..Self::modern() }
+    }
+
+    /// XFS with enforced quotas.
+    #[must_use]
+    pub fn xfs() -> Self {
+        Self { fs_type: FsType::XFS, ..Self::modern() }
+    }
+}

@@ -1,0 +1,620 @@
+//! Steps on trees, plain and merged.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use ovl_diff::{
+    DeviceNumber, DirEntry, DirHandle, FileHandle, FileKind, Metadata, Node, NodeKind, RenameMode,
+    Timestamp, TreeBackend,
+};
+use rustix::io::Errno;
+
+use super::data::Data;
+use super::inode::{Body, Ino, ROOT, Result, check_name};
+use super::mounts::{Kind, Mount};
+use super::overlay::{Entry, Overlay, is_private};
+use super::{MockKernel, State};
+
+/// Symbolic links that one path may lead through.
+const MAX_LINKS: usize = 40;
+const MAX_TARGET_LEN: usize = 4095;
+
+/// An open directory. Holding the mount is what keeps it busy.
+pub(super) struct MockDir {
+    mount: Arc<Mount>,
+    at: At,
+}
+
+/// Where on its mount a directory is.
+#[derive(Clone)]
+enum At {
+    Plain(Ino),
+    Merged(Vec<OsString>),
+}
+
+struct MockFile {
+    mount: Arc<Mount>,
+    ino: Ino,
+    writable: bool,
+}
+
+fn dir(handle: &DirHandle) -> io::Result<&MockDir> {
+    handle.inner()
+}
+
+impl MockDir {
+    /// The directory's inode; of a merged one, that of its uppermost part.
+    pub(super) fn ino(&self, state: &State) -> Result<Ino> {
+        match (&self.at, &self.mount.kind) {
+            (At::Plain(ino), _) => Ok(*ino),
+            (At::Merged(path), Kind::Overlay(overlay)) => {
+                state.overlay_dir(overlay, path)?.top().ok_or(Errno::NOENT)
+            }
+            (At::Merged(_), Kind::Plain(_)) => Err(Errno::STALE),
+        }
+    }
+
+    fn writable(&self) -> Result<()> {
+        if self.mount.read_only { Err(Errno::ROFS) } else { Ok(()) }
+    }
+
+    fn same_mount(&self, other: &Self) -> Result<()> {
+        if self.mount.id == other.mount.id { Ok(()) } else { Err(Errno::XDEV) }
+    }
+
+    fn overlay(&self) -> Option<(&Overlay, &[OsString])> {
+        match (&self.mount.kind, &self.at) {
+            (Kind::Overlay(overlay), At::Merged(path)) => Some((overlay, path)),
+            _ => None,
+        }
+    }
+
+    /// The plain directory that a change goes to.
+    fn plain(&self) -> Result<Ino> {
+        match self.at {
+            At::Plain(ino) => Ok(ino),
+            At::Merged(_) => Err(Errno::STALE),
+        }
+    }
+
+    fn lookup(&self, state: &State, name: &OsStr) -> Result<Option<Ino>> {
+        match self.overlay() {
+            None => state.child(self.plain()?, name),
+            Some((overlay, path)) => {
+                let merged = state.overlay_dir(overlay, path)?;
+                let found = state.overlay_lookup(overlay, &merged, name)?;
+                Ok(found.and_then(|entry| match entry {
+                    Entry::Directory(inner) => inner.top(),
+                    Entry::Object(ino, _) => Some(ino),
+                }))
+            }
+        }
+    }
+
+    fn enter(&self, name: &OsStr, ino: Ino) -> Self {
+        let at = match &self.at {
+            At::Plain(_) => At::Plain(ino),
+            At::Merged(path) => At::Merged([&**path, &[name.to_owned()]].concat()),
+        };
+        Self { mount: Arc::clone(&self.mount), at }
+    }
+
+    /// The root of what is mounted on a name, which is what the name stands for then.
+    fn covering(&self, state: &State, name: &OsStr) -> Result<Option<Self>> {
+        let At::Plain(dir) = self.at else { return Ok(None) };
+        let Some(ino) = state.child(dir, name)? else { return Ok(None) };
+        Ok(state.mounted_on(ino).map(Self::root_of))
+    }
+
+    fn root_of(mount: &Arc<Mount>) -> Self {
+        let at = match &mount.kind {
+            Kind::Plain(root) => At::Plain(*root),
+            Kind::Overlay(_) => At::Merged(Vec::new()),
+        };
+        Self { mount: Arc::clone(mount), at }
+    }
+
+    fn add(&self, state: &mut State, name: &OsStr, body: Body, mode: u32) -> Result<Ino> {
+        check_name(name)?;
+        self.writable()?;
+        match self.overlay() {
+            None => state.add(self.plain()?, name, body, mode),
+            Some((overlay, path)) => state.overlay_add(overlay, path, name, body, mode),
+        }
+    }
+
+    fn dev(&self) -> u32 {
+        match self.mount.kind {
+            Kind::Plain(_) => 1,
+            Kind::Overlay(_) => u32::try_from(self.mount.id).unwrap_or(u32::MAX) + 100,
+        }
+    }
+}
+
+impl MockKernel {
+    /// The subject of a step that only looks.
+    fn locate(&self, state: &State, node: Node<'_>) -> io::Result<(Ino, u32, Option<&'static str>)> {
+        let private = |mount: &Mount| match &mount.kind {
+            Kind::Overlay(overlay) => Some(overlay.xattrs.prefix()),
+            Kind::Plain(_) => None,
+        };
+        Ok(match node {
+            Node::File(file) => {
+                let file: &MockFile = file.inner()?;
+                let dev = MockDir { mount: Arc::clone(&file.mount), at: At::Plain(file.ino) }.dev();
+                (file.ino, dev, private(&file.mount))
+            }
+            Node::Dir(handle) => {
+                let found = dir(handle)?;
+                (found.ino(state)?, found.dev(), private(&found.mount))
+            }
+            Node::Entry(handle, name) => {
+                let found = dir(handle)?;
+                if let Some(root) = found.covering(state, name)? {
+                    return Ok((root.ino(state)?, root.dev(), private(&root.mount)));
+                }
+                let ino = found.lookup(state, name)?.ok_or(Errno::NOENT)?;
+                (ino, found.dev(), private(&found.mount))
+            }
+        })
+    }
+
+    /// The subject of a step that changes it, copied up where it must be.
+    fn locate_mut(&self, state: &mut State, node: Node<'_>) -> io::Result<(Ino, Option<&'static str>)> {
+        let (ino, _, private) = self.locate(state, node)?;
+        let covering = match node {
+            Node::Entry(handle, name) => dir(handle)?.covering(state, name)?,
+            _ => None,
+        };
+        let (found, name) = match node {
+            Node::File(file) => {
+                let file: &MockFile = file.inner()?;
+                return match file.mount.read_only {
+                    true => Err(Errno::ROFS.into()),
+                    false => Ok((ino, private)),
+                };
+            }
+            Node::Dir(handle) => (dir(handle)?, None),
+            Node::Entry(handle, name) => match &covering {
+                Some(root) => (root, None),
+                None => (dir(handle)?, Some(name)),
+            },
+        };
+        found.writable()?;
+        let Some((overlay, path)) = found.overlay() else { return Ok((ino, private)) };
+        let ino = match name {
+            None => state.copy_up_dir(overlay, path)?,
+            Some(name) => state.copy_up(overlay, path, name)?,
+        };
+        Ok((ino, private))
+    }
+
+    fn change(&self, node: Node<'_>, change: impl FnOnce(&mut super::inode::Inode) -> Result<()>) -> io::Result<()> {
+        let mut state = self.state();
+        let (ino, _) = self.locate_mut(&mut state, node)?;
+        let now = state.tick();
+        let inode = state.inode_mut(ino)?;
+        change(inode)?;
+        inode.ctime = now;
+        Ok(())
+    }
+
+    fn owned(&self, ranges: &[Range<u64>], id: u32) -> Result<()> {
+        let mapped = ranges.iter().any(|range| range.contains(&u64::from(id)));
+        if mapped { Ok(()) } else { Err(Errno::INVAL) }
+    }
+}
+
+impl TreeBackend for MockKernel {
+    fn open_root(&self, path: &Path) -> io::Result<DirHandle> {
+        if !path.is_absolute() {
+            return Err(Errno::INVAL.into());
+        }
+        let state = self.state();
+        let root = state.mounts.first().ok_or(Errno::NOENT)?;
+        let top = |found: MockDir| -> Result<MockDir> {
+            let mut found = found;
+            // Whatever is mounted there covers it, and that may be covered in turn.
+            while let At::Plain(ino) = found.at
+                && let Some(mount) = state.mounted_on(ino)
+                && mount.id > found.mount.id
+            {
+                found = MockDir::root_of(mount);
+            }
+            Ok(found)
+        };
+        let mut stack = vec![MockDir { mount: Arc::clone(root), at: At::Plain(ROOT) }];
+        let mut pending: Vec<OsString> = path.iter().rev().map(OsStr::to_owned).collect();
+        let mut links = 0;
+        while let Some(name) = pending.pop() {
+            match name.as_encoded_bytes() {
+                b"/" => stack.truncate(1),
+                b"." => {}
+                b".." => stack.truncate(stack.len().saturating_sub(1).max(1)),
+                _ => {
+                    let here = &stack[stack.len() - 1];
+                    let ino = here.lookup(&state, &name)?.ok_or(Errno::NOENT)?;
+                    match &state.inode(ino)?.body {
+                        Body::Directory(_) => {
+                            let inner = top(here.enter(&name, ino))?;
+                            stack.push(inner);
+                        }
+                        Body::Symlink(target) => {
+                            links += 1;
+                            if links > MAX_LINKS {
+                                return Err(Errno::LOOP.into());
+                            }
+                            pending.extend(Path::new(target).iter().rev().map(OsStr::to_owned));
+                        }
+                        _ => return Err(Errno::NOTDIR.into()),
+                    }
+                }
+            }
+        }
+        stack.pop().map(DirHandle::new).ok_or_else(|| Errno::NOENT.into())
+    }
+
+    fn open_dir(&self, handle: &DirHandle, name: &OsStr) -> io::Result<DirHandle> {
+        let (state, here) = (self.state(), dir(handle)?);
+        let ino = here.lookup(&state, name)?.ok_or(Errno::NOENT)?;
+        if !state.inode(ino)?.is_dir() {
+            return Err(Errno::NOTDIR.into());
+        }
+        if matches!(here.at, At::Plain(_)) && state.is_mount_point(ino) {
+            return Err(Errno::XDEV.into());
+        }
+        Ok(DirHandle::new(here.enter(name, ino)))
+    }
+
+    fn read_dir(&self, handle: &DirHandle) -> io::Result<Vec<DirEntry>> {
+        let (state, here) = (self.state(), dir(handle)?);
+        let names = match here.overlay() {
+            None => state.entries(here.plain()?)?.clone(),
+            Some((overlay, path)) => state.overlay_names(&state.overlay_dir(overlay, path)?)?,
+        };
+        let mut entries = Vec::with_capacity(names.len());
+        // Backwards, so that nobody relies on an order.
+        for (name, ino) in names.into_iter().rev() {
+            entries.push(DirEntry { kind: state.inode(ino)?.kind(), name, ino });
+        }
+        Ok(entries)
+    }
+
+    fn metadata(&self, node: Node<'_>) -> io::Result<Metadata> {
+        let state = self.state();
+        let (ino, dev, _) = self.locate(&state, node)?;
+        Ok(state.inode(ino)?.metadata(ino, dev))
+    }
+
+    fn create_dir(&self, handle: &DirHandle, name: &OsStr, mode: u32) -> io::Result<()> {
+        let body = Body::Directory(BTreeMap::new());
+        dir(handle)?.add(&mut self.state(), name, body, mode)?;
+        Ok(())
+    }
+
+    fn create_file(&self, handle: &DirHandle, name: &OsStr, mode: u32) -> io::Result<FileHandle> {
+        let here = dir(handle)?;
+        let ino = here.add(&mut self.state(), name, Body::Regular(Data::default()), mode)?;
+        Ok(FileHandle::new(MockFile { mount: Arc::clone(&here.mount), ino, writable: true }))
+    }
+
+    fn open_file(&self, handle: &DirHandle, name: &OsStr) -> io::Result<FileHandle> {
+        let (state, here) = (self.state(), dir(handle)?);
+        let ino = here.lookup(&state, name)?.ok_or(Errno::NOENT)?;
+        match state.inode(ino)?.kind() {
+            FileKind::Regular => {}
+            FileKind::Symlink => return Err(Errno::LOOP.into()),
+            _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
+        }
+        Ok(FileHandle::new(MockFile { mount: Arc::clone(&here.mount), ino, writable: false }))
+    }
+
+    fn read_at(&self, file: &FileHandle, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let file: &MockFile = file.inner()?;
+        match &self.state().inode(file.ino)?.body {
+            Body::Regular(data) => Ok(data.read(offset, buffer)),
+            _ => Err(Errno::INVAL.into()),
+        }
+    }
+
+    fn write_at(&self, file: &FileHandle, offset: u64, data: &[u8]) -> io::Result<()> {
+        let file: &MockFile = file.inner()?;
+        if !file.writable {
+            return Err(Errno::BADF.into());
+        }
+        let mut state = self.state();
+        let now = state.tick();
+        let inode = state.inode(file.ino)?;
+        let Body::Regular(contents) = &inode.body else { return Err(Errno::INVAL.into()) };
+        let (project, pages) = (inode.project, contents.new_pages(offset, data.len()));
+        state.charge(project, 0, pages * 4096)?;
+        let inode = state.inode_mut(file.ino)?;
+        (inode.mtime, inode.ctime) = (now, now);
+        if let Body::Regular(contents) = &mut inode.body {
+            contents.write(offset, data);
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, file: &FileHandle, len: u64) -> io::Result<()> {
+        let file: &MockFile = file.inner()?;
+        if !file.writable {
+            return Err(Errno::INVAL.into());
+        }
+        let mut state = self.state();
+        let now = state.tick();
+        let inode = state.inode_mut(file.ino)?;
+        (inode.mtime, inode.ctime) = (now, now);
+        match &mut inode.body {
+            Body::Regular(contents) => contents.set_len(len),
+            _ => return Err(Errno::INVAL.into()),
+        }
+        Ok(())
+    }
+
+    fn next_extent(&self, file: &FileHandle, offset: u64) -> io::Result<Option<Range<u64>>> {
+        let file: &MockFile = file.inner()?;
+        match &self.state().inode(file.ino)?.body {
+            Body::Regular(data) => Ok(data.next_extent(offset)),
+            _ => Err(Errno::INVAL.into()),
+        }
+    }
+
+    fn share_data(&self, _: &FileHandle, _: &FileHandle) -> io::Result<()> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "no data is shared here"))
+    }
+
+    fn create_symlink(&self, handle: &DirHandle, name: &OsStr, target: &OsStr) -> io::Result<()> {
+        match target.len() {
+            0 => return Err(Errno::NOENT.into()),
+            1..=MAX_TARGET_LEN => {}
+            _ => return Err(Errno::NAMETOOLONG.into()),
+        }
+        dir(handle)?.add(&mut self.state(), name, Body::Symlink(target.to_owned()), 0o777)?;
+        Ok(())
+    }
+
+    fn read_link(&self, handle: &DirHandle, name: &OsStr) -> io::Result<OsString> {
+        let (state, here) = (self.state(), dir(handle)?);
+        let ino = here.lookup(&state, name)?.ok_or(Errno::NOENT)?;
+        match &state.inode(ino)?.body {
+            Body::Symlink(target) => Ok(target.clone()),
+            _ => Err(Errno::INVAL.into()),
+        }
+    }
+
+    fn create_node(
+        &self,
+        handle: &DirHandle,
+        name: &OsStr,
+        kind: NodeKind,
+        mode: u32,
+    ) -> io::Result<()> {
+        let whiteout = kind == NodeKind::CharDevice(DeviceNumber::default());
+        if self.profile().identity.user_namespace && kind != NodeKind::Fifo && !whiteout {
+            return Err(Errno::PERM.into());
+        }
+        dir(handle)?.add(&mut self.state(), name, Body::Node(kind), mode)?;
+        Ok(())
+    }
+
+    fn hard_link(
+        &self,
+        from_dir: &DirHandle,
+        from: &OsStr,
+        to_dir: &DirHandle,
+        to: &OsStr,
+    ) -> io::Result<()> {
+        let (source, target) = (dir(from_dir)?, dir(to_dir)?);
+        source.same_mount(target)?;
+        target.writable()?;
+        let mut state = self.state();
+        match (source.overlay(), target.overlay()) {
+            (Some((overlay, from_path)), Some((_, path))) => {
+                state.overlay_link(overlay, (from_path, from), (path, to))?;
+            }
+            _ => {
+                let ino = state.child(source.plain()?, from)?.ok_or(Errno::NOENT)?;
+                state.link(ino, target.plain()?, to)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn rename(
+        &self,
+        from_dir: &DirHandle,
+        from: &OsStr,
+        to_dir: &DirHandle,
+        to: &OsStr,
+        mode: RenameMode,
+    ) -> io::Result<()> {
+        let (source, target) = (dir(from_dir)?, dir(to_dir)?);
+        source.same_mount(target)?;
+        target.writable()?;
+        check_name(from)?;
+        check_name(to)?;
+        let mut state = self.state();
+        for (here, name) in [(source, from), (target, to)] {
+            if let Some(ino) = here.lookup(&state, name)?
+                && state.is_mount_point(ino)
+            {
+                return Err(Errno::BUSY.into());
+            }
+        }
+        if mode == RenameMode::NoReplace && target.lookup(&state, to)?.is_some() {
+            return Err(Errno::EXIST.into());
+        }
+        match (source.overlay(), target.overlay()) {
+            (Some(_), _) if mode == RenameMode::Exchange => return Err(Errno::INVAL.into()),
+            (Some((overlay, from_path)), Some((_, path))) => {
+                state.overlay_rename(overlay, (from_path, from), (path, to))?;
+            }
+            _ => {
+                let (from, to) = ((source.plain()?, from), (target.plain()?, to));
+                match mode {
+                    RenameMode::Exchange => state.exchange(from, to)?,
+                    RenameMode::Replace | RenameMode::NoReplace => state.rename(from, to)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn unlink(&self, handle: &DirHandle, name: &OsStr) -> io::Result<()> {
+        let here = dir(handle)?;
+        here.writable()?;
+        let mut state = self.state();
+        match here.overlay() {
+            None => state.unlink(here.plain()?, name)?,
+            Some((overlay, path)) => state.overlay_unlink(overlay, path, name)?,
+        }
+        Ok(())
+    }
+
+    fn remove_dir(&self, handle: &DirHandle, name: &OsStr) -> io::Result<()> {
+        let here = dir(handle)?;
+        here.writable()?;
+        let mut state = self.state();
+        match here.overlay() {
+            None => state.rmdir(here.plain()?, name)?,
+            Some((overlay, path)) => state.overlay_rmdir(overlay, path, name)?,
+        }
+        Ok(())
+    }
+
+    fn set_owner(&self, node: Node<'_>, uid: u32, gid: u32) -> io::Result<()> {
+        self.owned(&self.profile().identity.uids, uid)?;
+        self.owned(&self.profile().identity.gids, gid)?;
+        self.change(node, |inode| {
+            (inode.uid, inode.gid) = (uid, gid);
+            if !inode.is_dir() {
+                // Setgid without execute permission marks mandatory locking and stays.
+                inode.mode &= if inode.mode & 0o010 == 0 { !0o4000 } else { !0o6000 };
+                inode.xattrs.remove(OsStr::new("security.capability"));
+            }
+            Ok(())
+        })
+    }
+
+    fn set_mode(&self, node: Node<'_>, mode: u32) -> io::Result<()> {
+        self.change(node, |inode| {
+            if inode.kind() == FileKind::Symlink {
+                return Err(Errno::OPNOTSUPP);
+            }
+            inode.mode = mode & 0o7777;
+            Ok(())
+        })
+    }
+
+    fn set_mtime(&self, node: Node<'_>, mtime: Timestamp) -> io::Result<()> {
+        if mtime.nanos >= 1_000_000_000 {
+            return Err(Errno::INVAL.into());
+        }
+        self.change(node, |inode| {
+            inode.mtime = mtime;
+            Ok(())
+        })
+    }
+
+    fn list_xattrs(&self, node: Node<'_>) -> io::Result<Vec<OsString>> {
+        let state = self.state();
+        let (ino, _, private) = self.locate(&state, node)?;
+        let names = state.inode(ino)?.xattrs.keys();
+        let rootless = self.profile().identity.user_namespace;
+        Ok(names
+            .filter(|name| !(rootless && name.as_encoded_bytes().starts_with(b"trusted.")))
+            .filter_map(|name| shown_name(private, name))
+            .collect())
+    }
+
+    fn xattr(&self, node: Node<'_>, name: &OsStr) -> io::Result<Option<Vec<u8>>> {
+        let state = self.state();
+        let (ino, _, private) = self.locate(&state, node)?;
+        let rootless = self.profile().identity.user_namespace;
+        if rootless && name.as_encoded_bytes().starts_with(b"trusted.") {
+            return Ok(None);
+        }
+        Ok(state.inode(ino)?.xattrs.get(&stored_name(private, name)).cloned())
+    }
+
+    fn set_xattr(&self, node: Node<'_>, name: &OsStr, value: &[u8]) -> io::Result<()> {
+        let bytes = name.as_encoded_bytes();
+        let known = [&b"user."[..], b"trusted.", b"security.", b"system.posix_acl_"];
+        if !known.iter().any(|prefix| bytes.len() > prefix.len() && bytes.starts_with(prefix)) {
+            return Err(Errno::OPNOTSUPP.into());
+        }
+        if bytes.len() > 255 {
+            return Err(Errno::RANGE.into());
+        }
+        if value.len() > 65536 {
+            return Err(Errno::TOOBIG.into());
+        }
+        if self.profile().identity.user_namespace && bytes.starts_with(b"trusted.") {
+            return Err(Errno::PERM.into());
+        }
+        let mut state = self.state();
+        let (seen, _, _) = self.locate(&state, node)?;
+        let kind = state.inode(seen)?.kind();
+        if bytes.starts_with(b"user.") && !matches!(kind, FileKind::Regular | FileKind::Directory) {
+            return Err(Errno::PERM.into());
+        }
+        let (ino, private) = self.locate_mut(&mut state, node)?;
+        let now = state.tick();
+        let inode = state.inode_mut(ino)?;
+        inode.ctime = now;
+        inode.xattrs.insert(stored_name(private, name), value.to_vec());
+        Ok(())
+    }
+
+    fn remove_xattr(&self, node: Node<'_>, name: &OsStr) -> io::Result<()> {
+        self.xattr(node, name)?.ok_or(Errno::NODATA)?;
+        let mut state = self.state();
+        let (ino, private) = self.locate_mut(&mut state, node)?;
+        state.inode_mut(ino)?.xattrs.remove(&stored_name(private, name));
+        Ok(())
+    }
+
+    fn sync(&self, node: Node<'_>) -> io::Result<()> {
+        // Nothing is lost here, so there is nothing to wait for; but it must be there.
+        let state = self.state();
+        let (ino, ..) = self.locate(&state, node)?;
+        match state.inode(ino)?.kind() {
+            FileKind::Regular | FileKind::Directory => Ok(()),
+            FileKind::Symlink => Err(Errno::LOOP.into()),
+            _ => Err(Errno::INVAL.into()),
+        }
+    }
+}
+
+/// Under which name a merged view shows a stored attribute.
+fn shown_name(private: Option<&str>, name: &OsStr) -> Option<OsString> {
+    let Some(prefix) = private else { return Some(name.to_owned()) };
+    if is_private(prefix, name) {
+        return None;
+    }
+    let bytes = name.as_encoded_bytes();
+    let own = bytes.strip_prefix(prefix.as_bytes()).and_then(|rest| rest.strip_prefix(b"overlay."));
+    Some(match own {
+        Some(own) => join(prefix, own),
+        None => name.to_owned(),
+    })
+}
+
+/// Under which name an attribute set through a merged view is stored.
+fn stored_name(private: Option<&str>, name: &OsStr) -> OsString {
+    let bytes = name.as_encoded_bytes();
+    match private.and_then(|prefix| Some((prefix, bytes.strip_prefix(prefix.as_bytes())?))) {
+        Some((prefix, own)) => join(prefix, &[b"overlay.", own].concat()),
+        None => name.to_owned(),
+    }
+}
+
+fn join(prefix: &str, rest: &[u8]) -> OsString {
+    use std::os::unix::ffi::OsStringExt as _;
+    OsString::from_vec([prefix.as_bytes(), rest].concat())
+}

@@ -1,0 +1,47 @@
+//! The conformance suite on every kind of mock kernel.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use ovl_testkit::conformance::{Subject, cases};
+use ovl_testkit::{KernelProfile, MockKernel};
+
+/// Runs all cases, each on a kernel of its own, and names those that fail.
+fn run(profile: &KernelProfile) {
+    let mut failed = Vec::new();
+    let all = cases();
+    assert!(all.len() > 50, "the suite has {} cases", all.len());
+    for case in all {
+        let kernel = MockKernel::new(profile.clone());
+        kernel.mkdir_all("/scratch".as_ref()).unwrap();
+        let subject = Subject::new(kernel.kernel(), "/scratch");
+        if catch_unwind(AssertUnwindSafe(|| (case.run)(&subject))).is_err() {
+            failed.push(case.name);
+        }
+    }
+    assert!(failed.is_empty(), "failed: {failed:#?}");
+}
+
+#[test]
+fn all_cases_hold_on_a_modern_kernel() {
+    run(&KernelProfile::modern());
+}
+
+#[test]
+fn all_cases_hold_without_the_new_mount_api() {
+    run(&KernelProfile::legacy());
+}
+
+#[test]
+fn all_cases_hold_in_a_user_namespace() {
+    run(&KernelProfile::rootless());
+}
+
+#[test]
+fn all_cases_hold_with_large_pages() {
+    run(&KernelProfile::large_pages());
+}
+
+#[test]
+fn all_cases_hold_on_xfs() {
+    run(&KernelProfile::xfs());
+}
