@@ -2,5 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+mod apply;
 mod archive;
 mod host_tree;
+mod support;

@@ -245,6 +245,17 @@ impl Stack<'_> {
     }
 }
 
+/// `cap_net_raw` permitted and effective, revision 2.
+pub(crate) const CAPABILITY: &[u8] =
+    &[1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// Makes a socket on the running system; no backend can.
+pub(crate) fn make_socket(dir: &DirHandle, name: &str) {
+    let dir = HostTree::dir_fd(dir).unwrap();
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(dir, OsStr::new(name), rustix::fs::FileType::Socket, mode, 0).unwrap();
+}
+
 /// A time that is not now.
 pub(crate) const fn at(secs: i64, nanos: u32) -> Timestamp {
     Timestamp { secs, nanos }

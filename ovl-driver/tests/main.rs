@@ -1,5 +1,7 @@
 //! Integration tests.
 
-#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
 
+mod asynchronous;
 mod host_system;
+mod mock;

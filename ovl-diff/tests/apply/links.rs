@@ -1,11 +1,10 @@
 //! Symbolic and hard links.
 
-use std::ffi::OsStr;
 use std::path::Path;
 
 use ovl_diff::{BadReason, FileKind};
 
-use crate::support::{Entry, Scene, at, each};
+use crate::support::{CAPABILITY, Entry, Scene, Seen, at, each, make_socket};
 
 #[test]
 fn row_022_nothing_is_written_through_a_link_that_leads_out() {
@@ -286,8 +285,8 @@ fn row_035_a_hard_link_to_a_lower_layers_file_copies_it_up() {
             let applied = stack.apply(&[Entry::hard_link(to, from)]);
             let (was, is, link) = (below.at(from), applied.at(from), applied.at(to));
             assert_eq!(is.linked_to, link.linked_to, "{from}");
-            assert_eq!((is, is), (&crate::support::Seen { linked_to: is.linked_to.clone(), ..was.clone() }, is));
-            assert_eq!((link.mode, link.owner(), link.mtime, &link.xattrs), (was.mode, was.owner(), was.mtime, &was.xattrs));
+            let expected = Seen { linked_to: is.linked_to.clone(), ..was.clone() };
+            assert_eq!((is, link), (&expected, &expected));
             let dir = applied.at("d");
             assert_eq!((dir.mode, dir.owner(), dir.mtime), (0o750, (1, 2), at(10, 0)));
             // As when the kernel copies up: other names of the lower file stay apart.
@@ -305,25 +304,14 @@ fn row_035_a_hard_link_to_a_lower_layers_file_copies_it_up() {
     });
 }
 
-/// `cap_net_raw` permitted and effective, revision 2.
-pub(super) const CAPABILITY: &[u8] =
-    &[1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-
 #[test]
 fn row_035_a_socket_below_cannot_be_copied_up() {
     let Some(scene) = Scene::host() else { return };
     let stack = scene.stack(&[&[Entry::dir("run")]]);
     let run = scene.open(&stack.lowers[0], "run");
-    socket(&run, "s");
+    make_socket(&run, "s");
     let reason = stack.refused(&[Entry::hard_link("l", "run/s")]);
     assert_eq!(reason, BadReason::BadHardLink);
-}
-
-/// Makes a socket on the running system.
-pub(crate) fn socket(dir: &ovl_diff::DirHandle, name: &str) {
-    use rustix::fs::{FileType, Mode, mknodat};
-    let dir = ovl_diff::HostTree::dir_fd(dir).unwrap();
-    mknodat(dir, OsStr::new(name), FileType::Socket, Mode::from_raw_mode(0o600), 0).unwrap();
 }
 
 #[test]
