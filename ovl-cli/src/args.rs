@@ -10,7 +10,13 @@ use clap_complete::Shell;
 #[command(name = "ovl", version, about, max_term_width = 100)]
 pub(crate) struct Cli {
     /// The store's home [default: /var/lib/ovl for root, ovl in the XDG data directory otherwise]
-    #[arg(long, value_name = "DIR", global = true, env = "OVL_HOME", hide_env_values = true)]
+    #[arg(
+        long,
+        value_name = "DIR",
+        global = true,
+        env = "OVL_HOME",
+        hide_env_values = true
+    )]
     pub(crate) home: Option<PathBuf>,
     /// Print JSON
     #[arg(long, global = true)]

@@ -64,12 +64,20 @@ impl Kind {
 
 impl Failure {
     pub(crate) fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, source: message.into().into(), layer: None }
+        Self {
+            kind,
+            source: message.into().into(),
+            layer: None,
+        }
     }
 
     /// A text of the command line that the library refuses.
     pub(crate) fn input(error: impl StdError + Send + Sync + 'static) -> Self {
-        Self { kind: Kind::InvalidInput, source: error.into(), layer: None }
+        Self {
+            kind: Kind::InvalidInput,
+            source: error.into(),
+            layer: None,
+        }
     }
 
     /// An operation on a file of the user's.
@@ -78,7 +86,10 @@ impl Failure {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Kind::NoSpace,
             _ => Kind::Other,
         };
-        Self::new(kind, format!("cannot {operation} {}: {error}", path.display()))
+        Self::new(
+            kind,
+            format!("cannot {operation} {}: {error}", path.display()),
+        )
     }
 
     /// Writing to standard output.
@@ -143,8 +154,16 @@ impl From<Error> for Failure {
             _ => Kind::Other,
         };
         let layer = error.layer().map(ToString::to_string);
-        let kind = if is_broken_pipe(&error) { Kind::BrokenPipe } else { kind };
-        Self { kind, source: error.into(), layer }
+        let kind = if is_broken_pipe(&error) {
+            Kind::BrokenPipe
+        } else {
+            kind
+        };
+        Self {
+            kind,
+            source: error.into(),
+            layer,
+        }
     }
 }
 

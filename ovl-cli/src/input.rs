@@ -20,7 +20,10 @@ impl Input {
     /// Opens a file, or standard input for `-`.
     pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
         if path == Path::new("-") {
-            return Ok(Self { reader: Box::new(io::stdin().lock()), len: None });
+            return Ok(Self {
+                reader: Box::new(io::stdin().lock()),
+                len: None,
+            });
         }
         let failed = |error| Failure::io("open the archive", path, &error);
         let file = File::open(path).map_err(failed)?;
@@ -29,7 +32,10 @@ impl Input {
             return Err(failed(io::Error::from(io::ErrorKind::IsADirectory)));
         }
         let len = metadata.is_file().then_some(metadata.len());
-        Ok(Self { reader: Box::new(file), len })
+        Ok(Self {
+            reader: Box::new(file),
+            len,
+        })
     }
 
     /// Gives the archive to `work` together with what shows its progress.
@@ -37,7 +43,11 @@ impl Input {
         self,
         work: impl FnOnce(Box<dyn Read>, &mut dyn FnMut(Progress)) -> T,
     ) -> T {
-        let mut bar = Bar { start: Instant::now(), len: self.len, bar: None };
+        let mut bar = Bar {
+            start: Instant::now(),
+            len: self.len,
+            bar: None,
+        };
         let result = work(self.reader, &mut |progress| bar.show(progress));
         if let Some(bar) = bar.bar {
             bar.finish_and_clear();
@@ -57,7 +67,8 @@ impl Bar {
     fn show(&mut self, progress: Progress) {
         if self.bar.is_none() {
             // The clock is asked now and then only.
-            let early = !progress.entries.is_multiple_of(64) || self.start.elapsed() < Duration::from_secs(1);
+            let early = !progress.entries.is_multiple_of(64)
+                || self.start.elapsed() < Duration::from_secs(1);
             if early || !io::stderr().is_terminal() {
                 return;
             }
@@ -70,8 +81,14 @@ impl Bar {
 
 fn new_bar(len: Option<u64>) -> ProgressBar {
     let (bar, template) = match len {
-        Some(len) => (ProgressBar::new(len), "{wide_bar} {bytes}/{total_bytes} {msg} {eta}"),
-        None => (ProgressBar::new_spinner(), "{spinner} {bytes} {msg} {elapsed}"),
+        Some(len) => (
+            ProgressBar::new(len),
+            "{wide_bar} {bytes}/{total_bytes} {msg} {eta}",
+        ),
+        None => (
+            ProgressBar::new_spinner(),
+            "{spinner} {bytes} {msg} {elapsed}",
+        ),
     };
     match ProgressStyle::with_template(template) {
         Ok(style) => bar.with_style(style),

@@ -45,7 +45,10 @@ pub(crate) fn enter_unless_root() -> Result<Entered, Failure> {
 /// A mount namespace of its own, so that nothing this process mounts can outlive it.
 pub(crate) fn enter_mount_namespace() -> Result<(), Failure> {
     unshare(CloneFlags::CLONE_NEWNS).map_err(|error| {
-        Failure::new(Kind::Unsupported, format!("cannot enter a mount namespace: {error}"))
+        Failure::new(
+            Kind::Unsupported,
+            format!("cannot enter a mount namespace: {error}"),
+        )
     })?;
     private()
 }
@@ -53,6 +56,9 @@ pub(crate) fn enter_mount_namespace() -> Result<(), Failure> {
 fn private() -> Result<(), Failure> {
     let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", flags).map_err(|error| {
-        Failure::new(Kind::Unsupported, format!("cannot make the mounts private: {error}"))
+        Failure::new(
+            Kind::Unsupported,
+            format!("cannot make the mounts private: {error}"),
+        )
     })
 }

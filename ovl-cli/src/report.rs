@@ -22,13 +22,19 @@ pub(crate) struct Report {
 
 impl Report {
     /// Prints a value as JSON, or lines as they are.
-    fn print(&self, value: impl FnOnce() -> Value, lines: impl FnOnce() -> String) -> Result<(), Failure> {
+    fn print(
+        &self,
+        value: impl FnOnce() -> Value,
+        lines: impl FnOnce() -> String,
+    ) -> Result<(), Failure> {
         let mut output = io::stdout().lock();
         let written = match self.json {
             true => writeln!(output, "{}", value()),
             false => output.write_all(lines().as_bytes()),
         };
-        written.and_then(|()| output.flush()).map_err(|error| Failure::output(&error))
+        written
+            .and_then(|()| output.flush())
+            .map_err(|error| Failure::output(&error))
     }
 
     pub(crate) fn applied(&self, id: &str, applied: &Applied) -> Result<(), Failure> {
@@ -93,7 +99,9 @@ impl Report {
             };
             Value::Array(changes.iter().map(one).collect())
         };
-        self.print(value, || changes.iter().map(|change| format!("{change}\n")).collect())
+        self.print(value, || {
+            changes.iter().map(|change| format!("{change}\n")).collect()
+        })
     }
 
     pub(crate) fn size(&self, found: &LayerSize) -> Result<(), Failure> {
@@ -135,9 +143,17 @@ impl Report {
             json!({ "layers": layers, "broken": broken })
         };
         let lines = || {
-            let width = list.layers.iter().map(|layer| layer.id.as_str().len()).max().unwrap_or(0);
+            let width = list
+                .layers
+                .iter()
+                .map(|layer| layer.id.as_str().len())
+                .max()
+                .unwrap_or(0);
             let width = width.max("LAYER".len());
-            let mut lines = format!("{:width$}  {:>5}  {:9}  {:7}  PARENT\n", "LAYER", "DEPTH", "STATE", "MOUNTED");
+            let mut lines = format!(
+                "{:width$}  {:>5}  {:9}  {:7}  PARENT\n",
+                "LAYER", "DEPTH", "STATE", "MOUNTED"
+            );
             for layer in &list.layers {
                 let state = if layer.sealed { "sealed" } else { "open" };
                 let mounted = if layer.mounted { "yes" } else { "no" };
@@ -176,9 +192,23 @@ impl Report {
             let mut lines = format!("layer     {}\nlink      {}\n", info.id, info.link);
             let mut line = |key: &str, value: &str| lines += &format!("{key:9} {value}\n");
             line("parent", info.parent.as_ref().map_or("-", |id| id.as_str()));
-            line("chain", &if info.chain.is_empty() { "-".into() } else { ids().join(" ") });
+            line(
+                "chain",
+                &if info.chain.is_empty() {
+                    "-".into()
+                } else {
+                    ids().join(" ")
+                },
+            );
             line("state", if info.sealed { "sealed" } else { "open" });
-            line("written", if info.recorded { "by ovl" } else { "by another program" });
+            line(
+                "written",
+                if info.recorded {
+                    "by ovl"
+                } else {
+                    "by another program"
+                },
+            );
             line("diff", &text(info.paths.diff()));
             line("work", &text(info.paths.work()));
             line("merged", &text(info.paths.merged()));
@@ -190,7 +220,14 @@ impl Report {
                 Some(state) => {
                     line("mounted", access(state.access));
                     line("label", state.label.as_deref().unwrap_or("-"));
-                    line("options", if state.options.is_empty() { "-" } else { &state.options });
+                    line(
+                        "options",
+                        if state.options.is_empty() {
+                            "-"
+                        } else {
+                            &state.options
+                        },
+                    );
                     line("holds", &format!("{} that last", state.persistent));
                     for (process, count) in &state.processes {
                         line("", &format!("{count} of process {}", process.pid));
@@ -224,7 +261,8 @@ impl Report {
             match (plan.action(), call) {
                 (_, Some(OverlayCall::Data { data, .. })) => {
                     let bytes = String::from_utf8_lossy(data.as_bytes());
-                    value["data"] = json!({ "text": bytes, "len": data.as_bytes().len(), "limit": limit });
+                    value["data"] =
+                        json!({ "text": bytes, "len": data.as_bytes().len(), "limit": limit });
                 }
                 (_, Some(OverlayCall::Settings { settings, .. })) => {
                     let one = |setting: &Setting| match setting {
@@ -251,7 +289,10 @@ impl Report {
                 (_, Some(OverlayCall::Data { data, .. })) => {
                     let bytes = data.as_bytes();
                     lines += &format!("length    {} of {limit} bytes\n", bytes.len());
-                    lines += &format!("data      {}\n", EscapedPath(Path::new(&*String::from_utf8_lossy(bytes))));
+                    lines += &format!(
+                        "data      {}\n",
+                        EscapedPath(Path::new(&*String::from_utf8_lossy(bytes)))
+                    );
                 }
                 (_, Some(OverlayCall::Settings { settings, .. })) => {
                     for setting in settings {
@@ -265,7 +306,9 @@ impl Report {
                         };
                     }
                 }
-                (MountAction::Bind { source }, _) => lines += &format!("source    {}\n", text(source)),
+                (MountAction::Bind { source }, _) => {
+                    lines += &format!("source    {}\n", text(source))
+                }
                 _ => {}
             }
             lines
@@ -300,10 +343,19 @@ impl Report {
             line("Home", &text(&status.home));
             line("Backing Filesystem", status.backing_fs.name());
             line("Private attributes", status.xattrs.prefix());
-            line("Depth", &format!("at most {} layers below a layer", status.settings.max_depth));
+            line(
+                "Depth",
+                &format!("at most {} layers below a layer", status.settings.max_depth),
+            );
             line("Mount strategies", &strategies.join(", "));
-            line("Mount data", &format!("at most {} bytes", status.features.data_limit.bytes()));
-            line("User namespace", if status.user_namespace { "yes" } else { "no" });
+            line(
+                "Mount data",
+                &format!("at most {} bytes", status.features.data_limit.bytes()),
+            );
+            line(
+                "User namespace",
+                if status.user_namespace { "yes" } else { "no" },
+            );
             line("Project quota", &quota);
             lines
         };
@@ -316,9 +368,7 @@ fn size(size: &LayerSize) -> Value {
 }
 
 fn mount(state: &MountState) -> Value {
-    let process = |(process, count): &(ovl_driver::ProcessId, u64)| {
-        json!({ "pid": process.pid, "holds": count })
-    };
+    let process = |(process, count): &(ovl_driver::ProcessId, u64)| json!({ "pid": process.pid, "holds": count });
     json!({
         "path": text(&state.target),
         "access": access(state.access),

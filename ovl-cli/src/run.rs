@@ -29,7 +29,9 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Man => {
             let page = clap_mangen::Man::new(Cli::command());
-            return page.render(&mut io::stdout().lock()).map_err(|error| Failure::output(&error));
+            return page
+                .render(&mut io::stdout().lock())
+                .map_err(|error| Failure::output(&error));
         }
         _ => {}
     }
@@ -39,7 +41,11 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
     if let Command::Demo(demo) = &cli.command {
         return demo::run(demo.rootfs.as_deref(), entered);
     }
-    let program = Program { home: home?, report: Report { json: cli.json }, entered };
+    let program = Program {
+        home: home?,
+        report: Report { json: cli.json },
+        entered,
+    };
     program.run(&cli.command)
 }
 
@@ -59,7 +65,8 @@ impl Program {
             Command::Diff(args) => self.diff(args),
             Command::Changes(args) => {
                 let (id, base) = compared(&args.compared)?;
-                self.report.changes(&self.open()?.changes(&id, &base)?, args.null)
+                self.report
+                    .changes(&self.open()?.changes(&id, &base)?, args.null)
             }
             Command::Size(args) => {
                 let (id, base) = compared(args)?;
@@ -74,7 +81,11 @@ impl Program {
             Command::Unmount(args) => {
                 let id = layer_id(&args.id)?;
                 self.refuse_lost_mount("unmount")?;
-                let mode = if args.lazy { UnmountMode::Lazy } else { UnmountMode::Now };
+                let mode = if args.lazy {
+                    UnmountMode::Lazy
+                } else {
+                    UnmountMode::Now
+                };
                 let holds = self.open()?.unmount(&id, mode)?;
                 self.report.unmounted(id.as_str(), holds)
             }
@@ -87,7 +98,8 @@ impl Program {
             Command::Plan(args) => {
                 let (id, request) = (layer_id(&args.id)?, request(&args.how)?);
                 let store = self.open()?;
-                self.report.plan(&store.plan(&id, &request)?, &store.status()?.features)
+                self.report
+                    .plan(&store.plan(&id, &request)?, &store.status()?.features)
             }
             // Done before a home is looked for.
             Command::Demo(_) | Command::Completions { .. } | Command::Man => Ok(()),
@@ -95,7 +107,11 @@ impl Program {
     }
 
     fn open(&self) -> Result<Overlay2, Failure> {
-        Ok(Overlay2::open(Kernel::host(), &self.home, OpenOptions::new())?)
+        Ok(Overlay2::open(
+            Kernel::host(),
+            &self.home,
+            OpenOptions::new(),
+        )?)
     }
 
     /// For commands that make a home where there is none, in a directory of its own.
@@ -157,7 +173,10 @@ impl Program {
 
     fn diff(&self, args: &args::Diff) -> Result<(), Failure> {
         let (id, base) = compared(&args.compared)?;
-        let file = args.output.as_deref().filter(|path| *path != Path::new("-"));
+        let file = args
+            .output
+            .as_deref()
+            .filter(|path| *path != Path::new("-"));
         let Some(path) = file else {
             if io::stdout().is_terminal() {
                 let message = "an archive would garble the terminal; give a file with -o, or redirect the output";
@@ -186,7 +205,11 @@ impl Program {
     }
 
     fn rm(&self, args: &args::Rm) -> Result<(), Failure> {
-        let ids = args.ids.iter().map(|id| layer_id(id)).collect::<Result<Vec<_>, _>>()?;
+        let ids = args
+            .ids
+            .iter()
+            .map(|id| layer_id(id))
+            .collect::<Result<Vec<_>, _>>()?;
         let store = self.open()?;
         let mut first: Option<Failure> = None;
         let mut fail = |failure: Failure| match &first {
@@ -227,10 +250,13 @@ fn home(given: Option<&Path>) -> Result<PathBuf, Failure> {
         None if rustix::process::geteuid().is_root() => PathBuf::from("/var/lib/ovl"),
         None => {
             let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-            let data = set("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+            let data = set("XDG_DATA_HOME")
+                .map(PathBuf::from)
+                .filter(|path| path.is_absolute());
             let data = data.or_else(|| Some(Path::new(&set("HOME")?).join(".local/share")));
             let message = "neither HOME nor XDG_DATA_HOME says where the store is; give --home";
-            data.ok_or_else(|| Failure::new(Kind::Usage, message))?.join("ovl")
+            data.ok_or_else(|| Failure::new(Kind::Usage, message))?
+                .join("ovl")
         }
     };
     std::path::absolute(&home).map_err(|error| Failure::io("find", &home, &error))
@@ -263,7 +289,9 @@ fn compared(args: &args::Compared) -> Result<(LayerId, Base), Failure> {
 }
 
 fn foreign(args: &args::Foreign) -> ImportOptions {
-    ImportOptions::new().squash(args.squash).skip_devices(args.skip_devices)
+    ImportOptions::new()
+        .squash(args.squash)
+        .skip_devices(args.skip_devices)
 }
 
 fn request(args: &args::How) -> Result<MountRequest, Failure> {
@@ -275,10 +303,19 @@ fn request(args: &args::How) -> Result<MountRequest, Failure> {
     let strategy = match args.strategy.as_deref() {
         None => None,
         Some(text) => Some(text.parse().map_err(|()| {
-            let known: Vec<&str> = ovl_mount::Strategy::ALL.iter().map(|one| one.as_str()).collect();
-            let message = format!("{text:?} is not a mount strategy; there are {}", known.join(", "));
+            let known: Vec<&str> = ovl_mount::Strategy::ALL
+                .iter()
+                .map(|one| one.as_str())
+                .collect();
+            let message = format!(
+                "{text:?} is not a mount strategy; there are {}",
+                known.join(", ")
+            );
             Failure::new(Kind::InvalidInput, message)
         })?),
     };
-    Ok(MountRequest::new().label(label).options(options).strategy(strategy))
+    Ok(MountRequest::new()
+        .label(label)
+        .options(options)
+        .strategy(strategy))
 }

@@ -19,34 +19,69 @@ fn two_layers(store: &Store) -> String {
 
 #[test]
 fn an_import_prints_digest_entries_and_bytes() {
-    let Some(store) = store("an_import_prints_digest_entries_and_bytes") else { return };
+    let Some(store) = store("an_import_prints_digest_entries_and_bytes") else {
+        return;
+    };
     let good = store.write("good.tar", &archive(&[("a", b"four"), ("b", b"")]));
     let printed = store.ok(&["import", "base", &good]);
     let lines: Vec<&str> = printed.lines().collect();
-    assert!(lines[0].starts_with("sha256:") && lines[0].len() == 71, "{printed}");
+    assert!(
+        lines[0].starts_with("sha256:") && lines[0].len() == 71,
+        "{printed}"
+    );
     assert_eq!(lines[1..], ["entries 2", "bytes 4"]);
     let again = json(&store.ok(&["import", "again", &good, "--json"]));
     assert_eq!(again["diff_id"], lines[0]);
-    assert_eq!((&again["entries"], &again["size"]["bytes"]), (&2.into(), &4.into()));
+    assert_eq!(
+        (&again["entries"], &again["size"]["bytes"]),
+        (&2.into(), &4.into())
+    );
 }
 
 #[test]
 fn an_archive_comes_from_standard_input_too() {
-    let Some(store) = store("an_archive_comes_from_standard_input_too") else { return };
+    let Some(store) = store("an_archive_comes_from_standard_input_too") else {
+        return;
+    };
     let mut import = store.command(&["import", "base", "-"]);
-    let mut child = import.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(&archive(&[("x", b"x")])).unwrap();
+    let mut child = import
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(&archive(&[("x", b"x")]))
+        .unwrap();
     assert!(child.wait().unwrap().success());
     assert_eq!(store.ok(&["size", "base"]), "1\n");
 }
 
 #[test]
 fn bad_ids_are_refused_by_every_command() {
-    let Some(store) = store("bad_ids_are_refused_by_every_command") else { return };
+    let Some(store) = store("bad_ids_are_refused_by_every_command") else {
+        return;
+    };
     let good = two_layers(&store);
     let before = store.ok(&["ls", "--json"]);
-    for id in ["", ".", "..", "../x", "a/b", "/abs", "l", "-x", "a b", "a\nb", "metacopy-check1"] {
-        for command in ["create", "mount", "unmount", "rm", "inspect", "plan", "changes", "size", "diff"] {
+    for id in [
+        "",
+        ".",
+        "..",
+        "../x",
+        "a/b",
+        "/abs",
+        "l",
+        "-x",
+        "a b",
+        "a\nb",
+        "metacopy-check1",
+    ] {
+        for command in [
+            "create", "mount", "unmount", "rm", "inspect", "plan", "changes", "size", "diff",
+        ] {
             store.fails(7, &[command, "--", id]);
         }
         store.fails(7, &["import", "--", id, &good]);
@@ -58,10 +93,15 @@ fn bad_ids_are_refused_by_every_command() {
 
 #[test]
 fn what_is_not_there_is_exit_code_3() {
-    let Some(store) = store("what_is_not_there_is_exit_code_3") else { return };
+    let Some(store) = store("what_is_not_there_is_exit_code_3") else {
+        return;
+    };
     let message = store.fails(3, &["ls"]);
     assert!(message.contains("no layer store"), "{message}");
-    assert!(!store.path("home").exists(), "a reading command makes no home");
+    assert!(
+        !store.path("home").exists(),
+        "a reading command makes no home"
+    );
     let good = two_layers(&store);
     for command in ["rm", "inspect", "plan", "changes", "size", "diff"] {
         let message = store.fails(3, &[command, "unknown"]);
@@ -72,12 +112,17 @@ fn what_is_not_there_is_exit_code_3() {
     store.fails(3, &["changes", "open", "--parent", "unknown"]);
     assert_eq!(store.ok(&["rm", "--force", "unknown"]), "");
     let error = json(&store.fails(3, &["inspect", "unknown", "--json"]));
-    assert_eq!((&error["error"]["kind"], &error["error"]["layer"]), (&"not-found".into(), &"unknown".into()));
+    assert_eq!(
+        (&error["error"]["kind"], &error["error"]["layer"]),
+        (&"not-found".into(), &"unknown".into())
+    );
 }
 
 #[test]
 fn what_exists_is_4_and_what_is_in_use_is_5() {
-    let Some(store) = store("what_exists_is_4_and_what_is_in_use_is_5") else { return };
+    let Some(store) = store("what_exists_is_4_and_what_is_in_use_is_5") else {
+        return;
+    };
     let good = two_layers(&store);
     store.fails(4, &["create", "base"]);
     store.fails(4, &["import", "open", &good]);
@@ -86,20 +131,33 @@ fn what_exists_is_4_and_what_is_in_use_is_5() {
     store.fails(5, &["apply", "base", &good]);
     // In any order: children go first.
     store.ok(&["rm", "base", "open"]);
-    assert_eq!(json(&store.ok(&["ls", "--json"]))["layers"], Value::Array(Vec::new()));
+    assert_eq!(
+        json(&store.ok(&["ls", "--json"]))["layers"],
+        Value::Array(Vec::new())
+    );
 }
 
 #[test]
 fn bad_archives_are_7_and_leave_nothing() {
-    let Some(store) = store("bad_archives_are_7_and_leave_nothing") else { return };
+    let Some(store) = store("bad_archives_are_7_and_leave_nothing") else {
+        return;
+    };
     two_layers(&store);
     let before = store.ok(&["ls", "--json"]);
     let mut truncated = archive(&[("cut", &[7; 5000])]);
     truncated.truncate(3000);
     for (name, bytes, word) in [
-        ("escape", archive(&[("good", b"g"), ("../victim", b"x")]), "out of the layer"),
+        (
+            "escape",
+            archive(&[("good", b"g"), ("../victim", b"x")]),
+            "out of the layer",
+        ),
         ("truncated", truncated, "truncated"),
-        ("text", b"not an archive\n".repeat(99), "not a layer archive"),
+        (
+            "text",
+            b"not an archive\n".repeat(99),
+            "not a layer archive",
+        ),
         ("empty", Vec::new(), "not a layer archive"),
     ] {
         let path = store.write(name, &bytes);
@@ -122,11 +180,16 @@ fn bad_archives_are_7_and_leave_nothing() {
 
 #[test]
 fn a_damaged_layer_is_9_and_named() {
-    let Some(store) = store("a_damaged_layer_is_9_and_named") else { return };
+    let Some(store) = store("a_damaged_layer_is_9_and_named") else {
+        return;
+    };
     two_layers(&store);
     std::fs::write(store.path("home/open/lower"), "").unwrap();
     let message = store.fails(9, &["inspect", "open"]);
-    assert!(message.contains("open/lower") && message.contains("empty"), "{message}");
+    assert!(
+        message.contains("open/lower") && message.contains("empty"),
+        "{message}"
+    );
     let list = store.run(&["ls"]);
     assert!(String::from_utf8_lossy(&list.stderr).contains("open/lower"));
     store.ok(&["rm", "open"]);
@@ -134,23 +197,42 @@ fn a_damaged_layer_is_9_and_named() {
 
 #[test]
 fn wrong_usage_is_2() {
-    let Some(store) = store("wrong_usage_is_2") else { return };
-    for arguments in [&["frobnicate"][..], &["create"], &["mount"], &["ls", "--loud"], &["rm"]] {
+    let Some(store) = store("wrong_usage_is_2") else {
+        return;
+    };
+    for arguments in [
+        &["frobnicate"][..],
+        &["create"],
+        &["mount"],
+        &["ls", "--loud"],
+        &["rm"],
+    ] {
         store.fails(2, arguments);
     }
 }
 
 #[test]
 fn a_plan_is_printed_with_its_lengths_and_bad_options_are_7() {
-    let Some(store) = store("a_plan_is_printed_with_its_lengths_and_bad_options_are_7") else { return };
+    let Some(store) = store("a_plan_is_printed_with_its_lengths_and_bad_options_are_7") else {
+        return;
+    };
     two_layers(&store);
     let plan = json(&store.ok(&["plan", "open", "--strategy", "mount-absolute", "--json"]));
-    assert_eq!((&plan["kind"], &plan["access"]), (&"overlay".into(), &"writable".into()));
-    let (text, len) = (plan["data"]["text"].as_str().unwrap(), plan["data"]["len"].as_u64().unwrap());
+    assert_eq!(
+        (&plan["kind"], &plan["access"]),
+        (&"overlay".into(), &"writable".into())
+    );
+    let (text, len) = (
+        plan["data"]["text"].as_str().unwrap(),
+        plan["data"]["len"].as_u64().unwrap(),
+    );
     assert_eq!(text.len() as u64, len);
     assert!(text.contains("lowerdir=") && len <= plan["data"]["limit"].as_u64().unwrap());
     let lines = store.ok(&["plan", "base"]);
-    assert!(lines.contains("bind") && lines.contains("read-only"), "{lines}");
+    assert!(
+        lines.contains("bind") && lines.contains("read-only"),
+        "{lines}"
+    );
     store.fails(7, &["plan", "open", "--option", "upperdir=/etc"]);
     store.fails(7, &["plan", "open", "--label", "a\",upperdir=/x,\"b"]);
     store.fails(7, &["plan", "open", "--strategy", "magic"]);
@@ -158,13 +240,18 @@ fn a_plan_is_printed_with_its_lengths_and_bad_options_are_7() {
 
 #[test]
 fn changes_and_diff_speak_of_the_parent_unless_told_otherwise() {
-    let Some(store) = store("changes_and_diff_speak_of_the_parent") else { return };
+    let Some(store) = store("changes_and_diff_speak_of_the_parent") else {
+        return;
+    };
     two_layers(&store);
     let more = store.write("more.tar", &archive(&[("more", b"more!")]));
     store.ok(&["apply", "open", &more]);
     assert_eq!(store.ok(&["changes", "open"]), "A /more\n");
     assert_eq!(store.ok(&["changes", "open", "-0"]), "A /more\0");
-    assert_eq!(store.ok(&["changes", "open", "--parent", "none"]), "A /good\nA /more\n");
+    assert_eq!(
+        store.ok(&["changes", "open", "--parent", "none"]),
+        "A /good\nA /more\n"
+    );
     assert_eq!(store.ok(&["size", "open"]), "5\n");
     assert_eq!(store.ok(&["size", "open", "--parent", "none"]), "9\n");
     let first = store.run(&["diff", "open"]).stdout;
@@ -177,11 +264,17 @@ fn changes_and_diff_speak_of_the_parent_unless_told_otherwise() {
 
 #[test]
 fn a_reader_that_goes_away_is_no_failure() {
-    let Some(store) = store("a_reader_that_goes_away_is_no_failure") else { return };
+    let Some(store) = store("a_reader_that_goes_away_is_no_failure") else {
+        return;
+    };
     let large = store.write("large.tar", &archive(&[("large", &[7; 3_000_000])]));
     store.ok(&["import", "base", &large]);
     let mut diff = store.command(&["diff", "base"]);
-    let mut child = diff.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = diff
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut first = [0; 512];
     child.stdout.take().unwrap().read_exact(&mut first).unwrap();
     let output = child.wait_with_output().unwrap();
@@ -191,7 +284,9 @@ fn a_reader_that_goes_away_is_no_failure() {
 
 #[test]
 fn mounts_are_counted_across_processes() {
-    let Some(store) = store("mounts_are_counted_across_processes") else { return };
+    let Some(store) = store("mounts_are_counted_across_processes") else {
+        return;
+    };
     let good = store.write("good.tar", &archive(&[("good", b"good")]));
     let script = format!(
         "ovl import base {good} >/dev/null; ovl create work --parent base --writable
@@ -203,9 +298,13 @@ fn mounts_are_counted_across_processes() {
          test $? = 3
          ovl changes work"
     );
-    let Some(output) = store.script(&script) else { return };
-    let (printed, errors) =
-        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let Some(output) = store.script(&script) else {
+        return;
+    };
+    let (printed, errors) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
     assert!(output.status.success(), "{:?}: {errors}", output.status);
     let mut lines = printed.lines();
     let info = json(lines.next().unwrap());
@@ -216,7 +315,10 @@ fn mounts_are_counted_across_processes() {
 #[test]
 fn completions_and_the_manual_need_no_store() {
     let run = |arguments: &[&str]| {
-        Command::new(env!("CARGO_BIN_EXE_ovl")).args(arguments).output().unwrap()
+        Command::new(env!("CARGO_BIN_EXE_ovl"))
+            .args(arguments)
+            .output()
+            .unwrap()
     };
     let completions = run(&["completions", "bash"]);
     assert!(completions.status.success());

@@ -2,17 +2,28 @@ use crate::support::{archive, store};
 
 #[test]
 fn the_demo_checks_itself_and_leaves_nothing() {
-    let Some(store) = store("the_demo_checks_itself_and_leaves_nothing") else { return };
-    let files: Vec<(String, Vec<u8>)> =
-        (0..40_u8).map(|n| (format!("dir{}/sub/file{n}", n % 5), vec![n; 2000])).collect();
-    let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (&**name, &**bytes)).collect();
+    let Some(store) = store("the_demo_checks_itself_and_leaves_nothing") else {
+        return;
+    };
+    let files: Vec<(String, Vec<u8>)> = (0..40_u8)
+        .map(|n| (format!("dir{}/sub/file{n}", n % 5), vec![n; 2000]))
+        .collect();
+    let files: Vec<(&str, &[u8])> = files
+        .iter()
+        .map(|(name, bytes)| (&**name, &**bytes))
+        .collect();
     let rootfs = store.write("rootfs.tar", &archive(&files));
     let temporary = store.path("temporary");
     std::fs::create_dir(&temporary).unwrap();
-    let output =
-        store.command(&["demo", "--rootfs", &rootfs]).env("TMPDIR", &temporary).output().unwrap();
-    let (printed, errors) =
-        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let output = store
+        .command(&["demo", "--rootfs", &rootfs])
+        .env("TMPDIR", &temporary)
+        .output()
+        .unwrap();
+    let (printed, errors) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
     if output.status.code() == Some(1) && errors.contains("cannot mount") {
         eprintln!("SKIPPED: 1 test did not run: no overlay mounts here: {errors}");
         return;

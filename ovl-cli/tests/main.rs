@@ -1,6 +1,11 @@
 //! The program as its users run it: exit codes, output, messages.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "tests"
+)]
 
 mod commands;
 mod demo;

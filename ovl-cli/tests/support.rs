@@ -12,7 +12,9 @@ pub(crate) struct Store {
 
 /// Whether this machine lets the program work: as root, or in a user namespace. Says so when not.
 pub(crate) fn store(test: &str) -> Option<Store> {
-    let store = Store { dir: tempfile::tempdir().unwrap() };
+    let store = Store {
+        dir: tempfile::tempdir().unwrap(),
+    };
     // Whatever it finds, it has to get as far as looking for a home.
     let output = store.run(&["status"]);
     if output.status.code() == Some(6) {
@@ -30,7 +32,10 @@ impl Store {
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ovl"));
-        command.env_remove("OVL_HOME").arg("--home").arg(self.path("home"));
+        command
+            .env_remove("OVL_HOME")
+            .arg("--home")
+            .arg(self.path("home"));
         command.args(arguments).stdin(Stdio::null());
         command
     }
@@ -43,7 +48,11 @@ impl Store {
     pub(crate) fn ok(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "ovl {arguments:?}: {:?}: {errors}", output.status);
+        assert!(
+            output.status.success(),
+            "ovl {arguments:?}: {:?}: {errors}",
+            output.status
+        );
         String::from_utf8(output.stdout).unwrap()
     }
 
@@ -52,9 +61,19 @@ impl Store {
     pub(crate) fn fails(&self, code: i32, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(code), "ovl {arguments:?}: {errors}");
-        assert!(output.stdout.is_empty(), "ovl {arguments:?} printed something");
-        assert!(errors.len() > 20 && !errors.contains("panicked"), "ovl {arguments:?}: {errors}");
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "ovl {arguments:?}: {errors}"
+        );
+        assert!(
+            output.stdout.is_empty(),
+            "ovl {arguments:?} printed something"
+        );
+        assert!(
+            errors.len() > 20 && !errors.contains("panicked"),
+            "ovl {arguments:?}: {errors}"
+        );
         errors
     }
 
@@ -78,7 +97,11 @@ impl Store {
             "set -eu; mkdir -p {home}; mount -t tmpfs t {home}; ovl() {{ {} --home {home}/h \"$@\"; }}; {script}",
             env!("CARGO_BIN_EXE_ovl")
         );
-        let output = command.args(["sh", "-c", &setup]).env_remove("OVL_HOME").output().ok()?;
+        let output = command
+            .args(["sh", "-c", &setup])
+            .env_remove("OVL_HOME")
+            .output()
+            .ok()?;
         let errors = String::from_utf8_lossy(&output.stderr);
         let refused = errors.contains("unshare:") || errors.contains("mount:");
         if refused {

@@ -11,7 +11,9 @@ use ovl_layout::XattrNamespace;
 use crate::archive::{
     ArchiveEntry, ArchiveReader, ArchiveSummary, BadArchive, BadReason, EntryKind, ReadLimits,
 };
+use crate::copy::{Private, clear_attributes, copy_object, drop_inherited};
 use crate::error::{ApplyError, Context as _, TreeError};
+use crate::handles::FewHandles;
 use crate::place::{EnterError, Entered, Position, make_opaque, remove_any};
 use crate::tree::{DeviceNumber, DirHandle, FileKind, Metadata, Node, NodeKind, TreeBackend};
 use crate::view::{Found, View};
@@ -51,7 +53,14 @@ impl ApplyOptions {
     #[must_use]
     pub fn new(xattrs: XattrNamespace) -> Self {
         let limits = ReadLimits::default();
-        Self { xattrs, limits, uids: None, gids: None, squash: false, skip_devices: false }
+        Self {
+            xattrs,
+            limits,
+            uids: None,
+            gids: None,
+            squash: false,
+            skip_devices: false,
+        }
     }
 }
 
@@ -110,6 +119,7 @@ pub fn apply(
     options: &ApplyOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<ApplySummary, ApplyError> {
+    let tree = &FewHandles::new(tree);
     let mut reader = ArchiveReader::new(input, options.limits);
     let view = View::new(tree, options.xattrs);
     let position = Position::new(view, upper, lowers)?;
@@ -128,7 +138,10 @@ pub fn apply(
     while let Some(entry) = reader.next_entry()? {
         applier.entry(&entry, &mut reader)?;
         entries += 1;
-        progress(Progress { entries, input_bytes: reader.input_bytes() });
+        progress(Progress {
+            entries,
+            input_bytes: reader.input_bytes(),
+        });
     }
     applier.position.leave_all()?;
     Ok(ApplySummary {
@@ -194,34 +207,48 @@ impl Applier<'_> {
             return Ok(());
         }
         let kind = classify(name);
-        let is_marker = match entry.kind {
+        let is_marker = match &entry.kind {
             EntryKind::Regular => entry.size == 0,
-            // AUFS layers link all their whiteouts together.
-            EntryKind::HardLink { .. } => true,
+            // AUFS layers link all their markers together.
+            EntryKind::HardLink { target } => {
+                let last = target
+                    .rsplit(|&byte| byte == b'/')
+                    .next()
+                    .unwrap_or_default();
+                classify(OsStr::from_bytes(last)) != EntryName::Plain
+            }
             _ => false,
         };
         match kind {
-            EntryName::Plain => self.place(entry, parents, name, reader).map_err(|stop| match stop {
-                PlaceError::Stop(stop) => unstop(stop),
-                PlaceError::Apply(error) => error,
-            }),
+            EntryName::Plain => {
+                self.place(entry, parents, name, reader)
+                    .map_err(|stop| match stop {
+                        PlaceError::Stop(stop) => unstop(stop),
+                        PlaceError::Apply(error) => error,
+                    })
+            }
             EntryName::AufsMetadata => Ok(()),
             EntryName::Nonsense => Err(refuse(BadReason::BadWhiteout)),
             _ if !is_marker => Err(refuse(BadReason::BadWhiteout)),
-            EntryName::Whiteout(hidden) => {
-                self.resolve(parents).and_then(|()| Ok(self.whiteout(hidden)?)).map_err(unstop)
-            }
-            EntryName::Opaque => {
-                self.resolve(parents).and_then(|()| Ok(self.opaque()?)).map_err(unstop)
-            }
+            EntryName::Whiteout(hidden) => self
+                .resolve(parents)
+                .and_then(|()| Ok(self.whiteout(hidden)?))
+                .map_err(unstop),
+            EntryName::Opaque => self
+                .resolve(parents)
+                .and_then(|()| Ok(self.opaque()?))
+                .map_err(unstop),
         }
     }
 
     /// Makes the directory at `path` current, following links inside the layer.
     fn resolve(&mut self, path: &[&OsStr]) -> Result<(), Stop> {
         let kept = self.position.keep_common(path)?;
-        let mut pending: Vec<OsString> =
-            path[kept..].iter().rev().map(|&name| name.to_owned()).collect();
+        let mut pending: Vec<OsString> = path[kept..]
+            .iter()
+            .rev()
+            .map(|&name| name.to_owned())
+            .collect();
         let mut links = 0;
         while let Some(name) = pending.pop() {
             // Only the text of a link can hold it: entry names with it are refused.
@@ -347,16 +374,13 @@ impl Applier<'_> {
         let path = self.position.path().to_owned();
         if existed {
             // The later entry replaces the earlier one's attributes, not only adds to them.
-            for name in self.tree.list_xattrs(Node::Dir(&dir)).on("read attributes of", &path)? {
-                if !crate::xattrs::is_private(self.options.xattrs, &name)
-                    && !crate::xattrs::is_host_only(&name)
-                {
-                    let node = Node::Dir(&dir);
-                    self.tree.remove_xattr(node, &name).on("remove attributes of", &path)?;
-                }
-            }
+            clear_attributes(self.position.view(), Node::Dir(&dir))
+                .on("remove attributes of", &path)?;
         }
         self.owner_mode_xattrs(entry, Node::Dir(&dir), FileKind::Directory, &path)?;
+        if existed || !entry.xattrs.is_empty() {
+            self.position.note_default_acl()?;
+        }
         self.position.set_mtime(entry.mtime);
         Ok(())
     }
@@ -374,14 +398,18 @@ impl Applier<'_> {
             .on("create", &path)?;
         let (mut offset, mut written) = (0, 0);
         while offset < entry.size {
-            let len = reader.read_payload(&mut self.buffer).map_err(ApplyError::from)?;
+            let len = reader
+                .read_payload(&mut self.buffer)
+                .map_err(ApplyError::from)?;
             if len == 0 {
                 break;
             }
             let chunk = &self.buffer[..len];
             let is_hole = len >= HOLE_LEN && chunk.iter().all(|&byte| byte == 0);
             if !is_hole {
-                self.tree.write_at(&file, offset, chunk).on("write", &path)?;
+                self.tree
+                    .write_at(&file, offset, chunk)
+                    .on("write", &path)?;
                 written = offset + len as u64;
             }
             offset += len as u64;
@@ -444,6 +472,9 @@ impl Applier<'_> {
                 match view.lookup(&below, target_name).on("look at", &path)? {
                     Found::Nothing => return Err(Stop::Bad(BadReason::DanglingHardLink)),
                     Found::Directory(..) => return Err(Stop::Bad(BadReason::BadHardLink)),
+                    Found::Object(_, metadata) if metadata.kind == FileKind::Socket => {
+                        return Err(Stop::Bad(BadReason::BadHardLink));
+                    }
                     Found::Object(dir, metadata) => {
                         (self.copy_up(&dir, target_name, &metadata)?, metadata)
                     }
@@ -456,14 +487,29 @@ impl Applier<'_> {
         self.resolve(parents)?;
         let dir = self.position.upper()?;
         let path = self.position.path_of(name);
-        if let Some(existing) = self.position.view().entry(&dir, name).on("look at", &path)? {
-            let source = self.tree.metadata(Node::Entry(&from, target_name)).on("look at", &path)?;
+        if let Some(existing) = self
+            .position
+            .view()
+            .entry(&dir, name)
+            .on("look at", &path)?
+        {
+            let source = self
+                .tree
+                .metadata(Node::Entry(&from, target_name))
+                .on("look at", &path)?;
             if (existing.dev, existing.ino) == (source.dev, source.ino) {
                 return Ok(());
             }
         }
-        self.create(&dir, name, |tree| tree.hard_link(&from, target_name, &dir, name))?
-            .on("link", &path)?;
+        match self.create(&dir, name, |tree| {
+            tree.hard_link(&from, target_name, &dir, name)
+        })? {
+            // It was in the directory that has made way for the link.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Stop::Bad(BadReason::DanglingHardLink));
+            }
+            result => result.on("link", &path)?,
+        }
         self.position.touch();
         Ok(())
     }
@@ -477,8 +523,16 @@ impl Applier<'_> {
     ) -> Result<DirHandle, TreeError> {
         let to = self.position.upper()?;
         let path = self.position.path_of(name);
-        crate::copy::copy_object(self.position.view(), (from, name), metadata, (&to, name))
-            .on("copy up", &path)?;
+        let (view, inherits) = (self.position.view(), self.position.inherits());
+        copy_object(
+            view,
+            (from, name),
+            metadata,
+            (&to, name),
+            Private::Drop,
+            inherits,
+        )
+        .on("copy up", &path)?;
         self.position.touch();
         Ok(to)
     }
@@ -487,7 +541,9 @@ impl Applier<'_> {
     fn whiteout(&mut self, name: &OsStr) -> Result<(), TreeError> {
         let path = self.position.path_of(name);
         let view = self.position.view();
-        let below = view.lookup(self.position.below(), name).on("look at", &path)?;
+        let below = view
+            .lookup(self.position.below(), name)
+            .on("look at", &path)?;
         if !below.exists() {
             return Ok(());
         }
@@ -499,7 +555,9 @@ impl Applier<'_> {
         match existing {
             None => {
                 let kind = NodeKind::CharDevice(DeviceNumber::default());
-                self.tree.create_node(&dir, name, kind, 0).on("create the whiteout", &path)?;
+                self.tree
+                    .create_node(&dir, name, kind, 0)
+                    .on("create the whiteout", &path)?;
                 self.position.touch();
             }
             Some(metadata) if metadata.is_dir() && matches!(below, Found::Directory(..)) => {
@@ -526,8 +584,14 @@ impl Applier<'_> {
         kind: FileKind,
         path: &Path,
     ) -> Result<(), Stop> {
+        if self.position.inherits() {
+            drop_inherited(self.tree, node).on("change", path)?;
+        }
         self.owner_mode_xattrs(entry, node, kind, path)?;
-        Ok(self.tree.set_mtime(node, entry.mtime).on("set the time of", path)?)
+        Ok(self
+            .tree
+            .set_mtime(node, entry.mtime)
+            .on("set the time of", path)?)
     }
 
     /// In this order: a change of owner clears setuid bits and capabilities.
@@ -539,9 +603,13 @@ impl Applier<'_> {
         path: &Path,
     ) -> Result<(), Stop> {
         let (uid, gid) = self.owner(entry)?;
-        self.tree.set_owner(node, uid, gid).on("set the owner of", path)?;
+        self.tree
+            .set_owner(node, uid, gid)
+            .on("set the owner of", path)?;
         if kind != FileKind::Symlink {
-            self.tree.set_mode(node, entry.mode).on("set the mode of", path)?;
+            self.tree
+                .set_mode(node, entry.mode)
+                .on("set the mode of", path)?;
         }
         for (name, value) in &entry.xattrs {
             match stored_name(self.options.xattrs, name) {
@@ -565,13 +633,28 @@ impl Applier<'_> {
             self.skipped_xattrs += 1;
             return Ok(());
         }
+        let refused = || {
+            let (name, problem) = (name.as_bytes().to_vec(), "the kernel refuses its value");
+            Stop::Bad(BadReason::BadXattr { name, problem })
+        };
+        // The kernel would store it, and refuse to read it ever after.
+        if value.is_empty() && name == "security.capability" {
+            return Err(refused());
+        }
         self.tree.set_xattr(node, name, value).map_err(|source| {
             // ext4 keeps all attributes of a file in one block and calls its end "no space".
             let too_large = source.kind() == io::ErrorKind::StorageFull
                 || source.kind() == io::ErrorKind::ArgumentListTooLong;
             if too_large && value.len() > 1024 {
                 let name = name.as_bytes().to_vec();
-                return Stop::Bad(BadReason::XattrTooLarge { name, len: value.len() });
+                return Stop::Bad(BadReason::XattrTooLarge {
+                    name,
+                    len: value.len(),
+                });
+            }
+            // Capabilities and access control lists have a form.
+            if source.kind() == io::ErrorKind::InvalidInput {
+                return refused();
             }
             Stop::Tree(TreeError::new("set an attribute of", path, source))
         })
@@ -579,7 +662,9 @@ impl Applier<'_> {
 
     fn owner(&mut self, entry: &ArchiveEntry) -> Result<(u32, u32), Stop> {
         let maps = |ranges: &Option<Vec<Range<u64>>>, id: u32| {
-            ranges.as_ref().is_none_or(|all| all.iter().any(|one| one.contains(&u64::from(id))))
+            ranges
+                .as_ref()
+                .is_none_or(|all| all.iter().any(|one| one.contains(&u64::from(id))))
         };
         let (uid, gid) = (entry.uid, entry.gid);
         let mapped = (maps(&self.options.uids, uid), maps(&self.options.gids, gid));
@@ -590,7 +675,10 @@ impl Applier<'_> {
             return Err(Stop::Bad(BadReason::UnmappedOwner { uid, gid }));
         }
         self.squashed += 1;
-        Ok((if mapped.0 { uid } else { 0 }, if mapped.1 { gid } else { 0 }))
+        Ok((
+            if mapped.0 { uid } else { 0 },
+            if mapped.1 { gid } else { 0 },
+        ))
     }
 }
 

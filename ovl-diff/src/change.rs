@@ -82,17 +82,24 @@ pub(crate) fn differs(
     if timed && (one.size, one.mtime) != (other.size, other.mtime) {
         return Ok(true);
     }
-    if read_xattrs(view, node, path)? != read_xattrs(view, below, path)? {
+    if read_xattrs(view, node, path)?.0 != read_xattrs(view, below, path)?.0 {
         return Ok(true);
     }
     match (one.kind, node, below) {
         (FileKind::Symlink, Node::Entry(dir, name), Node::Entry(below_dir, below_name)) => {
             let target = view.tree().read_link(dir, name).on("read", path)?;
-            Ok(target != view.tree().read_link(below_dir, below_name).on("read", path)?)
+            Ok(target
+                != view
+                    .tree()
+                    .read_link(below_dir, below_name)
+                    .on("read", path)?)
         }
         (FileKind::Regular, Node::Entry(dir, name), Node::Entry(below_dir, below_name)) => {
             let file = view.tree().open_file(dir, name).on("open", path)?;
-            let below = view.tree().open_file(below_dir, below_name).on("open", path)?;
+            let below = view
+                .tree()
+                .open_file(below_dir, below_name)
+                .on("open", path)?;
             contents_differ(view, &file, &below, path)
         }
         _ => Ok(false),
@@ -131,7 +138,11 @@ fn read_full(
     let mut filled = 0;
     while filled < buffer.len() {
         let at = offset + filled as u64;
-        match view.tree().read_at(file, at, &mut buffer[filled..]).on("read", path)? {
+        match view
+            .tree()
+            .read_at(file, at, &mut buffer[filled..])
+            .on("read", path)?
+        {
             0 => break,
             len => filled += len,
         }

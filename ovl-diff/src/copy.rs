@@ -6,40 +6,51 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Context as _, TreeError};
+use crate::handles::FewHandles;
 use crate::place::{make_opaque, remove_any};
 use crate::tree::{
-    DirHandle, FileHandle, FileKind, Metadata, Node, NodeKind, RenameMode, TreeBackend,
+    DirEntry, DirHandle, FileHandle, FileKind, Metadata, Node, NodeKind, RenameMode, TreeBackend,
 };
-use crate::view::{Found, View, ViewDir};
-use crate::xattrs::is_private;
+use crate::view::{Found, View, ViewDir, elsewhere};
+use crate::xattrs::{DEFAULT_ACL, is_host_only, is_inherited, is_private, is_structural};
 
 const BUFFER_LEN: usize = 256 * 1024;
 
-/// Copies everything but a directory's contents: data, owner, mode, attributes, time. Overlay's
-/// private attributes are left behind.
+/// What becomes of overlay's private attributes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Private {
+    /// Left behind. An object that is not whole without them cannot be copied.
+    Drop,
+    /// Those that say what the object is are kept: the copy has the same place in a layer.
+    Keep,
+}
+
+/// Copies anything but a directory and a socket: data, owner, mode, attributes, time. `inherits`
+/// when the directory that it is copied to gives an access control list to new objects.
 pub(crate) fn copy_object(
     view: View<'_>,
     (from, name): (&DirHandle, &OsStr),
     metadata: &Metadata,
     (to, to_name): (&DirHandle, &OsStr),
+    private: Private,
+    inherits: bool,
 ) -> io::Result<()> {
     let tree = view.tree();
-    let source = Node::Entry(from, name);
+    let (source, target) = (Node::Entry(from, name), Node::Entry(to, to_name));
     match metadata.kind {
-        FileKind::Directory => {
-            tree.create_dir(to, to_name, 0o700)?;
-            let dir = tree.open_dir(to, to_name)?;
-            return copy_attributes(view, source, metadata, Node::Dir(&dir));
-        }
         FileKind::Regular => {
             let source_file = tree.open_file(from, name)?;
             let file = tree.create_file(to, to_name, 0o600)?;
             copy_data(tree, &source_file, &file)?;
-            return copy_attributes(view, Node::File(&source_file), metadata, Node::File(&file));
+            let (source, target) = (Node::File(&source_file), Node::File(&file));
+            if inherits {
+                drop_inherited(tree, target)?;
+            }
+            return copy_attributes(view, source, metadata, target, private);
         }
         FileKind::Symlink => {
-            let target = tree.read_link(from, name)?;
-            tree.create_symlink(to, to_name, &target)?;
+            let text = tree.read_link(from, name)?;
+            tree.create_symlink(to, to_name, &text)?;
         }
         FileKind::Fifo => tree.create_node(to, to_name, NodeKind::Fifo, 0o600)?,
         FileKind::CharDevice => {
@@ -49,9 +60,36 @@ pub(crate) fn copy_object(
             tree.create_node(to, to_name, NodeKind::BlockDevice(metadata.rdev), 0)?;
         }
         // A socket is a rendezvous of running processes; there is nothing to copy.
-        FileKind::Socket => return Ok(()),
+        FileKind::Directory | FileKind::Socket => {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        }
     }
-    copy_attributes(view, source, metadata, Node::Entry(to, to_name))
+    if inherits {
+        drop_inherited(tree, target)?;
+    }
+    copy_attributes(view, source, metadata, target, private)
+}
+
+/// Takes back what the default access control list of its directory gave to a new object.
+pub(crate) fn drop_inherited(tree: &dyn TreeBackend, node: Node<'_>) -> io::Result<()> {
+    for name in tree
+        .list_xattrs(node)?
+        .iter()
+        .filter(|name| is_inherited(name))
+    {
+        tree.remove_xattr(node, name)?;
+    }
+    Ok(())
+}
+
+/// Takes away the attributes that [`copy_attributes`] or an archive's entry would give.
+pub(crate) fn clear_attributes(view: View<'_>, node: Node<'_>) -> io::Result<()> {
+    for name in view.tree().list_xattrs(node)? {
+        if !is_private(view.xattrs(), &name) && !is_host_only(&name) {
+            view.tree().remove_xattr(node, &name)?;
+        }
+    }
+    Ok(())
 }
 
 /// Gives `to` the owner, mode, attributes and time of `from`.
@@ -60,6 +98,7 @@ pub(crate) fn copy_attributes(
     from: Node<'_>,
     metadata: &Metadata,
     to: Node<'_>,
+    private: Private,
 ) -> io::Result<()> {
     let tree = view.tree();
     tree.set_owner(to, metadata.uid, metadata.gid)?;
@@ -67,20 +106,18 @@ pub(crate) fn copy_attributes(
         tree.set_mode(to, metadata.mode)?;
     }
     for name in tree.list_xattrs(from)? {
-        if is_private(view.xattrs(), &name) && exported(view, &name).is_none() {
-            continue;
+        if private == Private::Drop && name == view.xattrs().metacopy() {
+            return Err(elsewhere(view.xattrs().metacopy()));
         }
-        if let Some(value) = tree.xattr(from, &name)?
-            && !crate::xattrs::is_host_only(&name)
-        {
+        let kept = match is_private(view.xattrs(), &name) {
+            true => private == Private::Keep && is_structural(view.xattrs(), &name),
+            false => !is_host_only(&name),
+        };
+        if kept && let Some(value) = tree.xattr(from, &name)? {
             tree.set_xattr(to, &name, &value)?;
         }
     }
     tree.set_mtime(to, metadata.mtime)
-}
-
-fn exported(view: View<'_>, name: &OsStr) -> Option<Vec<u8>> {
-    crate::xattrs::exported_name(view.xattrs(), name)
 }
 
 /// Gives the layer directory `to` the attributes of another layer's root: what a new layer's root
@@ -96,8 +133,14 @@ pub fn copy_root_attributes(
 ) -> Result<(), TreeError> {
     let path = Path::new("");
     let metadata = view.tree().metadata(Node::Dir(from)).on("look at", path)?;
-    copy_attributes(view, Node::Dir(from), &metadata, Node::Dir(to))
-        .on("copy the attributes of", path)
+    copy_attributes(
+        view,
+        Node::Dir(from),
+        &metadata,
+        Node::Dir(to),
+        Private::Drop,
+    )
+    .on("copy the attributes of", path)
 }
 
 fn copy_data(tree: &dyn TreeBackend, from: &FileHandle, to: &FileHandle) -> io::Result<()> {
@@ -106,12 +149,19 @@ fn copy_data(tree: &dyn TreeBackend, from: &FileHandle, to: &FileHandle) -> io::
         result => return result,
     }
     let size = tree.metadata(Node::File(from))?.size;
-    let mut buffer = vec![0; BUFFER_LEN.min(usize::try_from(size).unwrap_or(BUFFER_LEN)).max(1)];
+    let mut buffer = vec![
+        0;
+        BUFFER_LEN
+            .min(usize::try_from(size).unwrap_or(BUFFER_LEN))
+            .max(1)
+    ];
     let mut offset = 0;
     while let Some(extent) = tree.next_extent(from, offset)? {
         offset = extent.start;
         while offset < extent.end {
-            let want = usize::try_from(extent.end - offset).unwrap_or(BUFFER_LEN).min(buffer.len());
+            let want = usize::try_from(extent.end - offset)
+                .unwrap_or(BUFFER_LEN)
+                .min(buffer.len());
             let len = tree.read_at(from, offset, &mut buffer[..want])?;
             if len == 0 {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
@@ -123,61 +173,120 @@ fn copy_data(tree: &dyn TreeBackend, from: &FileHandle, to: &FileHandle) -> io::
     tree.set_len(to, size)
 }
 
+/// A directory and its copy, on the way down.
+struct Level {
+    from: DirHandle,
+    to: DirHandle,
+    entries: Vec<DirEntry>,
+}
+
 /// Copies a layer's contents as they are, whiteouts, opaque marks and hard links included, into an
-/// empty directory. Data is shared with the original where the file system can.
+/// empty directory. Data is shared with the original where the file system can. Sockets, which mean
+/// nothing without the process that listens, are left out.
 ///
 /// # Errors
 ///
 /// Any error of the backend; `to` is useless then.
 pub fn copy_layer(view: View<'_>, from: &DirHandle, to: &DirHandle) -> Result<(), TreeError> {
-    let tree = view.tree();
+    let tree = &FewHandles::new(view.tree());
+    let view = View::new(tree, view.xattrs());
     let mut links: HashMap<u64, (DirHandle, OsString)> = HashMap::new();
-    let root = PathBuf::new();
-    let mut pending = vec![(from.clone(), to.clone(), root)];
-    while let Some((from, to, path)) = pending.pop() {
-        for entry in tree.read_dir(&from).on("list", &path)? {
-            let (inner_path, name) = (path.join(&entry.name), entry.name);
-            let source = Node::Entry(&from, &name);
-            let metadata = tree.metadata(source).on("look at", &inner_path)?;
-            let shared = !metadata.is_dir() && metadata.nlink > 1;
-            if shared && let Some((dir, first)) = links.get(&metadata.ino) {
-                tree.hard_link(dir, first, &to, &name).on("link", &inner_path)?;
-                continue;
+    let mut path = PathBuf::new();
+    let open = |from: DirHandle, to: DirHandle, path: &Path| {
+        let entries = tree.read_dir(&from).on("list", path)?;
+        Ok::<_, TreeError>(Level { from, to, entries })
+    };
+    let acl = tree
+        .xattr(Node::Dir(to), OsStr::new(DEFAULT_ACL))
+        .on("look at", &path)?;
+    let root_inherits = acl.is_some();
+    let mut levels = vec![open(from.clone(), to.clone(), &path)?];
+    while let Some(level) = levels.last_mut() {
+        let Some(entry) = level.entries.pop() else {
+            // Only now, since filling a directory changes its time, and what is made in one with a
+            // default access control list inherits that.
+            let (from, to) = (Node::Dir(&level.from), Node::Dir(&level.to));
+            let metadata = tree.metadata(from).on("look at", &path)?;
+            if path.as_os_str().is_empty() {
+                return tree
+                    .set_mtime(to, metadata.mtime)
+                    .on("set the time of", &path);
             }
-            copy_object(view, (&from, &name), &metadata, (&to, &name)).on("copy", &inner_path)?;
-            if shared {
-                links.insert(metadata.ino, (to.clone(), name.clone()));
+            copy_attributes(view, from, &metadata, to, Private::Keep)
+                .on("copy the attributes of", &path)?;
+            levels.pop();
+            path.pop();
+            continue;
+        };
+        path.push(&entry.name);
+        let name = &*entry.name;
+        let metadata = tree
+            .metadata(Node::Entry(&level.from, name))
+            .on("look at", &path)?;
+        let shared = metadata.nlink > 1;
+        // Those further down are in directories that are dressed later.
+        let inherits = root_inherits && path.as_os_str() == name;
+        if metadata.is_dir() {
+            tree.create_dir(&level.to, name, 0o700)
+                .on("create", &path)?;
+            let inner_from = tree.open_dir(&level.from, name).on("open", &path)?;
+            let inner_to = tree.open_dir(&level.to, name).on("open", &path)?;
+            if inherits {
+                drop_inherited(tree, Node::Dir(&inner_to)).on("change", &path)?;
             }
-            if metadata.is_dir() {
-                let inner_from = tree.open_dir(&from, &name).on("open", &inner_path)?;
-                let inner_to = tree.open_dir(&to, &name).on("open", &inner_path)?;
-                if view.is_opaque(&inner_from).on("look at", &inner_path)? {
-                    let attribute = OsStr::new(view.xattrs().opaque());
-                    tree.set_xattr(Node::Dir(&inner_to), attribute, b"y").on("copy", &inner_path)?;
+            levels.push(open(inner_from, inner_to, &path)?);
+            continue;
+        }
+        if metadata.kind == FileKind::Socket {
+            path.pop();
+            continue;
+        }
+        match links.get(&metadata.ino) {
+            Some((dir, first)) if shared => {
+                tree.hard_link(dir, first, &level.to, name)
+                    .on("link", &path)?;
+            }
+            _ => {
+                let (source, target) = ((&level.from, name), (&level.to, name));
+                copy_object(view, source, &metadata, target, Private::Keep, inherits)
+                    .on("copy", &path)?;
+                if shared {
+                    links.insert(metadata.ino, (level.to.clone(), name.to_owned()));
                 }
-                pending.push((inner_from, inner_to, inner_path));
             }
         }
-    }
-    restore_times(tree, from, to)
-}
-
-/// Filling a directory changes its time, so the times come last.
-fn restore_times(tree: &dyn TreeBackend, from: &DirHandle, to: &DirHandle) -> Result<(), TreeError> {
-    let mut pending = vec![(from.clone(), to.clone(), PathBuf::new())];
-    while let Some((from, to, path)) = pending.pop() {
-        let mtime = tree.metadata(Node::Dir(&from)).on("look at", &path)?.mtime;
-        tree.set_mtime(Node::Dir(&to), mtime).on("set the time of", &path)?;
-        for entry in tree.read_dir(&from).on("list", &path)? {
-            if entry.kind == FileKind::Directory {
-                let inner_path = path.join(&entry.name);
-                let inner_from = tree.open_dir(&from, &entry.name).on("open", &inner_path)?;
-                let inner_to = tree.open_dir(&to, &entry.name).on("open", &inner_path)?;
-                pending.push((inner_from, inner_to, inner_path));
-            }
-        }
+        path.pop();
     }
     Ok(())
+}
+
+/// Two directories that become one, on the way down.
+struct Fold {
+    above: DirHandle,
+    into: DirHandle,
+    lower: ViewDir,
+    metadata: Metadata,
+    entries: Vec<DirEntry>,
+}
+
+impl Fold {
+    fn open(
+        tree: &dyn TreeBackend,
+        above: DirHandle,
+        into: DirHandle,
+        lower: ViewDir,
+        path: &Path,
+    ) -> Result<Self, TreeError> {
+        let metadata = tree.metadata(Node::Dir(&above)).on("look at", path)?;
+        let entries = tree.read_dir(&above).on("list", path)?;
+        Ok(Self {
+            above,
+            into,
+            lower,
+            metadata,
+            entries,
+        })
+    }
 }
 
 /// Moves everything of the layer directory `above` into `into`, as if it lay on top of it: what
@@ -185,68 +294,86 @@ fn restore_times(tree: &dyn TreeBackend, from: &DirHandle, to: &DirHandle) -> Re
 ///
 /// # Errors
 ///
-/// Any error of the backend; both directories are useless then.
+/// Any error of the backend, and [`io::ErrorKind::Unsupported`] for a directory whose contents are
+/// elsewhere, since it was renamed on a mount with `redirect_dir=on`. Both directories are useless
+/// then.
 pub fn fold_layer(
     view: View<'_>,
     above: &DirHandle,
     into: &DirHandle,
     lowers: &[DirHandle],
 ) -> Result<(), TreeError> {
-    fold(view, above, into, &ViewDir::new(lowers.to_vec()), Path::new(""))
+    let tree = &FewHandles::new(view.tree());
+    let view = View::new(tree, view.xattrs());
+    let mut path = PathBuf::new();
+    let lower = ViewDir::new(lowers.to_vec());
+    let mut levels = vec![Fold::open(tree, above.clone(), into.clone(), lower, &path)?];
+    while let Some(level) = levels.last_mut() {
+        let Some(entry) = level.entries.pop() else {
+            let (above, into) = (Node::Dir(&level.above), Node::Dir(&level.into));
+            clear_attributes(view, into).on("remove attributes of", &path)?;
+            copy_attributes(view, above, &level.metadata, into, Private::Drop)
+                .on("copy the attributes of", &path)?;
+            levels.pop();
+            path.pop();
+            continue;
+        };
+        path.push(&entry.name);
+        match fold_entry(view, level, &entry.name, &path)? {
+            Some(inner) => levels.push(inner),
+            None => {
+                path.pop();
+            }
+        }
+    }
+    Ok(())
 }
 
-fn fold(
+/// Moves one entry, or gives the level to go on with when it is a directory in both.
+fn fold_entry(
     view: View<'_>,
-    above: &DirHandle,
-    into: &DirHandle,
-    lower: &ViewDir,
+    level: &Fold,
+    name: &OsStr,
     path: &Path,
-) -> Result<(), TreeError> {
-    let tree = view.tree();
-    let above_metadata = tree.metadata(Node::Dir(above)).on("look at", path)?;
-    for entry in tree.read_dir(above).on("list", path)? {
-        let (name, inner_path) = (&entry.name, path.join(&entry.name));
-        let metadata = tree.metadata(Node::Entry(above, name)).on("look at", &inner_path)?;
-        let existing = view.entry(into, name).on("look at", &inner_path)?;
-        let below = view.lookup(lower, name).on("look at", &inner_path)?;
-        let whiteout = view.is_whiteout(above, name, &metadata).on("look at", &inner_path)?;
-        if whiteout && !below.exists() {
-            remove_any(view, into, name).map_err(|error| error.below(path))?;
-            continue;
-        }
-        let inner = match metadata.is_dir() {
-            true => Some(tree.open_dir(above, name).on("open", &inner_path)?),
-            false => None,
-        };
-        if let (Some(inner), Some(existing)) = (&inner, &existing)
-            && existing.is_dir()
-            && !view.is_opaque(inner).on("look at", &inner_path)?
-        {
-            let target = tree.open_dir(into, name).on("open", &inner_path)?;
-            let cut = view.is_opaque(&target).on("look at", &inner_path)?;
-            let inner_lower = match below {
-                Found::Directory(dir, _) if !cut => dir,
+) -> Result<Option<Fold>, TreeError> {
+    let (tree, above, into) = (view.tree(), &level.above, &level.into);
+    let parent = path.parent().unwrap_or(Path::new(""));
+    let metadata = tree
+        .metadata(Node::Entry(above, name))
+        .on("look at", path)?;
+    let existing = view.entry(into, name).on("look at", path)?;
+    let below = view.lookup(&level.lower, name).on("look at", path)?;
+    let whiteout = view
+        .is_whiteout(above, name, &metadata)
+        .on("look at", path)?;
+    if whiteout && !below.exists() {
+        remove_any(view, into, name).map_err(|error| error.below(parent))?;
+        return Ok(None);
+    }
+    if metadata.is_dir() && existing.is_some_and(|existing| existing.is_dir()) {
+        let inner = tree.open_dir(above, name).on("open", path)?;
+        if !view.is_opaque(&inner).on("look at", path)? {
+            let target = tree.open_dir(into, name).on("open", path)?;
+            let marks = view.marks(Node::Dir(&target)).on("look at", path)?;
+            if let Some(attribute) = marks.elsewhere {
+                return Err(TreeError::new("merge", path, elsewhere(attribute)));
+            }
+            let lower = match below {
+                Found::Directory(dir, _) if !marks.opaque => dir,
                 _ => ViewDir::default(),
             };
-            fold(view, inner, &target, &inner_lower, &inner_path)?;
-            continue;
-        }
-        remove_any(view, into, name).map_err(|error| error.below(path))?;
-        tree.rename(above, name, into, name, RenameMode::NoReplace).on("move", &inner_path)?;
-        // What it replaced, a whiteout or a file, had hidden the directory below.
-        if let (Some(_), Some(_), Found::Directory(..)) = (&inner, &existing, &below) {
-            let moved = tree.open_dir(into, name).on("open", &inner_path)?;
-            make_opaque(view, &moved, &inner_path)?;
-            let mtime = metadata.mtime;
-            tree.set_mtime(Node::Dir(&moved), mtime).on("set the time of", &inner_path)?;
+            return Fold::open(tree, inner, target, lower, path).map(Some);
         }
     }
-    let kept = tree.list_xattrs(Node::Dir(above)).on("read attributes of", path)?;
-    for name in tree.list_xattrs(Node::Dir(into)).on("read attributes of", path)? {
-        if !kept.contains(&name) && !is_private(view.xattrs(), &name) {
-            tree.remove_xattr(Node::Dir(into), &name).on("remove attributes of", path)?;
-        }
+    remove_any(view, into, name).map_err(|error| error.below(parent))?;
+    tree.rename(above, name, into, name, RenameMode::NoReplace)
+        .on("move", path)?;
+    // What it replaced, a whiteout or a file, had hidden the directory below.
+    if metadata.is_dir() && existing.is_some() && matches!(below, Found::Directory(..)) {
+        let moved = tree.open_dir(into, name).on("open", path)?;
+        make_opaque(view, &moved, path)?;
+        tree.set_mtime(Node::Dir(&moved), metadata.mtime)
+            .on("set the time of", path)?;
     }
-    copy_attributes(view, Node::Dir(above), &above_metadata, Node::Dir(into))
-        .on("copy the attributes of", path)
+    Ok(None)
 }

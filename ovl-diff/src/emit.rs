@@ -10,7 +10,7 @@ use crate::error::{Context as _, DiffError, TreeError};
 use crate::tree::{
     DeviceNumber, DirHandle, FileHandle, FileKind, Metadata, Node, Timestamp, TreeBackend,
 };
-use crate::view::View;
+use crate::view::{Marks, View};
 use crate::whiteout::{is_reserved, opaque_name, whiteout_name};
 use crate::write::{ArchiveWriter, Member, MemberKind};
 use crate::xattrs::exported_name;
@@ -38,14 +38,21 @@ pub(crate) struct Emitter<'a, W: Write> {
 impl<'a, W: Write> Emitter<'a, W> {
     pub(crate) fn new(view: View<'a>, output: W) -> Self {
         let writer = ArchiveWriter::new(output);
-        Self { view, writer, links: HashMap::new(), summary: DiffSummary::default() }
+        Self {
+            view,
+            writer,
+            links: HashMap::new(),
+            summary: DiffSummary::default(),
+        }
     }
 
     /// Ends the archive, or breaks it off so that nobody takes it for a whole one.
     pub(crate) fn end(self, result: Result<(), DiffError>) -> Result<DiffSummary, DiffError> {
         match result {
             Ok(()) => {
-                self.writer.finish().map_err(|source| DiffError::Write { source })?;
+                self.writer
+                    .finish()
+                    .map_err(|source| DiffError::Write { source })?;
                 Ok(self.summary)
             }
             Err(error) => {
@@ -57,20 +64,38 @@ impl<'a, W: Write> Emitter<'a, W> {
 
     /// The layer's root, as `./`.
     pub(crate) fn root(&mut self, dir: &DirHandle, metadata: &Metadata) -> Result<(), DiffError> {
-        self.directory(Node::Dir(dir), Path::new("."), metadata)
+        self.directory(dir, Path::new("."), metadata).map(|_| ())
     }
 
-    fn directory(
+    /// A directory without what is in it.
+    pub(crate) fn directory(
         &mut self,
-        node: Node<'_>,
+        dir: &DirHandle,
         path: &Path,
         metadata: &Metadata,
-    ) -> Result<(), DiffError> {
-        let xattrs = self.xattrs(node, path)?;
-        self.member(path, MemberKind::Directory, metadata, xattrs, io::empty())
+    ) -> Result<Marks, DiffError> {
+        refuse_reserved(path.file_name(), path)?;
+        let (xattrs, marks) = read_xattrs(self.view, Node::Dir(dir), path)?;
+        self.member(path, MemberKind::Directory, metadata, xattrs, io::empty())?;
+        Ok(marks)
     }
 
-    /// Any object but a whiteout. A directory comes without what is in it.
+    /// A socket is left out. What it hides below would show again.
+    pub(crate) fn socket(
+        &mut self,
+        parent: &Path,
+        name: &OsStr,
+        hides: bool,
+    ) -> Result<(), DiffError> {
+        self.summary.skipped_sockets += 1;
+        if hides {
+            self.whiteout(parent, name)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Any object but a directory, a socket or a whiteout.
     pub(crate) fn object(
         &mut self,
         dir: &DirHandle,
@@ -78,36 +103,35 @@ impl<'a, W: Write> Emitter<'a, W> {
         path: &Path,
         metadata: &Metadata,
     ) -> Result<(), DiffError> {
-        if is_reserved(name) {
-            return Err(DiffError::ReservedName { path: path.to_owned() });
-        }
+        refuse_reserved(Some(name), path)?;
         let (tree, node) = (self.view.tree(), Node::Entry(dir, name));
-        if metadata.kind == FileKind::Socket {
-            self.summary.skipped_sockets += 1;
-            return Ok(());
-        }
-        if metadata.is_dir() {
-            return self.directory(node, path, metadata);
-        }
         if metadata.nlink > 1 {
             if let Some(first) = self.links.get(&(metadata.dev, metadata.ino)) {
                 let target = first.clone();
-                let kind = MemberKind::HardLink { target: target.as_os_str().as_bytes() };
+                let kind = MemberKind::HardLink {
+                    target: target.as_os_str().as_bytes(),
+                };
                 return self.member(path, kind, metadata, Vec::new(), io::empty());
             }
-            self.links.insert((metadata.dev, metadata.ino), path.to_owned());
+            self.links
+                .insert((metadata.dev, metadata.ino), path.to_owned());
         }
         match metadata.kind {
             FileKind::Regular => self.regular(dir, name, path, metadata),
             FileKind::Symlink => {
-                let xattrs = self.xattrs(node, path)?;
+                let (xattrs, _) = read_xattrs(self.view, node, path)?;
                 let target = tree.read_link(dir, name).on("read", path)?;
-                let kind = MemberKind::Symlink { target: target.as_bytes() };
-                let metadata = Metadata { mode: 0o777, ..*metadata };
+                let kind = MemberKind::Symlink {
+                    target: target.as_bytes(),
+                };
+                let metadata = Metadata {
+                    mode: 0o777,
+                    ..*metadata
+                };
                 self.member(path, kind, &metadata, xattrs, io::empty())
             }
             kind => {
-                let xattrs = self.xattrs(node, path)?;
+                let (xattrs, _) = read_xattrs(self.view, node, path)?;
                 let kind = match kind {
                     FileKind::CharDevice => MemberKind::CharDevice(metadata.rdev),
                     FileKind::BlockDevice => MemberKind::BlockDevice(metadata.rdev),
@@ -127,14 +151,20 @@ impl<'a, W: Write> Emitter<'a, W> {
     ) -> Result<(), DiffError> {
         let tree = self.view.tree();
         let file = tree.open_file(dir, name).on("open", path)?;
-        let opened = tree.metadata(Node::File(&file)).on("look at", path)?;
-        let changed = || DiffError::Changed { path: path.to_owned() };
-        if (opened.ino, opened.size, opened.ctime) != (metadata.ino, metadata.size, metadata.ctime) {
-            return Err(changed());
-        }
-        let xattrs = self.xattrs(Node::File(&file), path)?;
-        let mut contents = Contents { tree, file: &file, offset: 0, end: opened.size, data: 0..0, error: None };
-        let kind = MemberKind::Regular { size: opened.size };
+        let changed = || DiffError::Changed {
+            path: path.to_owned(),
+        };
+        let (xattrs, _) = read_xattrs(self.view, Node::File(&file), path)?;
+        let end = metadata.size;
+        let mut contents = Contents {
+            tree,
+            file: &file,
+            offset: 0,
+            end,
+            data: 0..0,
+            error: None,
+        };
+        let kind = MemberKind::Regular { size: end };
         let result = self.member(path, kind, metadata, xattrs, &mut contents);
         if let Some(source) = contents.error.take() {
             return Err(match source.kind() {
@@ -143,17 +173,21 @@ impl<'a, W: Write> Emitter<'a, W> {
             });
         }
         result?;
+        // The same file, all the time since its entry was looked at.
         let after = tree.metadata(Node::File(&file)).on("look at", path)?;
-        if (after.size, after.ctime) != (opened.size, opened.ctime) {
+        let identity = |of: &Metadata| (of.dev, of.ino, of.size, of.ctime);
+        if identity(&after) != identity(metadata) {
             return Err(changed());
         }
-        self.summary.payload += opened.size;
+        self.summary.payload += end;
         Ok(())
     }
 
     /// What says that `name` in the directory `parent` is gone. Nothing of the whiteout itself
     /// means anything, so it has no owner and no time.
     pub(crate) fn whiteout(&mut self, parent: &Path, name: &OsStr) -> Result<(), DiffError> {
+        // The whiteout of `.wh..opq` would be the mark of an opaque directory.
+        refuse_reserved(Some(name), &parent.join(name))?;
         self.marker(&parent.join(whiteout_name(name)))
     }
 
@@ -165,7 +199,15 @@ impl<'a, W: Write> Emitter<'a, W> {
     fn marker(&mut self, path: &Path) -> Result<(), DiffError> {
         let path = path.as_os_str().as_bytes();
         let (kind, mtime) = (MemberKind::Regular { size: 0 }, Timestamp::default());
-        let member = Member { path, kind, mode: 0o600, uid: 0, gid: 0, mtime, xattrs: Vec::new() };
+        let member = Member {
+            path,
+            kind,
+            mode: 0o600,
+            uid: 0,
+            gid: 0,
+            mtime,
+            xattrs: Vec::new(),
+        };
         self.append(&member, io::empty())
     }
 
@@ -177,30 +219,71 @@ impl<'a, W: Write> Emitter<'a, W> {
         xattrs: Vec<(Vec<u8>, Vec<u8>)>,
         contents: impl Read,
     ) -> Result<(), DiffError> {
-        let &Metadata { mode, uid, gid, mtime, .. } = metadata;
+        let &Metadata {
+            mode,
+            uid,
+            gid,
+            mtime,
+            ..
+        } = metadata;
         let path = path.as_os_str().as_bytes();
-        self.append(&Member { path, kind, mode, uid, gid, mtime, xattrs }, contents)
+        self.append(
+            &Member {
+                path,
+                kind,
+                mode,
+                uid,
+                gid,
+                mtime,
+                xattrs,
+            },
+            contents,
+        )
     }
 
     fn append(&mut self, member: &Member<'_>, contents: impl Read) -> Result<(), DiffError> {
         self.summary.entries += 1;
-        self.writer.append(member, contents).map_err(|source| DiffError::Write { source })
+        self.writer
+            .append(member, contents)
+            .map_err(|source| DiffError::Write { source })
     }
+}
 
-    fn xattrs(&self, node: Node<'_>, path: &Path) -> Result<Vec<(Vec<u8>, Vec<u8>)>, DiffError> {
-        Ok(read_xattrs(self.view, node, path)?)
+fn refuse_reserved(name: Option<&OsStr>, path: &Path) -> Result<(), DiffError> {
+    match name {
+        Some(name) if is_reserved(name) => Err(DiffError::ReservedName {
+            path: path.to_owned(),
+        }),
+        _ => Ok(()),
     }
 }
 
 /// The attributes that an archive carries, sorted by name.
+type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// The attributes that an archive carries, and what the private ones say.
+///
+/// # Errors
+///
+/// [`DiffError::Elsewhere`] too.
 pub(crate) fn read_xattrs(
     view: View<'_>,
     node: Node<'_>,
     path: &Path,
-) -> Result<Vec<(Vec<u8>, Vec<u8>)>, TreeError> {
+) -> Result<(Xattrs, Marks), DiffError> {
     let tree = view.tree();
+    let stored = tree.list_xattrs(node).on("read attributes of", path)?;
+    let marks = view
+        .marks_among(node, &stored)
+        .on("read attributes of", path)?;
+    if let Some(attribute) = marks.elsewhere {
+        return Err(DiffError::Elsewhere {
+            path: path.to_owned(),
+            attribute,
+        });
+    }
     let mut found = Vec::new();
-    for stored in tree.list_xattrs(node).on("read attributes of", path)? {
+    for stored in stored {
         if let Some(name) = exported_name(view.xattrs(), &stored)
             && let Some(value) = tree.xattr(node, &stored).on("read attributes of", path)?
         {
@@ -208,7 +291,7 @@ pub(crate) fn read_xattrs(
         }
     }
     found.sort();
-    Ok(found)
+    Ok((found, marks))
 }
 
 /// A file's contents; holes are not read. Errors are kept apart from those of the output.
@@ -237,7 +320,9 @@ impl Contents<'_> {
                 0..self.end
             } else {
                 let rest = self.end..self.end;
-                self.tree.next_extent(self.file, self.offset)?.unwrap_or(rest)
+                self.tree
+                    .next_extent(self.file, self.offset)?
+                    .unwrap_or(rest)
             };
         }
         if self.offset < self.data.start {
@@ -247,7 +332,10 @@ impl Contents<'_> {
             return Ok(len);
         }
         let extent = usize::try_from(self.data.end - self.offset).unwrap_or(want);
-        match self.tree.read_at(self.file, self.offset, &mut buffer[..want.min(extent)])? {
+        match self
+            .tree
+            .read_at(self.file, self.offset, &mut buffer[..want.min(extent)])?
+        {
             0 => Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
             len => Ok(len),
         }

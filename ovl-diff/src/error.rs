@@ -22,7 +22,11 @@ impl TreeError {
     /// An error of `operation` on `path`.
     #[must_use]
     pub fn new(operation: &'static str, path: &Path, source: io::Error) -> Self {
-        Self { operation, path: path.to_owned(), source }
+        Self {
+            operation,
+            path: path.to_owned(),
+            source,
+        }
     }
 }
 
@@ -72,7 +76,10 @@ pub enum DiffError {
         source: io::Error,
     },
     /// A file changed while it was read.
-    #[error("{} changed while it was read; try again when nothing writes to the layer", EscapedPath(path))]
+    #[error(
+        "{} changed while it was read; try again when nothing writes to the layer",
+        EscapedPath(path)
+    )]
     #[non_exhaustive]
     Changed {
         /// The file.
@@ -123,7 +130,10 @@ impl fmt::Display for EscapedPath<'_> {
                     write!(f, "{symbol}")?;
                 }
             }
-            chunk.invalid().iter().try_for_each(|byte| write!(f, "\\x{byte:02x}"))?;
+            chunk
+                .invalid()
+                .iter()
+                .try_for_each(|byte| write!(f, "\\x{byte:02x}"))?;
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ mod change;
 mod copy;
 mod emit;
 mod error;
+mod handles;
 mod host;
 mod naive;
 mod native;

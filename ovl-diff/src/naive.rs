@@ -1,15 +1,16 @@
 //! What differs between any two merged trees, found by comparing all of both.
 
-use std::collections::HashSet;
-use std::ffi::OsStr;
+use std::collections::{HashMap, HashSet, btree_set};
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::change::{Change, ChangeKind, differs};
 use crate::emit::{DiffSummary, Emitter};
 use crate::error::{Context as _, DiffError};
+use crate::handles::FewHandles;
 use crate::native::LayerSize;
-use crate::tree::{DirHandle, Node};
+use crate::tree::{DeviceNumber, FileKind, Metadata, Node};
 use crate::view::{Found, View, ViewDir};
 
 /// Lists what is different in `tree` from `base`: parents before what is in them, in byte order.
@@ -21,9 +22,8 @@ use crate::view::{Found, View, ViewDir};
 ///
 /// [`DiffError`] for any read error.
 pub fn compare(view: View<'_>, tree: &ViewDir, base: &ViewDir) -> Result<Vec<Change>, DiffError> {
-    let mut found = Vec::new();
-    Walk { view, found: &mut found }.directory(tree, base, &mut PathBuf::new())?;
-    Ok(found)
+    let few = FewHandles::new(view.tree());
+    Ok(walk(View::new(&few, view.xattrs()), tree, base)?.changes)
 }
 
 /// Writes what is different in `tree` from `base` as an archive that turns one into the other. The
@@ -38,6 +38,8 @@ pub fn diff_trees(
     base: &ViewDir,
     output: impl Write,
 ) -> Result<DiffSummary, DiffError> {
+    let few = FewHandles::new(view.tree());
+    let view = View::new(&few, view.xattrs());
     let mut emitter = Emitter::new(view, output);
     let result = diff_into(&mut emitter, view, tree, base);
     emitter.end(result)
@@ -54,18 +56,26 @@ pub fn size_of_changes(
     tree: &ViewDir,
     base: &ViewDir,
 ) -> Result<LayerSize, DiffError> {
+    let few = FewHandles::new(view.tree());
+    let view = View::new(&few, view.xattrs());
     let mut size = LayerSize::default();
     let mut seen = HashSet::new();
-    for change in compare(view, tree, base)? {
+    for change in walk(view, tree, base)?.changes {
         if change.kind() == ChangeKind::Deleted {
             continue;
         }
         let path = change.path();
         let parent = path.parent().unwrap_or(Path::new(""));
-        let Some(dir) = view.descend(tree, parent.iter()).on("open", parent)? else { continue };
-        let found = view.lookup(&dir, path.file_name().unwrap_or_default()).on("look at", path)?;
+        let Some(dir) = view.descend(tree, parent.iter()).on("open", parent)? else {
+            continue;
+        };
+        let found = view
+            .lookup(&dir, path.file_name().unwrap_or_default())
+            .on("look at", path)?;
         if let Some(metadata) = found.metadata()
-            && (metadata.nlink < 2 || metadata.is_dir() || seen.insert((metadata.dev, metadata.ino)))
+            && (metadata.nlink < 2
+                || metadata.is_dir()
+                || seen.insert((metadata.dev, metadata.ino)))
         {
             size.add(metadata);
         }
@@ -80,12 +90,19 @@ fn diff_into<W: Write>(
     base: &ViewDir,
 ) -> Result<(), DiffError> {
     if let Some(root) = tree.parts().first() {
-        let metadata = view.tree().metadata(Node::Dir(root)).on("look at", Path::new(""))?;
+        let metadata = view
+            .tree()
+            .metadata(Node::Dir(root))
+            .on("look at", Path::new(""))?;
         emitter.root(root, &metadata)?;
     }
-    // Parents come one after another, so the directory of the last path is kept.
+    let walked = walk(view, tree, base)?;
+    let mut found = walked.relinked();
+    found.extend(walked.changes);
+    found.sort_by(|one, other| one.path().cmp(other.path()));
+    // Siblings come one after another, so the directory of the last path is kept.
     let mut current: (PathBuf, ViewDir) = (PathBuf::new(), tree.clone());
-    for change in compare(view, tree, base)? {
+    for change in found {
         let path = change.path();
         let parent = path.parent().unwrap_or(Path::new(""));
         let name = path.file_name().unwrap_or_default();
@@ -95,97 +112,158 @@ fn diff_into<W: Write>(
         }
         if current.0 != parent {
             let dir = view.descend(tree, parent.iter()).on("open", parent)?;
-            let dir = dir.ok_or_else(|| DiffError::Changed { path: parent.to_owned() })?;
+            let dir = dir.ok_or_else(|| DiffError::Changed {
+                path: parent.to_owned(),
+            })?;
             current = (parent.to_owned(), dir);
         }
         match view.lookup(&current.1, name).on("look at", path)? {
-            Found::Nothing => return Err(DiffError::Changed { path: path.to_owned() }),
+            Found::Directory(dir, metadata) if !dir.is_empty() => {
+                emitter.directory(&dir.parts()[0], path, &metadata)?;
+            }
+            Found::Object(_, metadata) if metadata.kind == FileKind::Socket => {
+                emitter.socket(parent, name, change.kind() == ChangeKind::Modified)?;
+            }
             Found::Object(dir, metadata) => emitter.object(&dir, name, path, &metadata)?,
-            Found::Directory(_, metadata) => {
-                let holder = holder(view, &current.1, name, path)?;
-                emitter.object(holder, name, path, &metadata)?;
+            Found::Nothing | Found::Directory(..) => {
+                return Err(DiffError::Changed {
+                    path: path.to_owned(),
+                });
             }
         }
     }
     Ok(())
 }
 
-/// The uppermost part of `dir` that has `name`.
-fn holder<'d>(
+type Inode = (DeviceNumber, u64);
+
+/// All differences of two trees.
+#[derive(Default)]
+struct Walked {
+    changes: Vec<Change>,
+    /// Objects of the tree with several names: the inode, and the one that has the name in the base
+    /// when nothing else is different.
+    linked: Vec<(PathBuf, Inode, Option<Inode>)>,
+}
+
+impl Walked {
+    /// Names that are the same in both trees but for whom they are hard links of. Of a group of hard
+    /// links all or none are in an archive, since the layers below are not changed.
+    fn relinked(&self) -> Vec<Change> {
+        let mut first_now: HashMap<Inode, &Path> = HashMap::new();
+        let mut first_then: HashMap<Inode, &Path> = HashMap::new();
+        let mut whole: HashSet<Inode> = HashSet::new();
+        for (path, now, then) in &self.linked {
+            let same = then.is_some_and(|then| {
+                *first_now.entry(*now).or_insert(path) == *first_then.entry(then).or_insert(path)
+            });
+            if !same {
+                whole.insert(*now);
+            }
+        }
+        let unchanged = self.linked.iter().filter(|(_, _, then)| then.is_some());
+        unchanged
+            .filter(|(_, now, _)| whole.contains(now))
+            .map(|(path, ..)| Change::new(path.clone(), ChangeKind::Modified))
+            .collect()
+    }
+}
+
+/// A directory of both trees on the way down.
+struct Level {
+    tree: ViewDir,
+    base: ViewDir,
+    names: btree_set::IntoIter<OsString>,
+    /// The directory's own place in the list of changes, and whether it stays there anyway.
+    change: Option<(usize, bool)>,
+}
+
+impl Level {
+    fn open(view: View<'_>, tree: ViewDir, base: ViewDir, path: &Path) -> Result<Self, DiffError> {
+        let mut names = view.names(&tree).on("list", path)?;
+        names.extend(view.names(&base).on("list", path)?);
+        Ok(Self {
+            tree,
+            base,
+            names: names.into_iter(),
+            change: None,
+        })
+    }
+}
+
+fn walk(view: View<'_>, tree: &ViewDir, base: &ViewDir) -> Result<Walked, DiffError> {
+    let (mut walked, mut path) = (Walked::default(), PathBuf::new());
+    let mut levels = vec![Level::open(view, tree.clone(), base.clone(), &path)?];
+    while let Some(level) = levels.last_mut() {
+        let Some(name) = level.names.next() else {
+            let done = levels.pop().and_then(|level| level.change);
+            // Nothing in the directory is different.
+            if done == Some((walked.changes.len().wrapping_sub(1), false)) {
+                walked.changes.pop();
+            }
+            path.pop();
+            continue;
+        };
+        path.push(&name);
+        match object(view, level, &name, &path, &mut walked)? {
+            Some(inner) => levels.push(inner),
+            None => {
+                path.pop();
+            }
+        }
+    }
+    Ok(walked)
+}
+
+/// Compares what has one name, and gives the level to go on with when it is a directory.
+fn object(
     view: View<'_>,
-    dir: &'d ViewDir,
+    level: &Level,
     name: &OsStr,
     path: &Path,
-) -> Result<&'d DirHandle, DiffError> {
-    for part in dir.parts() {
-        if view.entry(part, name).on("look at", path)?.is_some() {
-            return Ok(part);
-        }
-    }
-    Err(DiffError::Changed { path: path.to_owned() })
-}
-
-struct Walk<'a> {
-    view: View<'a>,
-    found: &'a mut Vec<Change>,
-}
-
-impl Walk<'_> {
-    fn directory(
-        &mut self,
-        tree: &ViewDir,
-        base: &ViewDir,
-        path: &mut PathBuf,
-    ) -> Result<(), DiffError> {
-        let mut names = self.view.names(tree).on("list", path)?;
-        names.extend(self.view.names(base).on("list", path)?);
-        for name in names {
-            path.push(&name);
-            let now = self.view.lookup(tree, &name).on("look at", path)?;
-            let then = self.view.lookup(base, &name).on("look at", path)?;
-            self.object(tree, base, now, then, path)?;
-            path.pop();
-        }
-        Ok(())
-    }
-
-    fn object(
-        &mut self,
-        tree: &ViewDir,
-        base: &ViewDir,
-        now: Found,
-        then: Found,
-        path: &mut PathBuf,
-    ) -> Result<(), DiffError> {
-        let kind = match (&now, &then) {
-            (Found::Nothing, Found::Nothing) => return Ok(()),
-            (Found::Nothing, _) => Some(ChangeKind::Deleted),
-            (_, Found::Nothing) => Some(ChangeKind::Added),
-            (Found::Directory(_, metadata), Found::Directory(_, before))
-            | (Found::Object(_, metadata), Found::Object(_, before)) => {
-                let name = path.file_name().unwrap_or_default();
-                let node = holder(self.view, tree, name, path)?;
-                let below = holder(self.view, base, name, path)?;
-                let node = (Node::Entry(node, name), metadata);
-                let below = (Node::Entry(below, name), before);
-                differs(self.view, node, below, path)?.then_some(ChangeKind::Modified)
-            }
-            _ => Some(ChangeKind::Modified),
-        };
-        let at = self.found.len();
-        let own = kind.is_some();
-        self.found.push(Change::new(path.clone(), kind.unwrap_or(ChangeKind::Modified)));
-        if let Found::Directory(inner, _) = &now {
-            let nothing = ViewDir::default();
-            let inner_base = match &then {
-                Found::Directory(dir, _) => dir,
-                Found::Nothing | Found::Object(..) => &nothing,
+    walked: &mut Walked,
+) -> Result<Option<Level>, DiffError> {
+    let now = view.lookup(&level.tree, name).on("look at", path)?;
+    let then = view.lookup(&level.base, name).on("look at", path)?;
+    let kind = match (&now, &then) {
+        (Found::Nothing, Found::Nothing) => return Ok(None),
+        (Found::Nothing, _) => Some(ChangeKind::Deleted),
+        (_, Found::Nothing) => Some(ChangeKind::Added),
+        (Found::Directory(_, metadata), Found::Directory(_, before))
+        | (Found::Object(_, metadata), Found::Object(_, before)) => {
+            let (Some(node), Some(below)) = (now.node(name), then.node(name)) else {
+                return Ok(None);
             };
-            self.directory(inner, inner_base, path)?;
+            differs(view, (node, metadata), (below, before), path)?.then_some(ChangeKind::Modified)
         }
-        if !own && self.found.len() == at + 1 {
-            self.found.pop();
+        _ => Some(ChangeKind::Modified),
+    };
+    match now {
+        Found::Directory(tree, _) => {
+            let change = Some((walked.changes.len(), kind.is_some()));
+            let kind = kind.unwrap_or(ChangeKind::Modified);
+            walked.changes.push(Change::new(path.to_owned(), kind));
+            let base = match then {
+                Found::Directory(dir, _) => dir,
+                Found::Nothing | Found::Object(..) => ViewDir::default(),
+            };
+            let inner = Level::open(view, tree, base, path)?;
+            Ok(Some(Level { change, ..inner }))
         }
-        Ok(())
+        Found::Nothing | Found::Object(..) => {
+            if let Found::Object(_, metadata) = &now {
+                let inode = |of: &Metadata| (of.dev, of.ino);
+                let before = then.metadata().filter(|_| kind.is_none());
+                if metadata.nlink > 1 || before.is_some_and(|before| before.nlink > 1) {
+                    walked
+                        .linked
+                        .push((path.to_owned(), inode(metadata), before.map(inode)));
+                }
+            }
+            walked
+                .changes
+                .extend(kind.map(|kind| Change::new(path.to_owned(), kind)));
+            Ok(None)
+        }
     }
 }

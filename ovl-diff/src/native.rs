@@ -1,15 +1,14 @@
 //! What one layer changes, read from its own directory: the cost grows with the change.
 
-use std::collections::BTreeSet;
 use std::collections::HashSet;
-use std::ffi::OsStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::change::{Change, ChangeKind, differs};
 use crate::emit::{DiffSummary, Emitter};
 use crate::error::{Context as _, DiffError};
-use crate::tree::{DeviceNumber, DirEntry, DirHandle, FileKind, Metadata, Node};
+use crate::handles::FewHandles;
+use crate::tree::{DeviceNumber, DirEntry, DirHandle, FileKind, Metadata, Node, TreeBackend as _};
 use crate::view::{Found, View, ViewDir};
 
 /// Writes a layer as an archive, from its `diff` directory and without mounting anything.
@@ -18,7 +17,7 @@ use crate::view::{Found, View, ViewDir};
 /// two diffs of the same layer are the same bytes. Names come depth first in byte order; user
 /// attributes, capabilities and POSIX access control lists are kept; overlay's private attributes
 /// are not. The root comes first, as `./`, when it differs from the root below. Sockets are left
-/// out and counted.
+/// out and counted; what one hides below is written as gone.
 ///
 /// # Errors
 ///
@@ -32,6 +31,8 @@ pub fn diff(
     root_opaque: bool,
     output: impl Write,
 ) -> Result<DiffSummary, DiffError> {
+    let tree = FewHandles::new(view.tree());
+    let view = View::new(&tree, view.xattrs());
     let mut emitter = Emitter::new(view, output);
     let result = diff_into(&mut emitter, view, upper, lowers, root_opaque);
     emitter.end(result)
@@ -44,48 +45,90 @@ fn diff_into<W: Write>(
     lowers: &[DirHandle],
     root_opaque: bool,
 ) -> Result<(), DiffError> {
-    let root = Path::new("");
-    let metadata = view.tree().metadata(Node::Dir(upper)).on("look at", root)?;
+    let mut path = PathBuf::new();
+    let metadata = view
+        .tree()
+        .metadata(Node::Dir(upper))
+        .on("look at", &path)?;
     let root_differs = match lowers.first() {
         None => true,
         Some(below) => {
-            let below_metadata = view.tree().metadata(Node::Dir(below)).on("look at", root)?;
-            metadata.mtime != below_metadata.mtime
-                || differs(view, (Node::Dir(upper), &metadata), (Node::Dir(below), &below_metadata), root)?
+            let below_metadata = view
+                .tree()
+                .metadata(Node::Dir(below))
+                .on("look at", &path)?;
+            let one = (Node::Dir(upper), &metadata);
+            let other = (Node::Dir(below), &below_metadata);
+            metadata.mtime != below_metadata.mtime || differs(view, one, other, &path)?
         }
     };
     if root_differs {
         emitter.root(upper, &metadata)?;
     }
     if root_opaque {
-        emitter.opaque(root)?;
+        emitter.opaque(&path)?;
     }
-    let below = if root_opaque { ViewDir::default() } else { ViewDir::new(lowers.to_vec()) };
-    let mut levels = vec![Level::open(view, upper.clone(), PathBuf::new(), below)?];
+    let below = if root_opaque {
+        ViewDir::default()
+    } else {
+        ViewDir::new(lowers.to_vec())
+    };
+    let mut levels = vec![Level::open(view, upper.clone(), &path, below)?];
     while let Some(level) = levels.last_mut() {
         let Some(entry) = level.entries.pop() else {
             levels.pop();
+            path.pop();
             continue;
         };
-        let path = level.path.join(&entry.name);
-        let metadata = level.metadata(view, &entry, &path)?;
-        if view.is_whiteout(&level.dir, &entry.name, &metadata).on("look at", &path)? {
-            if view.lookup(&level.below, &entry.name).on("look at", &path)?.exists() {
-                emitter.whiteout(&level.path, &entry.name)?;
+        path.push(&entry.name);
+        match diff_entry(emitter, view, level, &entry, &path)? {
+            Some(inner) => levels.push(inner),
+            None => {
+                path.pop();
             }
-            continue;
-        }
-        emitter.object(&level.dir, &entry.name, &path, &metadata)?;
-        if metadata.is_dir() {
-            let dir = view.tree().open_dir(&level.dir, &entry.name).on("open", &path)?;
-            let (inner, hides) = level.below(view, &dir, &entry.name, &path)?;
-            if hides {
-                emitter.opaque(&path)?;
-            }
-            levels.push(Level::open(view, dir, path, inner)?);
         }
     }
     Ok(())
+}
+
+/// Writes one entry, and gives the level to go on with when it is a directory.
+fn diff_entry<W: Write>(
+    emitter: &mut Emitter<'_, W>,
+    view: View<'_>,
+    level: &Level,
+    entry: &DirEntry,
+    path: &Path,
+) -> Result<Option<Level>, DiffError> {
+    let (tree, name) = (view.tree(), &*entry.name);
+    let parent = path.parent().unwrap_or(Path::new(""));
+    let metadata = tree
+        .metadata(Node::Entry(&level.dir, name))
+        .on("look at", path)?;
+    let below = || view.lookup(&level.below, name).on("look at", path);
+    if metadata.is_dir() {
+        let dir = tree.open_dir(&level.dir, name).on("open", path)?;
+        let marks = emitter.directory(&dir, path, &metadata)?;
+        let inner = match below()? {
+            Found::Directory(..) if marks.opaque => {
+                emitter.opaque(path)?;
+                ViewDir::default()
+            }
+            Found::Directory(below, _) => below,
+            Found::Nothing | Found::Object(..) => ViewDir::default(),
+        };
+        return Level::open(view, dir, path, inner).map(Some);
+    }
+    if metadata.kind == FileKind::Socket {
+        emitter.socket(parent, name, below()?.exists())?;
+    } else if !view
+        .is_whiteout(&level.dir, name, &metadata)
+        .on("look at", path)?
+    {
+        emitter.object(&level.dir, name, path, &metadata)?;
+    } else if below()?.exists() {
+        emitter.whiteout(parent, name)?;
+    }
+    Ok(None)
 }
 
 /// Lists what a layer changes, from its `diff` directory: parents before what is in them, siblings
@@ -104,96 +147,111 @@ pub fn changes(
     lowers: &[DirHandle],
     root_opaque: bool,
 ) -> Result<Vec<Change>, DiffError> {
+    let tree = FewHandles::new(view.tree());
+    let view = View::new(&tree, view.xattrs());
     let mut found = Vec::new();
+    let mut path = PathBuf::new();
     let lowers = ViewDir::new(lowers.to_vec());
-    if root_opaque {
-        hidden(view, upper, &lowers, Path::new(""), &mut found)?;
-    }
     // Here the levels carry what shows without this layer, also where an opaque directory hides it.
-    let mut levels = vec![Level::open(view, upper.clone(), PathBuf::new(), lowers)?];
+    let mut root = Level::open(view, upper.clone(), &path, lowers)?;
+    if root_opaque {
+        root.hide(view, &path, &mut found)?;
+    }
+    let mut levels = vec![root];
     while let Some(level) = levels.last_mut() {
         let Some(entry) = level.entries.pop() else {
             if let Some(done) = levels.pop() {
                 done.close(&mut found);
             }
+            path.pop();
             continue;
         };
-        let path = level.path.join(&entry.name);
-        let metadata = level.metadata(view, &entry, &path)?;
-        let below = view.lookup(&level.below, &entry.name).on("look at", &path)?;
-        let node = Node::Entry(&level.dir, &entry.name);
-        if view.is_whiteout(&level.dir, &entry.name, &metadata).on("look at", &path)? {
-            if below.exists() {
-                found.push(Change::new(path, ChangeKind::Deleted));
+        path.push(&entry.name);
+        match changes_of_entry(view, level, &entry, &path, &mut found)? {
+            Some(inner) => levels.push(inner),
+            None => {
+                path.pop();
             }
-            continue;
         }
-        if !metadata.is_dir() {
-            let kind = match &below {
-                Found::Nothing => Some(ChangeKind::Added),
-                Found::Directory(..) => Some(ChangeKind::Modified),
-                Found::Object(dir, below_metadata) => {
-                    let below_node = Node::Entry(dir, &entry.name);
-                    differs(view, (node, &metadata), (below_node, below_metadata), &path)?
-                        .then_some(ChangeKind::Modified)
-                }
-            };
-            found.extend(kind.map(|kind| Change::new(path, kind)));
-            continue;
-        }
-        let kind = match &below {
-            Found::Nothing => Some(ChangeKind::Added),
-            Found::Object(..) => Some(ChangeKind::Modified),
-            Found::Directory(parts, below_metadata) => {
-                // `Found::Directory` has at least one part.
-                let below_node = parts.parts().first().map_or(node, Node::Dir);
-                differs(view, (node, &metadata), (below_node, below_metadata), &path)?
-                    .then_some(ChangeKind::Modified)
-            }
-        };
-        let dir = view.tree().open_dir(&level.dir, &entry.name).on("open", &path)?;
-        let at = found.len();
-        // Taken back when the directory is left and nothing in it has changed.
-        let listed = kind.is_some();
-        found.push(Change::new(path.clone(), kind.unwrap_or(ChangeKind::Modified)));
-        let inner = match below {
-            Found::Directory(parts, _) => {
-                if view.is_opaque(&dir).on("look at", &path)? {
-                    hidden(view, &dir, &parts, &path, &mut found)?;
-                }
-                parts
-            }
-            Found::Nothing | Found::Object(..) => ViewDir::default(),
-        };
-        let mut inner = Level::open(view, dir, path, inner)?;
-        inner.change = Some((at, listed));
-        levels.push(inner);
     }
     found.sort_by(|one, other| one.path().cmp(other.path()));
     Ok(found)
 }
 
-/// Everything that an opaque directory hides and has nothing of its own for.
-fn hidden(
+/// Lists one entry, and gives the level to go on with when it is a directory.
+fn changes_of_entry(
     view: View<'_>,
-    upper: &DirHandle,
-    below: &ViewDir,
+    level: &Level,
+    entry: &DirEntry,
     path: &Path,
     found: &mut Vec<Change>,
-) -> Result<(), DiffError> {
-    let own: BTreeSet<_> = view
-        .tree()
-        .read_dir(upper)
-        .on("list", path)?
-        .into_iter()
-        .map(|entry| entry.name)
-        .collect();
-    for name in view.names(below).on("list", path)? {
-        if !own.contains(&name) {
-            found.push(Change::new(path.join(name), ChangeKind::Deleted));
+) -> Result<Option<Level>, DiffError> {
+    let (tree, name) = (view.tree(), &*entry.name);
+    let node = Node::Entry(&level.dir, name);
+    let metadata = tree.metadata(node).on("look at", path)?;
+    let below = view.lookup(&level.below, name).on("look at", path)?;
+    if view
+        .is_whiteout(&level.dir, name, &metadata)
+        .on("look at", path)?
+    {
+        if below.exists() {
+            found.push(Change::new(path.to_owned(), ChangeKind::Deleted));
         }
+        return Ok(None);
     }
-    Ok(())
+    if !metadata.is_dir() {
+        let kind = match &below {
+            Found::Nothing => Some(ChangeKind::Added),
+            Found::Directory(..) => Some(ChangeKind::Modified),
+            Found::Object(dir, below_metadata) => {
+                let below_node = Node::Entry(dir, name);
+                differs(view, (node, &metadata), (below_node, below_metadata), path)?
+                    .then_some(ChangeKind::Modified)
+            }
+        };
+        found.extend(kind.map(|kind| Change::new(path.to_owned(), kind)));
+        return Ok(None);
+    }
+    let dir = tree.open_dir(&level.dir, name).on("open", path)?;
+    let marks = view.marks(Node::Dir(&dir)).on("read attributes of", path)?;
+    if let Some(attribute) = marks.elsewhere {
+        return Err(DiffError::Elsewhere {
+            path: path.to_owned(),
+            attribute,
+        });
+    }
+    let kind = match &below {
+        Found::Nothing => Some(ChangeKind::Added),
+        Found::Object(..) => Some(ChangeKind::Modified),
+        Found::Directory(parts, below_metadata) => {
+            // `Found::Directory` has at least one part.
+            let below_node = parts.parts().first().map_or(node, Node::Dir);
+            differs(
+                view,
+                (Node::Dir(&dir), &metadata),
+                (below_node, below_metadata),
+                path,
+            )?
+            .then_some(ChangeKind::Modified)
+        }
+    };
+    let at = found.len();
+    // Taken back when the directory is left and nothing in it has changed.
+    let listed = kind.is_some();
+    found.push(Change::new(
+        path.to_owned(),
+        kind.unwrap_or(ChangeKind::Modified),
+    ));
+    let below = match below {
+        Found::Directory(parts, _) => parts,
+        Found::Nothing | Found::Object(..) => ViewDir::default(),
+    };
+    let mut inner = Level::open(view, dir, path, below)?;
+    inner.change = Some((at, listed));
+    if marks.opaque || level.hides {
+        inner.hide(view, path, found)?;
+    }
+    Ok(Some(inner))
 }
 
 /// Adds up the apparent size of everything in a layer's directory but directories: the length of
@@ -204,25 +262,32 @@ fn hidden(
 /// Any error of the backend, except that what vanishes meanwhile is not counted.
 #[doc(alias = "DiffSize")]
 pub fn size(view: View<'_>, upper: &DirHandle) -> Result<LayerSize, DiffError> {
+    let tree = FewHandles::new(view.tree());
+    let view = View::new(&tree, view.xattrs());
     let mut size = LayerSize::default();
     let mut seen: HashSet<(DeviceNumber, u64)> = HashSet::new();
-    let mut levels = vec![Level::open(view, upper.clone(), PathBuf::new(), ViewDir::default())?];
+    let mut path = PathBuf::new();
+    let mut levels = vec![Level::open(view, upper.clone(), &path, ViewDir::default())?];
     while let Some(level) = levels.last_mut() {
         let Some(entry) = level.entries.pop() else {
             levels.pop();
+            path.pop();
             continue;
         };
-        let path = level.path.join(&entry.name);
-        let Some(metadata) = view.entry(&level.dir, &entry.name).on("look at", &path)? else {
-            continue;
-        };
-        let first = metadata.nlink < 2 || metadata.is_dir() || seen.insert((metadata.dev, metadata.ino));
-        if first {
-            size.add(&metadata);
+        path.push(&entry.name);
+        let found = view.entry(&level.dir, &entry.name).on("look at", &path)?;
+        if let Some(metadata) = &found
+            && (metadata.nlink < 2
+                || metadata.is_dir()
+                || seen.insert((metadata.dev, metadata.ino)))
+        {
+            size.add(metadata);
         }
-        if metadata.is_dir() {
-            let dir = view.tree().open_dir(&level.dir, &entry.name).on("open", &path)?;
-            levels.push(Level::open(view, dir, path, ViewDir::default())?);
+        if found.is_some_and(|metadata| metadata.is_dir()) {
+            let dir = tree.open_dir(&level.dir, &entry.name).on("open", &path)?;
+            levels.push(Level::open(view, dir, &path, ViewDir::default())?);
+        } else {
+            path.pop();
         }
     }
     Ok(size)
@@ -256,27 +321,33 @@ impl LayerSize {
 ///
 /// Any error of the backend.
 pub fn sync_layer(view: View<'_>, root: &DirHandle) -> Result<(), DiffError> {
-    let tree = view.tree();
-    let mut levels = vec![Level::open(view, root.clone(), PathBuf::new(), ViewDir::default())?];
+    let tree = FewHandles::new(view.tree());
+    let view = View::new(&tree, view.xattrs());
+    let mut path = PathBuf::new();
+    let mut levels = vec![Level::open(view, root.clone(), &path, ViewDir::default())?];
     while let Some(level) = levels.last_mut() {
         let Some(entry) = level.entries.pop() else {
             if let Some(done) = levels.pop() {
-                tree.sync(Node::Dir(&done.dir)).on("sync", &done.path)?;
+                tree.sync(Node::Dir(&done.dir)).on("sync", &path)?;
             }
+            path.pop();
             continue;
         };
-        let path = level.path.join(&entry.name);
+        path.push(&entry.name);
         match entry.kind {
             FileKind::Directory => {
                 let dir = tree.open_dir(&level.dir, &entry.name).on("open", &path)?;
-                levels.push(Level::open(view, dir, path, ViewDir::default())?);
+                levels.push(Level::open(view, dir, &path, ViewDir::default())?);
+                continue;
             }
             FileKind::Regular => {
-                tree.sync(Node::Entry(&level.dir, &entry.name)).on("sync", &path)?;
+                tree.sync(Node::Entry(&level.dir, &entry.name))
+                    .on("sync", &path)?;
             }
             // The others are all in their inode, which the directory's sync takes along.
             _ => {}
         }
+        path.pop();
     }
     Ok(())
 }
@@ -284,53 +355,58 @@ pub fn sync_layer(view: View<'_>, root: &DirHandle) -> Result<(), DiffError> {
 /// One directory of a layer on the way down.
 struct Level {
     dir: DirHandle,
-    path: PathBuf,
     /// In reverse byte order, so that the next one is the last.
     entries: Vec<DirEntry>,
     /// What the layers below show here.
     below: ViewDir,
+    /// Nothing of that shows: this directory or one further up is opaque.
+    hides: bool,
     /// The directory's own place in the list of changes, and whether it stays there anyway.
     change: Option<(usize, bool)>,
 }
 
 impl Level {
-    fn open(view: View<'_>, dir: DirHandle, path: PathBuf, below: ViewDir) -> Result<Self, DiffError> {
-        let mut entries = view.tree().read_dir(&dir).on("list", &path)?;
-        entries.sort_unstable_by(|one, other| other.name.cmp(&one.name));
-        Ok(Self { dir, path, entries, below, change: None })
-    }
-
-    /// An entry's metadata; what says that its contents are elsewhere is an error.
-    fn metadata(&self, view: View<'_>, entry: &DirEntry, path: &Path) -> Result<Metadata, DiffError> {
-        let node = Node::Entry(&self.dir, &entry.name);
-        let metadata = view.tree().metadata(node).on("look at", path)?;
-        let attribute = match metadata.kind {
-            FileKind::Directory => view.xattrs().redirect(),
-            FileKind::Regular => view.xattrs().metacopy(),
-            _ => return Ok(metadata),
-        };
-        match view.tree().xattr(node, OsStr::new(attribute)).on("read attributes of", path)? {
-            None => Ok(metadata),
-            Some(_) => Err(DiffError::Elsewhere { path: path.to_owned(), attribute }),
-        }
-    }
-
-    /// What the layers below show in the directory `name`, and whether `dir`, being opaque, hides
-    /// something there.
-    fn below(
-        &self,
+    fn open(
         view: View<'_>,
-        dir: &DirHandle,
-        name: &OsStr,
+        dir: DirHandle,
         path: &Path,
-    ) -> Result<(ViewDir, bool), DiffError> {
-        let Found::Directory(below, _) = view.lookup(&self.below, name).on("look at", path)? else {
-            return Ok((ViewDir::default(), false));
-        };
-        if view.is_opaque(dir).on("look at", path)? {
-            return Ok((ViewDir::default(), true));
+        below: ViewDir,
+    ) -> Result<Self, DiffError> {
+        let mut entries = view.tree().read_dir(&dir).on("list", path)?;
+        entries.sort_unstable_by(|one, other| other.name.cmp(&one.name));
+        Ok(Self {
+            dir,
+            entries,
+            below,
+            hides: false,
+            change: None,
+        })
+    }
+
+    /// Lists what the directory, being opaque, hides and has nothing of its own for.
+    fn hide(
+        &mut self,
+        view: View<'_>,
+        path: &Path,
+        found: &mut Vec<Change>,
+    ) -> Result<(), DiffError> {
+        self.hides = true;
+        let mut names = view.names(&self.below).on("list", path)?;
+        for own in &self.entries {
+            names.remove(&own.name);
         }
-        Ok((below, false))
+        for name in names {
+            let path = path.join(&name);
+            // A listing can hold whiteouts in the form of files.
+            if view
+                .lookup(&self.below, &name)
+                .on("look at", &path)?
+                .exists()
+            {
+                found.push(Change::new(path, ChangeKind::Deleted));
+            }
+        }
+        Ok(())
     }
 
     fn close(&self, found: &mut Vec<Change>) {

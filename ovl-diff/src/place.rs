@@ -4,11 +4,12 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::copy::copy_attributes;
+use crate::copy::{Private, copy_attributes, drop_inherited};
 use crate::error::{Context as _, TreeError};
 use crate::remove::remove_tree;
 use crate::tree::{DirHandle, FileKind, Metadata, Node, Timestamp};
 use crate::view::{Found, View, ViewDir};
+use crate::xattrs::DEFAULT_ACL;
 
 /// The open directories from the layer's root to the current one.
 ///
@@ -30,6 +31,8 @@ struct Frame {
     over_whiteout: bool,
     mtime: Option<Timestamp>,
     touched: bool,
+    /// What is made in it gets an access control list that nobody asked for.
+    inherits: bool,
 }
 
 /// Whether a directory was there before.
@@ -57,7 +60,10 @@ impl<'a> Position<'a> {
         lowers: &[DirHandle],
     ) -> Result<Self, TreeError> {
         let path = PathBuf::new();
-        let metadata = view.tree().metadata(Node::Dir(upper)).on("look at", &path)?;
+        let metadata = view
+            .tree()
+            .metadata(Node::Dir(upper))
+            .on("look at", &path)?;
         let root = Frame {
             name: OsString::new(),
             upper: Some(upper.clone()),
@@ -66,8 +72,13 @@ impl<'a> Position<'a> {
             over_whiteout: false,
             mtime: Some(metadata.mtime),
             touched: true,
+            inherits: has_default_acl(view, upper).on("look at", &path)?,
         };
-        Ok(Self { view, frames: vec![root], path })
+        Ok(Self {
+            view,
+            frames: vec![root],
+            path,
+        })
     }
 
     pub(crate) fn view(&self) -> View<'a> {
@@ -109,10 +120,29 @@ impl<'a> Position<'a> {
         self.frames[top].touched = true;
     }
 
+    /// What is made in the current directory inherits its default access control list, which has
+    /// to be taken back.
+    pub(crate) fn inherits(&self) -> bool {
+        self.frames[self.frames.len() - 1].inherits
+    }
+
+    /// Looks whether the current directory has a default access control list now.
+    pub(crate) fn note_default_acl(&mut self) -> Result<(), TreeError> {
+        let top = self.frames.len() - 1;
+        if let Some(dir) = &self.frames[top].upper {
+            let inherits = has_default_acl(self.view, dir).on("look at", &self.path)?;
+            self.frames[top].inherits = inherits;
+        }
+        Ok(())
+    }
+
     /// Leaves what is not on the way to `path` and says how many of its components are entered.
     pub(crate) fn keep_common(&mut self, path: &[&OsStr]) -> Result<usize, TreeError> {
         let entered = self.frames[1..].iter();
-        let kept = entered.zip(path).take_while(|(frame, name)| frame.name == **name).count();
+        let kept = entered
+            .zip(path)
+            .take_while(|(frame, name)| frame.name == **name)
+            .count();
         self.leave_to(kept + 1)?;
         Ok(kept)
     }
@@ -143,7 +173,10 @@ impl<'a> Position<'a> {
     fn finish(&mut self, index: usize) -> Result<(), TreeError> {
         let frame = &self.frames[index];
         if let (Some(dir), Some(mtime), true) = (&frame.upper, frame.mtime, frame.touched) {
-            self.view.tree().set_mtime(Node::Dir(dir), mtime).on("set the time of", &self.path)?;
+            self.view
+                .tree()
+                .set_mtime(Node::Dir(dir), mtime)
+                .on("set the time of", &self.path)?;
         }
         Ok(())
     }
@@ -151,7 +184,6 @@ impl<'a> Position<'a> {
     /// Goes into the directory `name`, or gives the text of the link that has that name.
     pub(crate) fn enter(&mut self, name: &OsStr) -> Result<Option<OsString>, EnterError> {
         let (view, path) = (self.view, self.path_of(name));
-        let parent_below = self.below().clone();
         let mut over_whiteout = false;
         if let Some(dir) = self.upper_if_any()
             && let Some(metadata) = view.entry(&dir, name).on("look at", &path)?
@@ -168,7 +200,7 @@ impl<'a> Position<'a> {
                 _ => return Err(EnterError::NotADirectory),
             }
         }
-        let found = view.lookup(&parent_below, name).on("look at", &path)?;
+        let found = view.lookup(self.below(), name).on("look at", &path)?;
         let (below, below_metadata) = match found {
             // Only what is put here from now on is to be seen.
             _ if over_whiteout => (ViewDir::default(), None),
@@ -182,8 +214,17 @@ impl<'a> Position<'a> {
         let mtime = below_metadata.map(|metadata| metadata.mtime);
         let name = name.to_owned();
         let (upper, touched) = (None, false);
-        let frame = Frame { name, upper, below, below_metadata, over_whiteout, mtime, touched };
-        self.push(frame);
+        let inherits = false;
+        self.push(Frame {
+            name,
+            upper,
+            below,
+            below_metadata,
+            over_whiteout,
+            mtime,
+            touched,
+            inherits,
+        });
         Ok(None)
     }
 
@@ -198,7 +239,10 @@ impl<'a> Position<'a> {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !replaced => {}
                 Err(error) => return Err(TreeError::new("create", &path, error)),
             }
-            let metadata = view.tree().metadata(Node::Entry(&parent, name)).on("look at", &path)?;
+            let metadata = view
+                .tree()
+                .metadata(Node::Entry(&parent, name))
+                .on("look at", &path)?;
             if metadata.is_dir() {
                 self.push_existing(&parent, name, &metadata)?;
                 return Ok(Entered::Existing);
@@ -207,6 +251,9 @@ impl<'a> Position<'a> {
             replaced = true;
         }
         let upper = view.tree().open_dir(&parent, name).on("open", &path)?;
+        if self.inherits() {
+            drop_inherited(view.tree(), Node::Dir(&upper)).on("change", &path)?;
+        }
         let below = match self.lookup_below(name)? {
             // What was replaced, a whiteout or a file, had hidden the directory below.
             Found::Directory(..) if replaced => {
@@ -225,6 +272,7 @@ impl<'a> Position<'a> {
             over_whiteout: false,
             mtime: None,
             touched: true,
+            inherits: false,
         });
         Ok(Entered::Created)
     }
@@ -237,33 +285,51 @@ impl<'a> Position<'a> {
         }
         // `make` has filled every frame.
         self.upper_if_any().ok_or_else(|| {
-            TreeError::new("create", &self.path, io::Error::from(io::ErrorKind::NotFound))
+            TreeError::new(
+                "create",
+                &self.path,
+                io::Error::from(io::ErrorKind::NotFound),
+            )
         })
     }
 
     fn make(&mut self, index: usize) -> Result<(), TreeError> {
-        let path: PathBuf = self.frames[1..=index].iter().map(|frame| &*frame.name).collect();
+        let path: PathBuf = self.frames[1..=index]
+            .iter()
+            .map(|frame| &*frame.name)
+            .collect();
         let (tree, frame) = (self.view.tree(), &self.frames[index]);
-        let Some(parent) = self.frames[index - 1].upper.clone() else { return Ok(()) };
+        let Some(parent) = self.frames[index - 1].upper.clone() else {
+            return Ok(());
+        };
         if frame.over_whiteout {
             tree.unlink(&parent, &frame.name).on("replace", &path)?;
         }
-        tree.create_dir(&parent, &frame.name, 0o700).on("create", &path)?;
+        tree.create_dir(&parent, &frame.name, 0o700)
+            .on("create", &path)?;
         let dir = tree.open_dir(&parent, &frame.name).on("open", &path)?;
+        if self.frames[index - 1].inherits {
+            drop_inherited(tree, Node::Dir(&dir)).on("change", &path)?;
+        }
         match (&frame.below_metadata, frame.below.parts().first()) {
             (Some(metadata), Some(below)) => {
-                copy_attributes(self.view, Node::Dir(below), metadata, Node::Dir(&dir))
+                let (from, to) = (Node::Dir(below), Node::Dir(&dir));
+                copy_attributes(self.view, from, metadata, to, Private::Drop)
                     .on("copy the attributes of", &path)?;
             }
-            _ => tree.set_mode(Node::Dir(&dir), 0o755).on("set the mode of", &path)?,
+            _ => tree
+                .set_mode(Node::Dir(&dir), 0o755)
+                .on("set the mode of", &path)?,
         }
         let hidden = frame.over_whiteout;
         if hidden && matches!(self.lookup_in(index - 1, &path)?, Found::Directory(..)) {
             make_opaque(self.view, &dir, &path)?;
         }
+        let inherits = has_default_acl(self.view, &dir).on("look at", &path)?;
         let frame = &mut self.frames[index];
         frame.upper = Some(dir);
         frame.touched = true;
+        frame.inherits = inherits;
         self.frames[index - 1].touched = true;
         Ok(())
     }
@@ -291,8 +357,16 @@ impl<'a> Position<'a> {
     ) -> Result<(), TreeError> {
         let path = self.path_of(name);
         let upper = self.view.tree().open_dir(parent, name).on("open", &path)?;
-        let cut = self.below().is_empty() || self.view.is_opaque(&upper).on("look at", &path)?;
-        let below = match cut {
+        let names = self
+            .view
+            .tree()
+            .list_xattrs(Node::Dir(&upper))
+            .on("look at", &path)?;
+        let marks = self
+            .view
+            .marks_among(Node::Dir(&upper), &names)
+            .on("look at", &path)?;
+        let below = match marks.opaque {
             true => ViewDir::default(),
             false => match self.lookup_below(name)? {
                 Found::Directory(below, _) => below,
@@ -307,17 +381,22 @@ impl<'a> Position<'a> {
             over_whiteout: false,
             mtime: Some(metadata.mtime),
             touched: false,
+            inherits: names.iter().any(|name| name == DEFAULT_ACL),
         });
         Ok(())
     }
 
     fn lookup_below(&self, name: &OsStr) -> Result<Found, TreeError> {
-        self.view.lookup(self.below(), name).on("look at", &self.path_of(name))
+        self.view
+            .lookup(self.below(), name)
+            .on("look at", &self.path_of(name))
     }
 
     fn lookup_in(&self, index: usize, path: &Path) -> Result<Found, TreeError> {
         let name = path.file_name().unwrap_or_default();
-        self.view.lookup(&self.frames[index].below, name).on("look at", path)
+        self.view
+            .lookup(&self.frames[index].below, name)
+            .on("look at", path)
     }
 
     fn push(&mut self, frame: Frame) {
@@ -326,10 +405,19 @@ impl<'a> Position<'a> {
     }
 }
 
+fn has_default_acl(view: View<'_>, dir: &DirHandle) -> io::Result<bool> {
+    Ok(view
+        .tree()
+        .xattr(Node::Dir(dir), OsStr::new(DEFAULT_ACL))?
+        .is_some())
+}
+
 /// Hides everything below `dir`, and drops what only hid parts of it.
 pub(crate) fn make_opaque(view: View<'_>, dir: &DirHandle, path: &Path) -> Result<(), TreeError> {
     let attribute = OsStr::new(view.xattrs().opaque());
-    view.tree().set_xattr(Node::Dir(dir), attribute, b"y").on("mark as opaque", path)?;
+    view.tree()
+        .set_xattr(Node::Dir(dir), attribute, b"y")
+        .on("mark as opaque", path)?;
     purge(view, dir, path)
 }
 
@@ -347,19 +435,26 @@ fn purge(view: View<'_>, dir: &DirHandle, path: &Path) -> Result<(), TreeError> 
                 let inner = tree.open_dir(&dir, &entry.name).on("open", &inner_path)?;
                 if view.is_opaque(&inner).on("look at", &inner_path)? {
                     let attribute = OsStr::new(view.xattrs().opaque());
-                    tree.remove_xattr(Node::Dir(&inner), attribute).on("change", &inner_path)?;
+                    tree.remove_xattr(Node::Dir(&inner), attribute)
+                        .on("change", &inner_path)?;
                 }
                 pending.push((inner, inner_path));
                 continue;
             }
-            let metadata = tree.metadata(Node::Entry(&dir, &entry.name)).on("look at", &inner_path)?;
-            if metadata.is_whiteout_device() {
+            let metadata = tree
+                .metadata(Node::Entry(&dir, &entry.name))
+                .on("look at", &inner_path)?;
+            if view
+                .is_whiteout(&dir, &entry.name, &metadata)
+                .on("look at", &inner_path)?
+            {
                 tree.unlink(&dir, &entry.name).on("remove", &inner_path)?;
                 changed = true;
             }
         }
         if changed {
-            tree.set_mtime(Node::Dir(&dir), before).on("set the time of", &path)?;
+            tree.set_mtime(Node::Dir(&dir), before)
+                .on("set the time of", &path)?;
         }
     }
     Ok(())

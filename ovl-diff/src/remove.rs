@@ -39,14 +39,21 @@ pub fn remove_tree(
     let mut moved = 0_u64;
     loop {
         let entries = tree.read_dir(&top).on("list", &path)?;
-        let mut levels = vec![Level { dir: top.clone(), name: name.to_owned(), entries }];
+        let mut levels = vec![Level {
+            dir: top.clone(),
+            name: name.to_owned(),
+            entries,
+        }];
         loop {
             let depth = levels.len();
-            let Some(level) = levels.last_mut() else { break };
+            let Some(level) = levels.last_mut() else {
+                break;
+            };
             let Some(entry) = level.entries.pop() else {
                 let Some(done) = levels.pop() else { break };
                 if let Some(above) = levels.last() {
-                    tree.remove_dir(&above.dir, &done.name).on("remove", &path)?;
+                    tree.remove_dir(&above.dir, &done.name)
+                        .on("remove", &path)?;
                     path.pop();
                 }
                 continue;
@@ -64,7 +71,11 @@ pub fn remove_tree(
             }
             let dir = tree.open_dir(&level.dir, &entry.name).on("open", &path)?;
             let entries = tree.read_dir(&dir).on("list", &path)?;
-            levels.push(Level { dir, name: entry.name, entries });
+            levels.push(Level {
+                dir,
+                name: entry.name,
+                entries,
+            });
         }
         match tree.remove_dir(parent, name) {
             Ok(()) => return Ok(()),

@@ -23,7 +23,7 @@ use std::sync::Arc;
 ///   another kind was asked for), `EXDEV`, `ENOTEMPTY`, `EISDIR`, `ENODATA`, `ENOTSUP` and so on.
 ///
 /// Handles stay valid when what they name is renamed or unlinked, as file descriptors do.
-pub trait TreeBackend: fmt::Debug + Send + Sync + 'static {
+pub trait TreeBackend: fmt::Debug + Send + Sync {
     /// Opens the directory at an absolute path, following symbolic links.
     ///
     /// # Errors

@@ -65,11 +65,39 @@ impl Found {
         }
     }
 
+    /// What was found, as the subject of a step.
+    pub(crate) fn node<'f>(&'f self, name: &'f OsStr) -> Option<Node<'f>> {
+        match self {
+            Self::Nothing => None,
+            // Of its uppermost part.
+            Self::Directory(dir, _) => dir.parts.first().map(Node::Dir),
+            Self::Object(dir, _) => Some(Node::Entry(dir, name)),
+        }
+    }
+
     /// Whether anything was found.
     #[must_use]
     pub fn exists(&self) -> bool {
         self.metadata().is_some()
     }
+}
+
+/// What the private attributes of one layer's object say.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Marks {
+    /// A directory hides what is below it.
+    pub(crate) opaque: bool,
+    /// This attribute says that contents are in another place of the layers below.
+    pub(crate) elsewhere: Option<&'static str>,
+}
+
+/// The error for an object whose contents are not where its name is.
+pub(crate) fn elsewhere(attribute: &'static str) -> io::Error {
+    let message = format!(
+        "the attribute {attribute} says that its contents are elsewhere; \
+         mount layers with redirect_dir=nofollow and metacopy=off"
+    );
+    io::Error::new(io::ErrorKind::Unsupported, message)
 }
 
 impl<'a> View<'a> {
@@ -94,12 +122,15 @@ impl<'a> View<'a> {
     /// What `name` stands for in `dir`.
     ///
     /// # Errors
-    /// Any error of the backend but `ENOENT`.
+    /// Any error of the backend but `ENOENT`; [`io::ErrorKind::Unsupported`] for a directory whose
+    /// contents are elsewhere, since it was renamed on a mount with `redirect_dir=on`.
     pub fn lookup(&self, dir: &ViewDir, name: &OsStr) -> io::Result<Found> {
         let mut merged: Option<Metadata> = None;
         let mut parts = Vec::new();
         for part in &dir.parts {
-            let Some(metadata) = self.entry(part, name)? else { continue };
+            let Some(metadata) = self.entry(part, name)? else {
+                continue;
+            };
             if self.is_whiteout(part, name, &metadata)? {
                 break;
             }
@@ -110,14 +141,19 @@ impl<'a> View<'a> {
                 break;
             }
             let handle = self.tree.open_dir(part, name)?;
-            let opaque = self.is_opaque(&handle)?;
+            let marks = self.marks(Node::Dir(&handle))?;
+            if let Some(attribute) = marks.elsewhere {
+                return Err(elsewhere(attribute));
+            }
             merged.get_or_insert(metadata);
             parts.push(handle);
-            if opaque {
+            if marks.opaque {
                 break;
             }
         }
-        Ok(merged.map_or(Found::Nothing, |metadata| Found::Directory(ViewDir { parts }, metadata)))
+        Ok(merged.map_or(Found::Nothing, |metadata| {
+            Found::Directory(ViewDir { parts }, metadata)
+        }))
     }
 
     /// Goes down from `root` by plain names; links are not followed.
@@ -163,7 +199,9 @@ impl<'a> View<'a> {
                     _ => false,
                 };
                 if suspect {
-                    let Some(metadata) = self.entry(part, &entry.name)? else { continue };
+                    let Some(metadata) = self.entry(part, &entry.name)? else {
+                        continue;
+                    };
                     if self.is_whiteout(part, &entry.name, &metadata)? {
                         whiteouts.push(entry.name);
                         continue;
@@ -202,7 +240,10 @@ impl<'a> View<'a> {
             return Ok(false);
         }
         let attribute = OsStr::new(self.xattrs.whiteout());
-        Ok(self.tree.xattr(Node::Entry(dir, name), attribute)?.is_some())
+        Ok(self
+            .tree
+            .xattr(Node::Entry(dir, name), attribute)?
+            .is_some())
     }
 
     /// Whether a directory of one layer hides what is below it.
@@ -213,7 +254,28 @@ impl<'a> View<'a> {
         Ok(self.opaque_value(dir)?.as_deref() == Some(b"y"))
     }
 
+    /// What the attributes of one layer's object say about it.
+    pub(crate) fn marks(&self, node: Node<'_>) -> io::Result<Marks> {
+        self.marks_among(node, &self.tree.list_xattrs(node)?)
+    }
+
+    /// The same, when the names of its attributes are known.
+    pub(crate) fn marks_among(&self, node: Node<'_>, names: &[OsString]) -> io::Result<Marks> {
+        let mut marks = Marks::default();
+        for name in names {
+            if name == self.xattrs.opaque() {
+                marks.opaque = self.tree.xattr(node, name)?.as_deref() == Some(b"y");
+            } else if name == self.xattrs.redirect() {
+                marks.elsewhere = Some(self.xattrs.redirect());
+            } else if name == self.xattrs.metacopy() {
+                marks.elsewhere = Some(self.xattrs.metacopy());
+            }
+        }
+        Ok(marks)
+    }
+
     fn opaque_value(&self, dir: &DirHandle) -> io::Result<Option<Vec<u8>>> {
-        self.tree.xattr(Node::Dir(dir), OsStr::new(self.xattrs.opaque()))
+        self.tree
+            .xattr(Node::Dir(dir), OsStr::new(self.xattrs.opaque()))
     }
 }

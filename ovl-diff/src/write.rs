@@ -10,6 +10,9 @@ use crate::tree::{DeviceNumber, Timestamp};
 const MAX_OCTAL_7: u64 = 0o7_777_777;
 /// Largest number in a 12-byte octal field: 11 digits.
 const MAX_OCTAL_11: u64 = 0o77_777_777_777;
+const BLOCK_LEN: usize = 512;
+/// Collected before it is written: a small file takes no call of its own.
+const BUFFER_LEN: usize = 256 * 1024;
 const NAME_LEN: usize = 100;
 const PREFIX_LEN: usize = 155;
 
@@ -38,36 +41,32 @@ pub(crate) enum MemberKind<'a> {
     Fifo,
 }
 
-/// Writes members in the order given.
-pub(crate) struct ArchiveWriter<W: Write> {
-    builder: tar::Builder<Gate<W>>,
+/// Writes members in the order given. Nothing ends the archive but [`finish`](Self::finish).
+pub(crate) struct ArchiveWriter<W> {
+    output: W,
+    buffer: Vec<u8>,
+    /// How much of the buffer waits to be written.
+    filled: usize,
     /// A member was begun and not completed.
     partial: bool,
 }
 
-/// Swallows what the builder writes when it is dropped after an error: it would end the archive.
-struct Gate<W> {
-    output: W,
-    closed: bool,
-}
-
-impl<W: Write> Write for Gate<W> {
-    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        if self.closed { Ok(buffer.len()) } else { self.output.write(buffer) }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.closed { Ok(()) } else { self.output.flush() }
-    }
-}
-
 impl<W: Write> ArchiveWriter<W> {
     pub(crate) fn new(output: W) -> Self {
-        Self { builder: tar::Builder::new(Gate { output, closed: false }), partial: false }
+        Self {
+            output,
+            buffer: vec![0; BUFFER_LEN],
+            filled: 0,
+            partial: false,
+        }
     }
 
-    /// Writes a member; `contents` must give exactly the size that its kind says.
-    pub(crate) fn append(&mut self, member: &Member<'_>, contents: impl Read) -> io::Result<()> {
+    /// Writes a member; `contents` must give at least the size that its kind says.
+    pub(crate) fn append(
+        &mut self,
+        member: &Member<'_>,
+        mut contents: impl Read,
+    ) -> io::Result<()> {
         let mut records = Records::default();
         let mut header = Header::new_ustar();
         let (entry_type, link, size, device) = match member.kind {
@@ -106,12 +105,27 @@ impl<W: Write> ArchiveWriter<W> {
         for (name, value) in &member.xattrs {
             records.push_bytes(&[b"SCHILY.xattr.", name.as_slice()].concat(), value);
         }
+        // An extension header alone makes readers complain too.
         self.partial = true;
         if let Some(records) = records.finish() {
             self.extension(&path, &records)?;
         }
         header.set_cksum();
-        self.builder.append(&header, contents.take(size))?;
+        self.put(header.as_bytes())?;
+        let mut left = size;
+        while left > 0 {
+            let room = self.room()?;
+            let want = usize::try_from(left).unwrap_or(usize::MAX).min(room.len());
+            let len = match contents.read(&mut room[..want]) {
+                Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof)),
+                Ok(len) => len,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            self.filled += len;
+            left -= len as u64;
+        }
+        self.pad(size)?;
         self.partial = false;
         Ok(())
     }
@@ -126,40 +140,84 @@ impl<W: Write> ArchiveWriter<W> {
         let name: Vec<u8> = [b"PaxHeaders.0/", base].concat();
         set_path(&mut header, &name[..name.len().min(NAME_LEN)]);
         header.set_cksum();
-        self.builder.append(&header, records)
+        self.put(header.as_bytes())?;
+        self.put(records)?;
+        self.pad(records.len() as u64)
     }
 
     /// Ends the archive: two blocks of zeros.
-    pub(crate) fn finish(self) -> io::Result<()> {
-        self.builder.into_inner()?.flush()
+    pub(crate) fn finish(mut self) -> io::Result<()> {
+        self.put(&[0; 2 * BLOCK_LEN])?;
+        self.drain()?;
+        self.output.flush()
     }
 
     /// Ends the output inside an entry: readers accept missing end blocks, so an archive that just
     /// stops between two entries would look whole.
     pub(crate) fn abort(mut self) {
-        if !self.partial {
-            let mut header = Header::new_ustar();
-            header.set_size(512);
-            set_path(&mut header, b"incomplete");
-            header.set_cksum();
-            // The archive is lost already; that it is cut short here too is what is wanted.
-            let _ = self.builder.get_mut().write_all(header.as_bytes());
+        let mut header = Header::new_ustar();
+        header.set_size(BLOCK_LEN as u64);
+        set_path(&mut header, b"incomplete");
+        header.set_cksum();
+        let begun = if self.partial {
+            Ok(())
+        } else {
+            self.put(header.as_bytes())
+        };
+        // The archive is lost already; that it is cut short here too is what is wanted.
+        let _ = begun
+            .and_then(|()| self.drain())
+            .and_then(|()| self.output.flush());
+    }
+
+    fn put(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let room = self.room()?;
+            let len = room.len().min(bytes.len());
+            room[..len].copy_from_slice(&bytes[..len]);
+            self.filled += len;
+            bytes = &bytes[len..];
         }
-        let _ = self.builder.get_mut().flush();
-        self.builder.get_mut().closed = true;
+        Ok(())
+    }
+
+    /// Fills up the last block of `size` bytes.
+    fn pad(&mut self, size: u64) -> io::Result<()> {
+        let over = (size % BLOCK_LEN as u64) as usize;
+        self.put(&[0; BLOCK_LEN][..(BLOCK_LEN - over) % BLOCK_LEN])
+    }
+
+    /// The free part of the buffer, never empty.
+    fn room(&mut self) -> io::Result<&mut [u8]> {
+        if self.filled == self.buffer.len() {
+            self.drain()?;
+        }
+        Ok(&mut self.buffer[self.filled..])
+    }
+
+    fn drain(&mut self) -> io::Result<()> {
+        let result = self.output.write_all(&self.buffer[..self.filled]);
+        self.filled = 0;
+        result
     }
 }
 
 /// Puts a path into the header's name and prefix; false when it does not fit.
 fn set_path(header: &mut Header, path: &[u8]) -> bool {
-    let Some(ustar) = header.as_ustar_mut() else { return false };
+    let Some(ustar) = header.as_ustar_mut() else {
+        return false;
+    };
     if path.len() <= NAME_LEN {
         ustar.name[..path.len()].copy_from_slice(path);
         return true;
     }
-    let split = path[..path.len() - 1].iter().enumerate().rev().find(|&(at, &byte)| {
-        byte == b'/' && at > 0 && at <= PREFIX_LEN && path.len() - at - 1 <= NAME_LEN
-    });
+    let split = path[..path.len() - 1]
+        .iter()
+        .enumerate()
+        .rev()
+        .find(|&(at, &byte)| {
+            byte == b'/' && at > 0 && at <= PREFIX_LEN && path.len() - at - 1 <= NAME_LEN
+        });
     if let Some((at, _)) = split {
         ustar.prefix[..at].copy_from_slice(&path[..at]);
         ustar.name[..path.len() - at - 1].copy_from_slice(&path[at + 1..]);
@@ -170,7 +228,9 @@ fn set_path(header: &mut Header, path: &[u8]) -> bool {
 }
 
 fn set_link(header: &mut Header, link: &[u8]) -> bool {
-    let Some(ustar) = header.as_ustar_mut() else { return false };
+    let Some(ustar) = header.as_ustar_mut() else {
+        return false;
+    };
     let len = link.len().min(NAME_LEN);
     ustar.linkname[..len].copy_from_slice(&link[..len]);
     link.len() <= NAME_LEN
@@ -209,7 +269,9 @@ impl Records {
     }
 
     fn time(&mut self, time: Timestamp) -> u64 {
-        let whole = u64::try_from(time.secs).ok().filter(|&secs| secs <= MAX_OCTAL_11);
+        let whole = u64::try_from(time.secs)
+            .ok()
+            .filter(|&secs| secs <= MAX_OCTAL_11);
         if time.nanos != 0 || whole.is_none() {
             self.push("mtime", decimal(time).as_bytes());
         }
@@ -227,7 +289,11 @@ fn decimal(time: Timestamp) -> String {
         return time.secs.to_string();
     }
     let (sign, secs, nanos) = if time.secs < 0 {
-        ("-", (time.secs + 1).unsigned_abs(), 1_000_000_000 - time.nanos)
+        (
+            "-",
+            (time.secs + 1).unsigned_abs(),
+            1_000_000_000 - time.nanos,
+        )
     } else {
         ("", time.secs.unsigned_abs(), time.nanos)
     };
@@ -256,8 +322,10 @@ mod tests {
         records.push("k", &[b'v'; 94]);
         let text = String::from_utf8(records.0).unwrap();
         let lens: Vec<usize> = text.lines().map(|line| line.len() + 1).collect();
-        let written: Vec<usize> =
-            text.lines().map(|line| line.split(' ').next().unwrap().parse().unwrap()).collect();
+        let written: Vec<usize> = text
+            .lines()
+            .map(|line| line.split(' ').next().unwrap().parse().unwrap())
+            .collect();
         assert_eq!(lens, written);
     }
 }

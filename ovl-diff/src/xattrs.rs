@@ -49,9 +49,28 @@ pub(crate) fn exported_name(namespace: XattrNamespace, name: &OsStr) -> Option<V
     kept.then(|| bytes.to_vec())
 }
 
-/// Whether overlayfs keeps this attribute for itself.
+/// Whether overlayfs keeps this attribute for itself; an escaped one is the user's.
 pub(crate) fn is_private(namespace: XattrNamespace, name: &OsStr) -> bool {
-    name.as_bytes().starts_with(namespace.prefix().as_bytes())
+    let rest = name.as_bytes().strip_prefix(namespace.prefix().as_bytes());
+    rest.is_some_and(|rest| !rest.starts_with(ESCAPE))
+}
+
+/// Whether a private attribute says what a layer's object is, not only what the kernel noted about
+/// where it came from.
+pub(crate) fn is_structural(namespace: XattrNamespace, name: &OsStr) -> bool {
+    let rest = name.as_bytes().strip_prefix(namespace.prefix().as_bytes());
+    matches!(
+        rest,
+        Some(b"opaque" | b"redirect" | b"metacopy" | b"whiteout" | b"protattr")
+    )
+}
+
+/// What new objects in a directory inherit as their access control list.
+pub(crate) const DEFAULT_ACL: &str = "system.posix_acl_default";
+
+/// Whether the kernel gives this attribute to new objects in a directory with [`DEFAULT_ACL`].
+pub(crate) fn is_inherited(name: &OsStr) -> bool {
+    name == DEFAULT_ACL || name == "system.posix_acl_access"
 }
 
 /// Whether the value means something on the machine it comes from only.

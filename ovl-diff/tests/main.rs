@@ -5,4 +5,5 @@
 mod apply;
 mod archive;
 mod host_tree;
+mod law;
 mod support;

@@ -178,7 +178,9 @@ impl Overlay2 {
     /// An asynchronous shell around a store.
     #[must_use]
     pub fn new(store: blocking::Overlay2) -> Self {
-        Self { store: Arc::new(store) }
+        Self {
+            store: Arc::new(store),
+        }
     }
 
     /// The store.
@@ -199,7 +201,11 @@ impl Overlay2 {
                 Ok(panic) => std::panic::resume_unwind(panic),
                 Err(cancelled) => {
                     let home = self.store.home();
-                    Err(Error::io("finish the operation on", home, io::Error::other(cancelled)))
+                    Err(Error::io(
+                        "finish the operation on",
+                        home,
+                        io::Error::other(cancelled),
+                    ))
                 }
             },
         }
@@ -278,20 +284,33 @@ impl Driver for Overlay2 {
     async fn diff(&self, id: &LayerId, base: &Base) -> Result<DiffStream, Error> {
         if !self.contains(id).await? {
             let home = self.store.home().to_owned();
-            return Err(Error::LayerNotFound { id: id.clone(), home });
+            return Err(Error::LayerNotFound {
+                id: id.clone(),
+                home,
+            });
         }
         let (sender, receiver) = mpsc::channel(PIECES);
         let (store, id, base) = (Arc::clone(&self.store), id.clone(), base.clone());
         tokio::task::spawn_blocking(move || {
-            let mut writer = PieceWriter { sender, piece: Vec::new() };
+            let mut writer = PieceWriter {
+                sender,
+                piece: Vec::new(),
+            };
             let last = match store.diff(&id, &base, &mut writer).map_err(io::Error::from) {
                 Ok(_) => writer.flush().map(|()| Piece::End),
                 Err(error) => Err(error),
             };
             // Nobody is left to tell when the stream was dropped.
-            let _ = writer.sender.blocking_send(last.unwrap_or_else(Piece::Failed));
+            let _ = writer
+                .sender
+                .blocking_send(last.unwrap_or_else(Piece::Failed));
         });
-        Ok(DiffStream { receiver, piece: Vec::new(), taken: 0, ended: false })
+        Ok(DiffStream {
+            receiver,
+            piece: Vec::new(),
+            taken: 0,
+            ended: false,
+        })
     }
 
     async fn changes(&self, id: &LayerId, base: &Base) -> Result<Vec<Change>, Error> {
@@ -363,7 +382,12 @@ struct PieceReader {
 
 impl PieceReader {
     fn new(receiver: mpsc::Receiver<Piece>) -> Self {
-        Self { receiver, piece: Vec::new(), taken: 0, ended: false }
+        Self {
+            receiver,
+            piece: Vec::new(),
+            taken: 0,
+            ended: false,
+        }
     }
 }
 
@@ -405,7 +429,9 @@ impl Write for PieceWriter {
         }
         let piece = std::mem::take(&mut self.piece);
         let dropped = |_| io::Error::new(io::ErrorKind::BrokenPipe, "nobody reads the archive");
-        self.sender.blocking_send(Piece::Data(piece)).map_err(dropped)
+        self.sender
+            .blocking_send(Piece::Data(piece))
+            .map_err(dropped)
     }
 }
 
@@ -419,7 +445,9 @@ pub struct DiffStream {
 
 impl fmt::Debug for DiffStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DiffStream").field("ended", &self.ended).finish_non_exhaustive()
+        f.debug_struct("DiffStream")
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
     }
 }
 

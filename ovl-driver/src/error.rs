@@ -12,7 +12,10 @@ use ovl_mount::{MountError, PlanError};
 #[non_exhaustive]
 pub enum Error {
     /// There is no home at this path.
-    #[error("there is no layer store at {}; `create` or `import` make one", EscapedPath(home))]
+    #[error(
+        "there is no layer store at {}; `create` or `import` make one",
+        EscapedPath(home)
+    )]
     #[non_exhaustive]
     HomeNotFound {
         /// The path.
@@ -29,7 +32,10 @@ pub enum Error {
         home: PathBuf,
     },
     /// There is no layer of this id.
-    #[error("there is no layer {id}; `ls` lists the layers of {}", EscapedPath(home))]
+    #[error(
+        "there is no layer {id}; `ls` lists the layers of {}",
+        EscapedPath(home)
+    )]
     #[non_exhaustive]
     LayerNotFound {
         /// The id.
@@ -38,7 +44,10 @@ pub enum Error {
         home: PathBuf,
     },
     /// The parent of a layer to be made is not there.
-    #[error("the parent {parent} of {id} does not exist in {}; create or import it first", EscapedPath(home))]
+    #[error(
+        "the parent {parent} of {id} does not exist in {}; create or import it first",
+        EscapedPath(home)
+    )]
     #[non_exhaustive]
     ParentNotFound {
         /// The layer to be made.
@@ -56,7 +65,10 @@ pub enum Error {
         id: LayerId,
     },
     /// The layer is mounted and must not be.
-    #[error("the layer {id} is mounted at {}; unmount it first", EscapedPath(target))]
+    #[error(
+        "the layer {id} is mounted at {}; unmount it first",
+        EscapedPath(target)
+    )]
     #[non_exhaustive]
     Mounted {
         /// The layer.
@@ -83,7 +95,10 @@ pub enum Error {
         id: LayerId,
     },
     /// Other layers stand on this one.
-    #[error("the layer {id} is the parent of {}; remove those first", list(children))]
+    #[error(
+        "the layer {id} is the parent of {}; remove those first",
+        list(children)
+    )]
     #[non_exhaustive]
     HasChildren {
         /// The layer.
@@ -99,7 +114,9 @@ pub enum Error {
         id: LayerId,
     },
     /// The layer is finished: its contents no longer change.
-    #[error("the layer {id} is sealed, its contents no longer change; create a child of it instead")]
+    #[error(
+        "the layer {id} is sealed, its contents no longer change; create a child of it instead"
+    )]
     #[non_exhaustive]
     Sealed {
         /// The layer.
@@ -221,16 +238,35 @@ impl Error {
             | Self::ChildInFlight { .. }
             | Self::Sealed { .. } => ErrorKind::Busy,
             Self::NotAHome { .. } | Self::Depth { .. } => ErrorKind::InvalidInput,
-            Self::Plan { source: PlanError::NoStrategy, .. } => ErrorKind::Unsupported,
+            Self::Plan {
+                source: PlanError::NoStrategy,
+                ..
+            } => ErrorKind::Unsupported,
             Self::Plan { .. } => ErrorKind::InvalidInput,
-            Self::Mount { source: MountError::Busy { .. }, .. } => ErrorKind::Busy,
-            Self::Mount { source: MountError::NotMounted { .. }, .. } => ErrorKind::NotFound,
-            Self::Apply { source: ApplyError::Archive(archive), .. } if archive.is_bad_input() => {
-                ErrorKind::InvalidInput
-            }
-            Self::Diff { source: DiffError::ReservedName { .. }, .. } => ErrorKind::InvalidInput,
-            Self::Diff { source: DiffError::Changed { .. }, .. } => ErrorKind::Busy,
-            Self::Diff { source: DiffError::Elsewhere { .. }, .. } => ErrorKind::Unsupported,
+            Self::Mount {
+                source: MountError::Busy { .. },
+                ..
+            } => ErrorKind::Busy,
+            Self::Mount {
+                source: MountError::NotMounted { .. },
+                ..
+            } => ErrorKind::NotFound,
+            Self::Apply {
+                source: ApplyError::Archive(archive),
+                ..
+            } if archive.is_bad_input() => ErrorKind::InvalidInput,
+            Self::Diff {
+                source: DiffError::ReservedName { .. },
+                ..
+            } => ErrorKind::InvalidInput,
+            Self::Diff {
+                source: DiffError::Changed { .. },
+                ..
+            } => ErrorKind::Busy,
+            Self::Diff {
+                source: DiffError::Elsewhere { .. },
+                ..
+            } => ErrorKind::Unsupported,
             Self::Damaged { .. } => ErrorKind::Damaged,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Mount { .. } | Self::Apply { .. } | Self::Diff { .. } | Self::Io { .. } => {
@@ -266,16 +302,28 @@ impl Error {
     }
 
     pub(crate) fn io(operation: &'static str, path: impl AsRef<Path>, source: io::Error) -> Self {
-        Self::Io { operation, path: path.as_ref().to_owned(), source }
+        Self::Io {
+            operation,
+            path: path.as_ref().to_owned(),
+            source,
+        }
     }
 
     pub(crate) fn damaged(id: &LayerId, file: PathBuf, problem: impl ToString) -> Self {
-        Self::Damaged { id: Some(id.clone()), file, problem: problem.to_string() }
+        Self::Damaged {
+            id: Some(id.clone()),
+            file,
+            problem: problem.to_string(),
+        }
     }
 
     /// An error of a step on the store's own tree, whose paths are relative to `base`.
     pub(crate) fn tree(base: &Path, error: TreeError) -> Self {
-        Self::Io { operation: error.operation, path: base.join(&error.path), source: error.source }
+        Self::Io {
+            operation: error.operation,
+            path: base.join(&error.path),
+            source: error.source,
+        }
     }
 }
 

@@ -20,7 +20,9 @@ pub(crate) fn read(
     };
     let len = tree.metadata(Node::File(&file))?.size;
     if len > MAX_FILE_LEN {
-        return Err(io::Error::other(format!("it has {len} bytes, at most {MAX_FILE_LEN} are expected")));
+        return Err(io::Error::other(format!(
+            "it has {len} bytes, at most {MAX_FILE_LEN} are expected"
+        )));
     }
     let mut contents = Vec::new();
     let mut buffer = [0; 4096];
@@ -113,7 +115,10 @@ pub(crate) fn open_dir(
 /// The names of the directories in a directory.
 pub(crate) fn dirs(tree: &dyn TreeBackend, dir: &DirHandle) -> io::Result<Vec<OsString>> {
     let entries = tree.read_dir(dir)?.into_iter();
-    Ok(entries.filter(|entry| entry.kind == FileKind::Directory).map(|entry| entry.name).collect())
+    Ok(entries
+        .filter(|entry| entry.kind == FileKind::Directory)
+        .map(|entry| entry.name)
+        .collect())
 }
 
 /// Whether a name is taken.

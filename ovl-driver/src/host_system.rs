@@ -303,7 +303,10 @@ mod tests {
     #[test]
     fn an_id_map_gives_the_ids_inside() {
         let whole = "         0          0 4294967295\n";
-        assert_eq!(parse_id_map(whole), Some(std::iter::once(0..4_294_967_295).collect()));
+        assert_eq!(
+            parse_id_map(whole),
+            Some(std::iter::once(0..4_294_967_295).collect())
+        );
         let split = "0 1000 1\n1 100000 65536\n";
         assert_eq!(parse_id_map(split), Some(vec![0..1, 1..65_537]));
         assert_eq!(parse_id_map(""), Some(vec![]));

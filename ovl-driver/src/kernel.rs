@@ -37,31 +37,48 @@ impl Kernel {
         K: TreeBackend + MountBackend + QuotaBackend + SystemBackend,
     {
         let backend = Arc::new(backend);
-        Self { tree: backend.clone(), mount: backend.clone(), quota: backend.clone(), system: backend }
+        Self {
+            tree: backend.clone(),
+            mount: backend.clone(),
+            quota: backend.clone(),
+            system: backend,
+        }
     }
 
     /// Replaces the tree backend.
     #[must_use]
-    pub fn with_tree(self, tree: impl TreeBackend) -> Self {
-        Self { tree: Arc::new(tree), ..self }
+    pub fn with_tree(self, tree: impl TreeBackend + 'static) -> Self {
+        Self {
+            tree: Arc::new(tree),
+            ..self
+        }
     }
 
     /// Replaces the mount backend.
     #[must_use]
     pub fn with_mount(self, mount: impl MountBackend) -> Self {
-        Self { mount: Arc::new(mount), ..self }
+        Self {
+            mount: Arc::new(mount),
+            ..self
+        }
     }
 
     /// Replaces the quota backend.
     #[must_use]
     pub fn with_quota(self, quota: impl QuotaBackend) -> Self {
-        Self { quota: Arc::new(quota), ..self }
+        Self {
+            quota: Arc::new(quota),
+            ..self
+        }
     }
 
     /// Replaces the system backend.
     #[must_use]
     pub fn with_system(self, system: impl SystemBackend) -> Self {
-        Self { system: Arc::new(system), ..self }
+        Self {
+            system: Arc::new(system),
+            ..self
+        }
     }
 
     /// Directory trees.

@@ -70,7 +70,10 @@ pub struct Lock {
 impl Lock {
     /// A lock on the object with this inode number, held while `held` lives.
     pub fn new(ino: u64, held: impl Any + Send + Sync) -> Self {
-        Self { ino, _held: Box::new(held) }
+        Self {
+            ino,
+            _held: Box::new(held),
+        }
     }
 
     /// The inode number of what is locked.
@@ -82,7 +85,9 @@ impl Lock {
 
 impl fmt::Debug for Lock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lock").field("ino", &self.ino).finish_non_exhaustive()
+        f.debug_struct("Lock")
+            .field("ino", &self.ino)
+            .finish_non_exhaustive()
     }
 }
 
@@ -125,14 +130,25 @@ impl Identity {
     #[must_use]
     pub fn root() -> Self {
         let all = || std::iter::once(0..u64::from(u32::MAX)).collect();
-        Self { uid: 0, gid: 0, user_namespace: false, uids: all(), gids: all() }
+        Self {
+            uid: 0,
+            gid: 0,
+            user_namespace: false,
+            uids: all(),
+            gids: all(),
+        }
     }
 
     /// Root of a user namespace that maps nothing else.
     #[must_use]
     pub fn single_id() -> Self {
         let root = || std::iter::once(0..1).collect();
-        Self { user_namespace: true, uids: root(), gids: root(), ..Self::root() }
+        Self {
+            user_namespace: true,
+            uids: root(),
+            gids: root(),
+            ..Self::root()
+        }
     }
 }
 

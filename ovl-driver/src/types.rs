@@ -98,7 +98,10 @@ impl ImportOptions {
     /// Sets whether devices are left out.
     #[must_use]
     pub fn skip_devices(self, skip_devices: bool) -> Self {
-        Self { skip_devices, ..self }
+        Self {
+            skip_devices,
+            ..self
+        }
     }
 }
 

@@ -15,12 +15,30 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 type Case = (&'static str, fn(&Kernel, &Path));
 
 pub(crate) const CASES: &[Case] = &[
-    ("async_import_and_diff_are_the_blocking_ones", import_and_diff_are_the_blocking_ones),
-    ("async_a_dropped_import_leaves_nothing", a_dropped_import_leaves_nothing),
-    ("async_a_source_that_fails_leaves_nothing", a_source_that_fails_leaves_nothing),
-    ("async_a_diff_that_fails_ends_the_stream_with_an_error", a_failing_diff_is_an_error),
-    ("async_a_dropped_diff_stream_ends_the_work", a_dropped_diff_stream_ends_the_work),
-    ("async_mounts_are_counted_and_removed_layers_are_gone", mounts_are_counted),
+    (
+        "async_import_and_diff_are_the_blocking_ones",
+        import_and_diff_are_the_blocking_ones,
+    ),
+    (
+        "async_a_dropped_import_leaves_nothing",
+        a_dropped_import_leaves_nothing,
+    ),
+    (
+        "async_a_source_that_fails_leaves_nothing",
+        a_source_that_fails_leaves_nothing,
+    ),
+    (
+        "async_a_diff_that_fails_ends_the_stream_with_an_error",
+        a_failing_diff_is_an_error,
+    ),
+    (
+        "async_a_dropped_diff_stream_ends_the_work",
+        a_dropped_diff_stream_ends_the_work,
+    ),
+    (
+        "async_mounts_are_counted_and_removed_layers_are_gone",
+        mounts_are_counted,
+    ),
 ];
 
 fn store(kernel: &Kernel, dir: &Path) -> Overlay2 {
@@ -33,17 +51,26 @@ fn layer(id: &str, parent: Option<&str>) -> CreateLayer {
 }
 
 fn run<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
+    tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap()
+        .block_on(work)
 }
 
 fn archive() -> Vec<u8> {
-    ArchiveBuilder::new().dir("./", 0o755).file("large", &[7; 3_000_000]).file("small", b"x").finish()
+    ArchiveBuilder::new()
+        .dir("./", 0o755)
+        .file("large", &[7; 3_000_000])
+        .file("small", b"x")
+        .finish()
 }
 
 fn staged(store: &Overlay2) -> usize {
     let blocking = store.blocking();
     let tree = blocking.kernel().tree();
-    let staging = tree.open_root(&blocking.layout().store_dir().join("staging")).unwrap();
+    let staging = tree
+        .open_root(&blocking.layout().store_dir().join("staging"))
+        .unwrap();
     tree.read_dir(&staging).unwrap().len()
 }
 
@@ -51,16 +78,28 @@ fn import_and_diff_are_the_blocking_ones(kernel: &Kernel, dir: &Path) {
     let store = store(kernel, dir);
     run(async {
         let source = Box::pin(io::Cursor::new(archive()));
-        let applied = store.import(&layer("base", None), source, ImportOptions::new()).await.unwrap();
+        let applied = store
+            .import(&layer("base", None), source, ImportOptions::new())
+            .await
+            .unwrap();
         assert_eq!(applied.summary.archive.entries, 3);
-        let mut stream = store.diff(&"base".parse().unwrap(), &Base::Parent).await.unwrap();
+        let mut stream = store
+            .diff(&"base".parse().unwrap(), &Base::Parent)
+            .await
+            .unwrap();
         let mut streamed = Vec::new();
         stream.read_to_end(&mut streamed).await.unwrap();
         let mut written = Vec::new();
-        store.blocking().diff(&"base".parse().unwrap(), &Base::Parent, &mut written).unwrap();
+        store
+            .blocking()
+            .diff(&"base".parse().unwrap(), &Base::Parent, &mut written)
+            .unwrap();
         assert!(streamed == written && streamed.len() > 3_000_000);
         assert!(store.contains(&"base".parse().unwrap()).await.unwrap());
-        let missing = store.diff(&"missing".parse().unwrap(), &Base::Parent).await.unwrap_err();
+        let missing = store
+            .diff(&"missing".parse().unwrap(), &Base::Parent)
+            .await
+            .unwrap_err();
         assert!(matches!(missing, Error::LayerNotFound { .. }));
     });
 }
@@ -90,9 +129,16 @@ fn a_dropped_import_leaves_nothing(kernel: &Kernel, dir: &Path) {
         let mut import = store.import(&base, source, options);
         std::future::poll_fn(|context| {
             polls += 1;
-            assert!(import.as_mut().poll(context).is_pending(), "the source has not ended");
+            assert!(
+                import.as_mut().poll(context).is_pending(),
+                "the source has not ended"
+            );
             context.waker().wake_by_ref();
-            if polls < 50 { Poll::Pending } else { Poll::Ready(()) }
+            if polls < 50 {
+                Poll::Pending
+            } else {
+                Poll::Ready(())
+            }
         })
         .await;
     });
@@ -122,7 +168,11 @@ fn a_source_that_fails_leaves_nothing(kernel: &Kernel, dir: &Path) {
     let source = Box::pin(Failing(io::Cursor::new(archive())));
     let failed = run(store.import(&layer("base", None), source, ImportOptions::new()));
     let error = failed.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Other, "not the archive's fault: {error}");
+    assert_eq!(
+        error.kind(),
+        ErrorKind::Other,
+        "not the archive's fault: {error}"
+    );
     assert_eq!(staged(&store), 0);
     assert_eq!(store.blocking().layers().unwrap().layers, []);
 }
@@ -133,17 +183,27 @@ fn a_failing_diff_is_an_error(kernel: &Kernel, dir: &Path) {
     run(async {
         store.create(&layer("base", None)).await.unwrap();
         let tree = kernel.tree();
-        let diff = tree.open_root(store.blocking().layout().layer(&id).diff()).unwrap();
+        let diff = tree
+            .open_root(store.blocking().layout().layer(&id).diff())
+            .unwrap();
         tree.create_file(&diff, "a".as_ref(), 0o644).unwrap();
-        tree.create_file(&diff, "b.wh.is fine".as_ref(), 0o644).unwrap();
-        tree.create_file(&diff, ".wh.reserved".as_ref(), 0o644).unwrap();
+        tree.create_file(&diff, "b.wh.is fine".as_ref(), 0o644)
+            .unwrap();
+        tree.create_file(&diff, ".wh.reserved".as_ref(), 0o644)
+            .unwrap();
         let mut stream = store.diff(&id, &Base::Parent).await.unwrap();
         let mut streamed = Vec::new();
         let error = stream.read_to_end(&mut streamed).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{error}");
         let again = Box::pin(io::Cursor::new(streamed));
-        let refused = store.import(&layer("copy", None), again, ImportOptions::new()).await;
-        assert_eq!(refused.unwrap_err().kind(), ErrorKind::InvalidInput, "no whole archive");
+        let refused = store
+            .import(&layer("copy", None), again, ImportOptions::new())
+            .await;
+        assert_eq!(
+            refused.unwrap_err().kind(),
+            ErrorKind::InvalidInput,
+            "no whole archive"
+        );
     });
 }
 
@@ -151,8 +211,14 @@ fn a_dropped_diff_stream_ends_the_work(kernel: &Kernel, dir: &Path) {
     let store = store(kernel, dir);
     run(async {
         let source = Box::pin(io::Cursor::new(archive()));
-        store.import(&layer("base", None), source, ImportOptions::new()).await.unwrap();
-        let mut stream = store.diff(&"base".parse().unwrap(), &Base::Parent).await.unwrap();
+        store
+            .import(&layer("base", None), source, ImportOptions::new())
+            .await
+            .unwrap();
+        let mut stream = store
+            .diff(&"base".parse().unwrap(), &Base::Parent)
+            .await
+            .unwrap();
         let mut first = [0; 512];
         stream.read_exact(&mut first).await.unwrap();
         drop(stream);
@@ -167,12 +233,30 @@ fn mounts_are_counted(kernel: &Kernel, dir: &Path) {
     let (id, request) = ("top".parse().unwrap(), MountRequest::new());
     run(async {
         store.create(&layer("base", None)).await.unwrap();
-        store.create_writable(&layer("top", Some("base"))).await.unwrap();
+        store
+            .create_writable(&layer("top", Some("base")))
+            .await
+            .unwrap();
         let path = store.mount(&id, &request).await.unwrap();
         assert_eq!(store.mount(&id, &request).await.unwrap(), path);
-        assert_eq!(store.remove(&id, false).await.unwrap_err().kind(), ErrorKind::Busy);
-        assert_eq!(store.unmount(&id, ovl_mount::UnmountMode::Now).await.unwrap(), 1);
-        assert_eq!(store.unmount(&id, ovl_mount::UnmountMode::Now).await.unwrap(), 0);
+        assert_eq!(
+            store.remove(&id, false).await.unwrap_err().kind(),
+            ErrorKind::Busy
+        );
+        assert_eq!(
+            store
+                .unmount(&id, ovl_mount::UnmountMode::Now)
+                .await
+                .unwrap(),
+            1
+        );
+        assert_eq!(
+            store
+                .unmount(&id, ovl_mount::UnmountMode::Now)
+                .await
+                .unwrap(),
+            0
+        );
         store.remove(&id, false).await.unwrap();
         assert_eq!(store.layers().await.unwrap().layers.len(), 1);
         assert_eq!(store.name(), "overlay2");
@@ -180,14 +264,26 @@ fn mounts_are_counted(kernel: &Kernel, dir: &Path) {
         assert!(!status.strategies.is_empty());
         let info = store.inspect(&"base".parse().unwrap()).await.unwrap();
         assert!(info.sealed);
-        let size = store.size(&"base".parse().unwrap(), &Base::Parent).await.unwrap();
+        let size = store
+            .size(&"base".parse().unwrap(), &Base::Parent)
+            .await
+            .unwrap();
         assert_eq!(size.inodes, 0);
-        assert_eq!(store.changes(&"base".parse().unwrap(), &Base::Parent).await.unwrap(), []);
+        assert_eq!(
+            store
+                .changes(&"base".parse().unwrap(), &Base::Parent)
+                .await
+                .unwrap(),
+            []
+        );
         let archive = ArchiveBuilder::new().file("f", b"f").finish();
         store.create(&layer("open", Some("base"))).await.unwrap();
         let source = Box::pin(io::Cursor::new(archive));
         let open = "open".parse().unwrap();
-        let applied = store.apply(&open, source, ImportOptions::new()).await.unwrap();
+        let applied = store
+            .apply(&open, source, ImportOptions::new())
+            .await
+            .unwrap();
         assert_eq!(applied.size.apparent, 1);
     });
 }

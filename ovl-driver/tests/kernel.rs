@@ -3,7 +3,12 @@
 //!
 //! Where the kernel allows neither, every case is counted as ignored, and the reason is printed.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "tests"
+)]
 
 mod asynchronous;
 
@@ -21,7 +26,11 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     // Listing must not depend on what this machine allows.
-    let scratch = if arguments.list { Err(String::new()) } else { scratch() };
+    let scratch = if arguments.list {
+        Err(String::new())
+    } else {
+        scratch()
+    };
     if let Err(reason) = &scratch
         && !reason.is_empty()
     {
@@ -49,7 +58,10 @@ fn main() -> ExitCode {
     for &(name, run) in asynchronous::CASES {
         trials.push(trial(name, Box::new(move |dir| run(&Kernel::host(), dir))));
     }
-    trials.push(trial("a_full_disk_refuses_an_import_and_gives_all_space_back", Box::new(full_disk)));
+    trials.push(trial(
+        "a_full_disk_refuses_an_import_and_gives_all_space_back",
+        Box::new(full_disk),
+    ));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
@@ -61,7 +73,10 @@ fn full_disk(dir: &Path) {
     let home = dir.join("home");
     let store = Overlay2::open(Kernel::host(), &home, options).unwrap();
     let import = |id: &str, len| {
-        let archive = ArchiveBuilder::new().file("first", b"1").file("large", &vec![7; len]).finish();
+        let archive = ArchiveBuilder::new()
+            .file("first", b"1")
+            .file("large", &vec![7; len])
+            .finish();
         let layer = CreateLayer::new(id.parse().unwrap());
         store.import(&layer, &*archive, ImportOptions::new(), &mut |_| {})
     };
@@ -81,7 +96,11 @@ fn full_disk(dir: &Path) {
 fn scratch() -> Result<PathBuf, String> {
     let failed = |what: &str, error: &dyn std::fmt::Display| format!("cannot {what}: {error}");
     let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
-    let user = if uid.is_root() { CloneFlags::empty() } else { CloneFlags::CLONE_NEWUSER };
+    let user = if uid.is_root() {
+        CloneFlags::empty()
+    } else {
+        CloneFlags::CLONE_NEWUSER
+    };
     unshare(user | CloneFlags::CLONE_NEWNS).map_err(|e| failed("enter a new namespace", &e))?;
     if !uid.is_root() {
         let write = |file: &str, text: String| {
@@ -95,7 +114,13 @@ fn scratch() -> Result<PathBuf, String> {
     mount_change("/", private).map_err(|e| failed("make the mounts private", &e))?;
     // Whatever is under this mount point stays as it is.
     let dir = Path::new("/tmp");
-    mount("ovl-tests", dir, "tmpfs", MountFlags::empty(), None::<&std::ffi::CStr>)
-        .map_err(|e| failed("mount a tmpfs", &e))?;
+    mount(
+        "ovl-tests",
+        dir,
+        "tmpfs",
+        MountFlags::empty(),
+        None::<&std::ffi::CStr>,
+    )
+    .map_err(|e| failed("mount a tmpfs", &e))?;
     Ok(dir.to_owned())
 }

@@ -1,6 +1,11 @@
 //! Integration tests.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "tests"
+)]
 
 mod asynchronous;
 mod host_system;

@@ -44,9 +44,13 @@ impl LowerChain {
         let mut links: Vec<LinkId> = Vec::with_capacity(contents.len() / Self::ENTRY_LEN + 1);
         let prefix = [names::LINK_DIR.as_bytes(), b"/"].concat();
         for (index, entry) in contents.split(|&byte| byte == b':').enumerate() {
-            let symbols = entry.strip_prefix(prefix.as_slice()).ok_or_else(|| {
-                LowerFileError::NotALink { index, entry: String::from_utf8_lossy(entry).into() }
-            })?;
+            let symbols =
+                entry
+                    .strip_prefix(prefix.as_slice())
+                    .ok_or_else(|| LowerFileError::NotALink {
+                        index,
+                        entry: String::from_utf8_lossy(entry).into(),
+                    })?;
             let link = LinkId::from_bytes(symbols)
                 .map_err(|source| LowerFileError::BadLink { index, source })?;
             links.push(link);
@@ -112,7 +116,9 @@ impl fmt::Display for LowerChain {
 
 /// A layer would have more layers below it than the store allows.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("max depth exceeded: the layer would stand on {depth} layers, this store allows {max_depth}")]
+#[error(
+    "max depth exceeded: the layer would stand on {depth} layers, this store allows {max_depth}"
+)]
 #[non_exhaustive]
 pub struct DepthExceeded {
     /// Layers that would be below.

@@ -118,7 +118,10 @@ fn check(bytes: &[u8]) -> Result<(), LayerIdError> {
         return Err(LayerIdError::Empty);
     }
     if bytes.len() > LayerId::MAX_LEN {
-        return Err(LayerIdError::TooLong { len: bytes.len(), max: LayerId::MAX_LEN });
+        return Err(LayerIdError::TooLong {
+            len: bytes.len(),
+            max: LayerId::MAX_LEN,
+        });
     }
     let allowed = |(offset, byte): (usize, u8)| {
         byte.is_ascii_alphanumeric() || (offset > 0 && matches!(byte, b'_' | b'.' | b'-'))
@@ -128,9 +131,13 @@ fn check(bytes: &[u8]) -> Result<(), LayerIdError> {
         return Err(LayerIdError::ForbiddenByte { id, byte, offset });
     }
     let reserved = names::RESERVED.iter().any(|name| name.as_bytes() == bytes)
-        || names::PROBE_PREFIXES.iter().any(|prefix| bytes.starts_with(prefix.as_bytes()));
+        || names::PROBE_PREFIXES
+            .iter()
+            .any(|prefix| bytes.starts_with(prefix.as_bytes()));
     if reserved {
-        return Err(LayerIdError::Reserved { id: String::from_utf8_lossy(bytes).into_owned() });
+        return Err(LayerIdError::Reserved {
+            id: String::from_utf8_lossy(bytes).into_owned(),
+        });
     }
     Ok(())
 }

@@ -57,11 +57,15 @@ impl LinkId {
     }
 
     pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self, LinkIdError> {
-        let symbols: [u8; LINK_ID_LEN] =
-            bytes.try_into().map_err(|_| LinkIdError::Length { len: bytes.len() })?;
+        let symbols: [u8; LINK_ID_LEN] = bytes
+            .try_into()
+            .map_err(|_| LinkIdError::Length { len: bytes.len() })?;
         match symbols.iter().position(|symbol| !ALPHABET.contains(symbol)) {
             None => Ok(Self(symbols)),
-            Some(offset) => Err(LinkIdError::Symbol { byte: symbols[offset], offset }),
+            Some(offset) => Err(LinkIdError::Symbol {
+                byte: symbols[offset],
+                offset,
+            }),
         }
     }
 }
@@ -98,7 +102,9 @@ pub enum LinkIdError {
         len: usize,
     },
     /// A byte outside `A-Z2-7`.
-    #[error("a link id has symbols A-Z and 2-7 only, found the byte {byte:#04x} at offset {offset}")]
+    #[error(
+        "a link id has symbols A-Z and 2-7 only, found the byte {byte:#04x} at offset {offset}"
+    )]
     #[non_exhaustive]
     Symbol {
         /// The first wrong byte.

@@ -37,8 +37,12 @@ pub mod names {
     /// Names in a home that are not layers.
     pub const RESERVED: [&str; 2] = [LINK_DIR, BACKING_DEVICE];
     /// Prefixes of the directories in which Docker's probes work.
-    pub const PROBE_PREFIXES: [&str; 4] =
-        ["check-overlayfs-support", "metacopy-check", "opaque-bug-check", "userxattr-check"];
+    pub const PROBE_PREFIXES: [&str; 4] = [
+        "check-overlayfs-support",
+        "metacopy-check",
+        "opaque-bug-check",
+        "userxattr-check",
+    ];
 }
 
 /// The paths of one home.
@@ -149,7 +153,9 @@ impl LayerPaths {
 ///
 /// [`LinkTargetError`] for anything but `../<layer id>/diff`.
 pub fn parse_link_target(target: &[u8]) -> Result<LayerId, LinkTargetError> {
-    let shape = || LinkTargetError::Shape { target: String::from_utf8_lossy(target).into() };
+    let shape = || LinkTargetError::Shape {
+        target: String::from_utf8_lossy(target).into(),
+    };
     let suffix = [b"/", names::DIFF.as_bytes()].concat();
     let id = target
         .strip_prefix(b"../")

@@ -40,7 +40,13 @@ impl LayerRecord {
     /// The record of an open layer.
     #[must_use]
     pub fn new(link: LinkId, parent: Option<LayerId>, chain: &LowerChain) -> Self {
-        Self { link, parent, depth: chain.depth(), sealed: None, root_opaque: false }
+        Self {
+            link,
+            parent,
+            depth: chain.depth(),
+            sealed: None,
+            root_opaque: false,
+        }
     }
 
     /// Reads the file.
@@ -76,7 +82,11 @@ impl FromStr for SealReason {
 /// Writes the file.
 impl fmt::Display for LayerRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{LAYER_FORMAT} {VERSION}\nlink {}\ndepth {}", self.link, self.depth)?;
+        writeln!(
+            f,
+            "{LAYER_FORMAT} {VERSION}\nlink {}\ndepth {}",
+            self.link, self.depth
+        )?;
         if let Some(parent) = &self.parent {
             writeln!(f, "parent {parent}")?;
         }
@@ -105,7 +115,10 @@ impl HomeSettings {
     /// The settings of a new home: Docker's depth.
     #[must_use]
     pub fn new(xattrs: XattrNamespace) -> Self {
-        Self { xattrs, max_depth: DOCKER_MAX_DEPTH }
+        Self {
+            xattrs,
+            max_depth: DOCKER_MAX_DEPTH,
+        }
     }
 
     /// Reads the file.
@@ -115,14 +128,19 @@ impl HomeSettings {
     /// [`RecordError`] for another format or version, and for missing, unknown or malformed lines.
     pub fn parse_file(contents: &[u8]) -> Result<Self, RecordError> {
         let mut lines = Lines::parse(contents, HOME_FORMAT)?;
-        let settings =
-            Self { xattrs: lines.required("xattrs")?, max_depth: lines.required("max-depth")? };
+        let settings = Self {
+            xattrs: lines.required("xattrs")?,
+            max_depth: lines.required("max-depth")?,
+        };
         lines.finish()?;
         if (1..=MAX_DEPTH).contains(&settings.max_depth) {
             Ok(settings)
         } else {
             let value = settings.max_depth.to_string();
-            Err(RecordError::Value { key: "max-depth", value })
+            Err(RecordError::Value {
+                key: "max-depth",
+                value,
+            })
         }
     }
 }
@@ -131,7 +149,11 @@ impl HomeSettings {
 impl fmt::Display for HomeSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{HOME_FORMAT} {VERSION}")?;
-        writeln!(f, "xattrs {}\nmax-depth {}\nend", self.xattrs, self.max_depth)
+        writeln!(
+            f,
+            "xattrs {}\nmax-depth {}\nend",
+            self.xattrs, self.max_depth
+        )
     }
 }
 
@@ -149,7 +171,9 @@ pub enum RecordError {
         found: String,
     },
     /// A newer version of the format.
-    #[error("written in version {found} of its format, this program knows version {VERSION}; use a newer ovl")]
+    #[error(
+        "written in version {found} of its format, this program knows version {VERSION}; use a newer ovl"
+    )]
     #[non_exhaustive]
     Newer {
         /// The version found.
@@ -185,12 +209,20 @@ struct Lines<'a>(Vec<(&'a str, &'a str)>);
 
 impl<'a> Lines<'a> {
     fn parse(contents: &'a [u8], format: &'static str) -> Result<Self, RecordError> {
-        let wrong = |found: &str| RecordError::Format { format, found: found.to_owned() };
-        let text = std::str::from_utf8(contents)
-            .map_err(|_| wrong(&String::from_utf8_lossy(&contents[..contents.len().min(40)])))?;
+        let wrong = |found: &str| RecordError::Format {
+            format,
+            found: found.to_owned(),
+        };
+        let text = std::str::from_utf8(contents).map_err(|_| {
+            wrong(&String::from_utf8_lossy(
+                &contents[..contents.len().min(40)],
+            ))
+        })?;
         let mut lines = text.split('\n');
         let first = lines.next().unwrap_or_default();
-        let version = first.strip_prefix(format).and_then(|rest| rest.strip_prefix(' '));
+        let version = first
+            .strip_prefix(format)
+            .and_then(|rest| rest.strip_prefix(' '));
         match version.and_then(|version| version.parse::<u32>().ok()) {
             Some(VERSION) => {}
             Some(found) if found > VERSION => return Err(RecordError::Newer { found }),
@@ -201,7 +233,9 @@ impl<'a> Lines<'a> {
             return Err(RecordError::Missing { key: "end" });
         };
         let split = |line: &'a str| {
-            line.split_once(' ').ok_or_else(|| RecordError::Unknown { line: line.to_owned() })
+            line.split_once(' ').ok_or_else(|| RecordError::Unknown {
+                line: line.to_owned(),
+            })
         };
         Ok(Self(lines.map(split).collect::<Result<_, _>>()?))
     }
@@ -211,7 +245,10 @@ impl<'a> Lines<'a> {
             return Ok(None);
         };
         let (_, value) = self.0.remove(index);
-        let parsed = value.parse().map_err(|_| RecordError::Value { key, value: value.to_owned() });
+        let parsed = value.parse().map_err(|_| RecordError::Value {
+            key,
+            value: value.to_owned(),
+        });
         Ok(Some(parsed?))
     }
 

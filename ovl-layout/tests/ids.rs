@@ -8,23 +8,49 @@ fn row_156_an_empty_id_is_refused() {
 
 #[test]
 fn row_157_ids_that_are_paths_or_reserved_are_refused() {
-    for text in [".", "..", "a/b", "/abs", "../x", ".hidden", "-rf", "a\0b", "a\nb", "a b", "a%b", "é"] {
+    for text in [
+        ".", "..", "a/b", "/abs", "../x", ".hidden", "-rf", "a\0b", "a\nb", "a b", "a%b", "é",
+    ] {
         let error = text.parse::<LayerId>().unwrap_err();
-        assert!(matches!(error, LayerIdError::ForbiddenByte { .. }), "{text:?}: {error}");
+        assert!(
+            matches!(error, LayerIdError::ForbiddenByte { .. }),
+            "{text:?}: {error}"
+        );
     }
-    for text in ["l", "backingFsBlockDev", "check-overlayfs-support1", "opaque-bug-check9"] {
+    for text in [
+        "l",
+        "backingFsBlockDev",
+        "check-overlayfs-support1",
+        "opaque-bug-check9",
+    ] {
         let error = text.parse::<LayerId>().unwrap_err();
-        assert!(matches!(error, LayerIdError::Reserved { .. }), "{text:?}: {error}");
+        assert!(
+            matches!(error, LayerIdError::Reserved { .. }),
+            "{text:?}: {error}"
+        );
     }
     let long = "a".repeat(129);
-    assert!(matches!(long.parse::<LayerId>(), Err(LayerIdError::TooLong { len: 129, max: 128, .. })));
+    assert!(matches!(
+        long.parse::<LayerId>(),
+        Err(LayerIdError::TooLong {
+            len: 129,
+            max: 128,
+            ..
+        })
+    ));
     assert!("a".repeat(128).parse::<LayerId>().is_ok());
 }
 
 #[test]
 fn ids_that_docker_makes_are_accepted() {
     let image = "3b2a".repeat(16);
-    for text in [&*image, &format!("{image}-init"), "rkh8z0hv8p6v2m4y1q5n7x3ab", "Base", "Snap"] {
+    for text in [
+        &*image,
+        &format!("{image}-init"),
+        "rkh8z0hv8p6v2m4y1q5n7x3ab",
+        "Base",
+        "Snap",
+    ] {
         assert_eq!(text.parse::<LayerId>().unwrap().as_str(), text);
     }
 }
@@ -34,7 +60,10 @@ fn link_ids_are_the_first_26_symbols_of_base_32() {
     // RFC 4648: "foobar" is MZXW6YTBOI.
     let mut entropy = [0; 17];
     entropy[..6].copy_from_slice(b"foobar");
-    assert_eq!(LinkId::from_entropy(entropy).as_str(), "MZXW6YTBOIAAAAAAAAAAAAAAAA");
+    assert_eq!(
+        LinkId::from_entropy(entropy).as_str(),
+        "MZXW6YTBOIAAAAAAAAAAAAAAAA"
+    );
     assert_eq!(LinkId::from_entropy([0xff; 17]).as_str(), "7".repeat(26));
 }
 
@@ -44,17 +73,40 @@ fn a_link_file_may_end_in_one_newline_and_nothing_else() {
     let link: LinkId = text.parse().unwrap();
     assert_eq!(LinkId::parse_file(text.as_bytes()), Ok(link));
     assert_eq!(LinkId::parse_file(format!("{text}\n").as_bytes()), Ok(link));
-    for wrong in ["", "\n", "../../../target", &text[1..], &format!("{text}\n\n"), &format!(" {text}")] {
+    for wrong in [
+        "",
+        "\n",
+        "../../../target",
+        &text[1..],
+        &format!("{text}\n\n"),
+        &format!(" {text}"),
+    ] {
         assert!(LinkId::parse_file(wrong.as_bytes()).is_err(), "{wrong:?}");
     }
     let lower = text.to_lowercase();
-    assert!(matches!(lower.parse::<LinkId>(), Err(LinkIdError::Symbol { byte: b'a', offset: 0, .. })));
+    assert!(matches!(
+        lower.parse::<LinkId>(),
+        Err(LinkIdError::Symbol {
+            byte: b'a',
+            offset: 0,
+            ..
+        })
+    ));
 }
 
 #[test]
 fn row_130_a_link_leads_to_a_layer_and_nowhere_else() {
     assert_eq!(parse_link_target(b"../base/diff").unwrap().as_str(), "base");
-    for wrong in ["/etc", "../../..", "../../etc/diff", "../base", "../base/diff/", "base/diff", "../l/diff", "../base/diff/../../x/diff"] {
+    for wrong in [
+        "/etc",
+        "../../..",
+        "../../etc/diff",
+        "../base",
+        "../base/diff/",
+        "base/diff",
+        "../l/diff",
+        "../base/diff/../../x/diff",
+    ] {
         assert!(parse_link_target(wrong.as_bytes()).is_err(), "{wrong}");
     }
 }

@@ -62,13 +62,21 @@ impl MountFeatures {
     /// Features with everything that is not named absent.
     #[must_use]
     pub fn new(data_limit: DataLimit) -> Self {
-        Self { data_limit, lowerdir_plus: false, index: false, user_namespace: false }
+        Self {
+            data_limit,
+            lowerdir_plus: false,
+            index: false,
+            user_namespace: false,
+        }
     }
 
     /// Sets whether `lowerdir+` works.
     #[must_use]
     pub fn lowerdir_plus(self, lowerdir_plus: bool) -> Self {
-        Self { lowerdir_plus, ..self }
+        Self {
+            lowerdir_plus,
+            ..self
+        }
     }
 
     /// Sets whether the `index` option is known.
@@ -80,7 +88,10 @@ impl MountFeatures {
     /// Sets whether the caller is in a user namespace.
     #[must_use]
     pub fn user_namespace(self, user_namespace: bool) -> Self {
-        Self { user_namespace, ..self }
+        Self {
+            user_namespace,
+            ..self
+        }
     }
 }
 
@@ -112,7 +123,12 @@ impl MountInfo {
     /// A mount with these values.
     #[must_use]
     pub fn new(id: u64, target: PathBuf, fs_type: String, read_only: bool) -> Self {
-        Self { id, target, fs_type, read_only }
+        Self {
+            id,
+            target,
+            fs_type,
+            read_only,
+        }
     }
 }
 
@@ -175,22 +191,34 @@ impl MountError {
     #[must_use]
     pub fn mount(plan: &MountPlan, messages: Vec<String>, source: io::Error) -> Self {
         let (what, target) = (plan.action().to_string(), plan.target().to_owned());
-        Self::Mount { what, target, messages, source }
+        Self::Mount {
+            what,
+            target,
+            messages,
+            source,
+        }
     }
 
     /// A mount that is read-only although it was not planned so.
     #[must_use]
     pub fn not_writable(target: &Path) -> Self {
-        Self::NotWritable { target: target.to_owned() }
+        Self::NotWritable {
+            target: target.to_owned(),
+        }
     }
 
     /// A refused unmount, told apart by the error number: `EBUSY` and `EINVAL` have variants.
     #[must_use]
     pub fn unmount(target: &Path, source: io::Error) -> Self {
         let target = target.to_owned();
-        match source.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
+        match source
+            .raw_os_error()
+            .map(rustix::io::Errno::from_raw_os_error)
+        {
             Some(rustix::io::Errno::BUSY) => Self::Busy { target, source },
-            Some(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Self::NotMounted { target },
+            Some(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {
+                Self::NotMounted { target }
+            }
             _ => Self::Unmount { target, source },
         }
     }
@@ -200,6 +228,8 @@ struct Messages<'a>(&'a [String]);
 
 impl fmt::Display for Messages<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|message| write!(f, "; the kernel says: {message}"))
+        self.0
+            .iter()
+            .try_for_each(|message| write!(f, "; the kernel says: {message}"))
     }
 }

@@ -34,7 +34,10 @@ impl FromStr for MountLabel {
             return Err(LabelError::Empty);
         }
         if text.len() > Self::MAX_LEN {
-            return Err(LabelError::TooLong { len: text.len(), max: Self::MAX_LEN });
+            return Err(LabelError::TooLong {
+                len: text.len(),
+                max: Self::MAX_LEN,
+            });
         }
         let refused = |byte: u8| !byte.is_ascii_graphic() || matches!(byte, b'"' | b'\\');
         match text.bytes().enumerate().find(|&(_, byte)| refused(byte)) {

@@ -57,7 +57,9 @@ impl OverlayOptions {
     ///
     /// [`OptionError`] for an option that is not in the set, or a value that it does not take.
     pub fn with(mut self, text: &str) -> Result<Self, OptionError> {
-        let unknown = || OptionError { option: text.to_owned() };
+        let unknown = || OptionError {
+            option: text.to_owned(),
+        };
         match text.split_once('=') {
             None if text == "nodev" => self.nodev = true,
             None if text == "nosuid" => self.nosuid = true,
@@ -97,10 +99,20 @@ impl OverlayOptions {
 impl fmt::Display for OverlayOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut words = Vec::new();
-        words.extend(self.redirect_dir.map(|value| format!("redirect_dir={}", value.as_str())));
-        words.extend(self.metacopy.map(|value| format!("metacopy={}", value.as_str())));
+        words.extend(
+            self.redirect_dir
+                .map(|value| format!("redirect_dir={}", value.as_str())),
+        );
+        words.extend(
+            self.metacopy
+                .map(|value| format!("metacopy={}", value.as_str())),
+        );
         words.extend(self.xino.map(|value| format!("xino={}", value.as_str())));
-        for (set, word) in [(self.nodev, "nodev"), (self.nosuid, "nosuid"), (self.noexec, "noexec")] {
+        for (set, word) in [
+            (self.nodev, "nodev"),
+            (self.nosuid, "nosuid"),
+            (self.noexec, "noexec"),
+        ] {
             words.extend(set.then(|| word.to_owned()));
         }
         f.write_str(&words.join(","))

@@ -84,7 +84,10 @@ impl FromStr for Strategy {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        Self::ALL.into_iter().find(|strategy| strategy.as_str() == text).ok_or(())
+        Self::ALL
+            .into_iter()
+            .find(|strategy| strategy.as_str() == text)
+            .ok_or(())
     }
 }
 
@@ -123,7 +126,14 @@ impl<'a> OverlaySpec<'a> {
     #[must_use]
     pub fn new(id: &'a LayerId, chain: &'a LowerChain, access: Access) -> Self {
         let options = OverlayOptions::default();
-        Self { id, chain, access, options, label: None, strategy: None }
+        Self {
+            id,
+            chain,
+            access,
+            options,
+            label: None,
+            strategy: None,
+        }
     }
 
     /// Sets the options.
@@ -156,26 +166,38 @@ impl<'a> OverlaySpec<'a> {
     pub fn plan(&self, layout: &Layout, features: &MountFeatures) -> Result<MountPlan, PlanError> {
         let home = layout.home();
         if home.as_os_str().as_bytes().contains(&0) {
-            return Err(PlanError::Nul { path: home.to_owned() });
+            return Err(PlanError::Nul {
+                path: home.to_owned(),
+            });
         }
         let paths = layout.layer(self.id);
         let action = if self.chain.is_empty() {
             if self.label.is_some() {
                 return Err(PlanError::LabelOnBind);
             }
-            MountAction::Bind { source: paths.diff().to_owned() }
+            MountAction::Bind {
+                source: paths.diff().to_owned(),
+            }
         } else {
             MountAction::Overlay(self.overlay(layout, features)?)
         };
         let target = paths.merged().to_owned();
-        Ok(MountPlan { target, access: self.access, options: self.options, action })
+        Ok(MountPlan {
+            target,
+            access: self.access,
+            options: self.options,
+            action,
+        })
     }
 
     fn overlay(&self, layout: &Layout, features: &MountFeatures) -> Result<OverlayCall, PlanError> {
         let own = usize::from(self.access == Access::ReadOnly);
         let lowers = self.chain.depth() + own;
         if lowers > KERNEL_MAX_LOWERS {
-            return Err(PlanError::TooManyLowers { lowers, limit: KERNEL_MAX_LOWERS });
+            return Err(PlanError::TooManyLowers {
+                lowers,
+                limit: KERNEL_MAX_LOWERS,
+            });
         }
         let names = Names { layout, spec: self };
         let mut last = PlanError::NoStrategy;
@@ -240,9 +262,9 @@ impl MountPlan {
         match &self.action {
             MountAction::Bind { .. } => None,
             MountAction::Overlay(OverlayCall::Settings { .. }) => Some(Strategy::LowerdirPlus),
-            MountAction::Overlay(OverlayCall::Data { working_dir: None, .. }) => {
-                Some(Strategy::MountAbsolute)
-            }
+            MountAction::Overlay(OverlayCall::Data {
+                working_dir: None, ..
+            }) => Some(Strategy::MountAbsolute),
             MountAction::Overlay(OverlayCall::Data { .. }) => Some(Strategy::MountRelative),
         }
     }
@@ -258,7 +280,9 @@ impl fmt::Display for MountPlan {
             }
             MountAction::Overlay(OverlayCall::Settings { settings, .. }) => {
                 f.write_str("overlay")?;
-                settings.iter().try_for_each(|setting| write!(f, " {setting}"))
+                settings
+                    .iter()
+                    .try_for_each(|setting| write!(f, " {setting}"))
             }
         }
     }
@@ -436,7 +460,8 @@ impl Names<'_> {
     fn lowers(&self, base: Base) -> impl Iterator<Item = PathBuf> {
         let own = (self.spec.access == Access::ReadOnly).then(|| self.own(base, names::DIFF));
         let links = self.spec.chain.links().iter();
-        own.into_iter().chain(links.map(move |link| self.path(base, [names::LINK_DIR, link.as_str()])))
+        own.into_iter()
+            .chain(links.map(move |link| self.path(base, [names::LINK_DIR, link.as_str()])))
     }
 
     fn upper_and_work(&self, base: Base) -> Option<(PathBuf, PathBuf)> {
@@ -486,11 +511,20 @@ impl Names<'_> {
                 Base::Absolute => Strategy::MountAbsolute,
                 Base::Home => Strategy::MountRelative,
             };
-            return Err(PlanError::DataTooLong { strategy, len, limit, lowers });
+            return Err(PlanError::DataTooLong {
+                strategy,
+                len,
+                limit,
+                lowers,
+            });
         }
-        let data = CString::new(data)
-            .map_err(|_| PlanError::Nul { path: self.layout.home().to_owned() })?;
-        Ok(OverlayCall::Data { data: MountData(data), working_dir: self.working_dir(base) })
+        let data = CString::new(data).map_err(|_| PlanError::Nul {
+            path: self.layout.home().to_owned(),
+        })?;
+        Ok(OverlayCall::Data {
+            data: MountData(data),
+            working_dir: self.working_dir(base),
+        })
     }
 
     /// Absolute where every value fits, since the mount table shows what is given here.
@@ -499,10 +533,17 @@ impl Names<'_> {
             .or_else(|_| self.settings_from(features, Base::Home))
     }
 
-    fn settings_from(&self, features: &MountFeatures, base: Base) -> Result<OverlayCall, PlanError> {
+    fn settings_from(
+        &self,
+        features: &MountFeatures,
+        base: Base,
+    ) -> Result<OverlayCall, PlanError> {
         let mut settings = self.spec.options.settings(features);
         // Taken verbatim by the kernel, unlike the two below.
-        settings.extend(self.lowers(base).map(|lower| Setting::Text("lowerdir+", lower.into())));
+        settings.extend(
+            self.lowers(base)
+                .map(|lower| Setting::Text("lowerdir+", lower.into())),
+        );
         if let Some((upper, work)) = self.upper_and_work(base) {
             settings.push(Setting::Text("upperdir", backslash_doubled(&upper)));
             settings.push(Setting::Text("workdir", backslash_doubled(&work)));
@@ -511,13 +552,18 @@ impl Names<'_> {
             settings.push(Setting::Text("context", label.as_str().into()));
         }
         for setting in &settings {
-            let Setting::Text(key, value) = setting else { continue };
+            let Setting::Text(key, value) = setting else {
+                continue;
+            };
             if value.len() > MAX_SETTING_LEN {
                 let (len, limit) = (value.len(), MAX_SETTING_LEN);
                 return Err(PlanError::SettingTooLong { key, len, limit });
             }
         }
-        Ok(OverlayCall::Settings { settings, working_dir: self.working_dir(base) })
+        Ok(OverlayCall::Settings {
+            settings,
+            working_dir: self.working_dir(base),
+        })
     }
 }
 

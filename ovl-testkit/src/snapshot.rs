@@ -121,7 +121,9 @@ pub fn differences(one: &Snapshot, other: &Snapshot) -> Option<String> {
     let mut paths: Vec<&PathBuf> = one.keys().chain(other.keys()).collect();
     paths.sort();
     paths.dedup();
-    let different = paths.into_iter().filter(|path| one.get(*path) != other.get(*path));
+    let different = paths
+        .into_iter()
+        .filter(|path| one.get(*path) != other.get(*path));
     let mut words = String::new();
     for path in different.take(10) {
         let shown = path.display();

@@ -25,7 +25,11 @@ fn an_exclusive_lock_excludes_and_shared_ones_do_not() {
     assert!(lock(LockKind::Shared).is_none());
     drop(exclusive);
     assert!(lock(LockKind::Shared).is_some());
-    assert!(kernel.lock(&root, Some(name("absent")), LockKind::Shared, false).is_err());
+    assert!(
+        kernel
+            .lock(&root, Some(name("absent")), LockKind::Shared, false)
+            .is_err()
+    );
 }
 
 #[test]
@@ -33,15 +37,23 @@ fn a_waiting_lock_is_given_when_its_holder_is_killed() {
     let kernel = MockKernel::new(KernelProfile::modern());
     let other = kernel.as_process(7);
     let root = kernel.open_root(Path::new("/")).unwrap();
-    let held = other.lock(&root, None, LockKind::Exclusive, true).unwrap().unwrap();
+    let held = other
+        .lock(&root, None, LockKind::Exclusive, true)
+        .unwrap()
+        .unwrap();
     let (sender, receiver) = mpsc::channel();
     let waiting = kernel.clone();
     let waiter = std::thread::spawn(move || {
         let root = waiting.open_root(Path::new("/")).unwrap();
-        let lock = waiting.lock(&root, None, LockKind::Exclusive, true).unwrap();
+        let lock = waiting
+            .lock(&root, None, LockKind::Exclusive, true)
+            .unwrap();
         sender.send(lock.is_some()).unwrap();
     });
-    assert!(receiver.recv_timeout(Duration::from_millis(20)).is_err(), "it is held");
+    assert!(
+        receiver.recv_timeout(Duration::from_millis(20)).is_err(),
+        "it is held"
+    );
     kernel.kill(7);
     assert!(receiver.recv().unwrap());
     waiter.join().unwrap();

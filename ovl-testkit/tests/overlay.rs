@@ -15,13 +15,26 @@ const LINK: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAA";
 /// A home with a lower layer `base` and an upper one `top`, both with some contents.
 fn home() -> MockKernel {
     let kernel = MockKernel::new(KernelProfile::modern());
-    for dir in ["/h/l", "/h/base/diff/dir", "/h/top/diff", "/h/top/work", "/h/top/merged", "/m"] {
+    for dir in [
+        "/h/l",
+        "/h/base/diff/dir",
+        "/h/top/diff",
+        "/h/top/work",
+        "/h/top/merged",
+        "/m",
+    ] {
         kernel.mkdir_all(Path::new(dir)).unwrap();
     }
-    kernel.write_file(Path::new("/h/base/diff/file"), b"below").unwrap();
-    kernel.write_file(Path::new("/h/base/diff/dir/inner"), b"inner").unwrap();
+    kernel
+        .write_file(Path::new("/h/base/diff/file"), b"below")
+        .unwrap();
+    kernel
+        .write_file(Path::new("/h/base/diff/dir/inner"), b"inner")
+        .unwrap();
     let links = kernel.open_root(Path::new("/h/l")).unwrap();
-    kernel.create_symlink(&links, name(LINK), name("../base/diff")).unwrap();
+    kernel
+        .create_symlink(&links, name(LINK), name("../base/diff"))
+        .unwrap();
     kernel
 }
 
@@ -44,23 +57,39 @@ const MERGED: &str = "/h/top/merged";
 fn upper(kernel: &MockKernel, path: &str) -> Option<ovl_diff::Metadata> {
     let path = Path::new("/h/top/diff").join(path);
     let dir = kernel.open_root(path.parent().unwrap()).ok()?;
-    kernel.metadata(Node::Entry(&dir, path.file_name().unwrap())).ok()
+    kernel
+        .metadata(Node::Entry(&dir, path.file_name().unwrap()))
+        .ok()
 }
 
 #[test]
 fn reading_copies_nothing_up_and_changing_copies_the_way_there() {
     let kernel = mounted();
-    assert_eq!(kernel.read_file(&Path::new(MERGED).join("dir/inner")).unwrap(), b"inner");
+    assert_eq!(
+        kernel
+            .read_file(&Path::new(MERGED).join("dir/inner"))
+            .unwrap(),
+        b"inner"
+    );
     assert!(upper(&kernel, "dir").is_none());
     let dir = kernel.open_root(&Path::new(MERGED).join("dir")).unwrap();
-    kernel.set_mode(Node::Entry(&dir, name("inner")), 0o600).unwrap();
+    kernel
+        .set_mode(Node::Entry(&dir, name("inner")), 0o600)
+        .unwrap();
     assert!(upper(&kernel, "dir").unwrap().is_dir());
     assert_eq!(upper(&kernel, "dir/inner").unwrap().mode, 0o600);
     // The mark of a copy is there, and the merged view does not show it.
     let below = kernel.open_root(Path::new("/h/top/diff/dir")).unwrap();
-    let marks = kernel.list_xattrs(Node::Entry(&below, name("inner"))).unwrap();
+    let marks = kernel
+        .list_xattrs(Node::Entry(&below, name("inner")))
+        .unwrap();
     assert_eq!(marks, ["trusted.overlay.origin"]);
-    assert_eq!(kernel.list_xattrs(Node::Entry(&dir, name("inner"))).unwrap(), [""; 0]);
+    assert_eq!(
+        kernel
+            .list_xattrs(Node::Entry(&dir, name("inner")))
+            .unwrap(),
+        [""; 0]
+    );
 }
 
 #[test]
@@ -75,16 +104,25 @@ fn deleting_leaves_a_whiteout_and_making_a_directory_over_it_an_opaque_one() {
     assert!(upper(&kernel, "dir").unwrap().is_whiteout_device());
     kernel.create_dir(&root, name("dir"), 0o755).unwrap();
     let diff = kernel.open_root(Path::new("/h/top/diff/dir")).unwrap();
-    let opaque = kernel.xattr(Node::Dir(&diff), name("trusted.overlay.opaque")).unwrap();
+    let opaque = kernel
+        .xattr(Node::Dir(&diff), name("trusted.overlay.opaque"))
+        .unwrap();
     assert_eq!(opaque.unwrap(), b"y");
-    assert_eq!(kernel.read_dir(&kernel.open_dir(&root, name("dir")).unwrap()).unwrap(), []);
+    assert_eq!(
+        kernel
+            .read_dir(&kernel.open_dir(&root, name("dir")).unwrap())
+            .unwrap(),
+        []
+    );
 }
 
 #[test]
 fn what_is_only_in_the_upper_layer_goes_without_a_whiteout() {
     let kernel = mounted();
     let root = kernel.open_root(Path::new(MERGED)).unwrap();
-    kernel.write_file(&Path::new(MERGED).join("new"), b"").unwrap();
+    kernel
+        .write_file(&Path::new(MERGED).join("new"), b"")
+        .unwrap();
     kernel.unlink(&root, name("new")).unwrap();
     assert!(upper(&kernel, "new").is_none());
 }
@@ -97,7 +135,10 @@ fn a_directory_with_something_below_is_not_renamed() {
     assert_errno(rename("dir", "moved"), Errno::XDEV);
     rename("file", "moved").unwrap();
     assert!(upper(&kernel, "file").unwrap().is_whiteout_device());
-    assert_eq!(kernel.read_file(&Path::new(MERGED).join("moved")).unwrap(), b"below");
+    assert_eq!(
+        kernel.read_file(&Path::new(MERGED).join("moved")).unwrap(),
+        b"below"
+    );
     kernel.create_dir(&root, name("own"), 0o755).unwrap();
     rename("own", "elsewhere").unwrap();
 }
@@ -107,7 +148,10 @@ fn a_whiteout_cannot_be_made_through_the_mount() {
     let kernel = mounted();
     let root = kernel.open_root(Path::new(MERGED)).unwrap();
     let whiteout = NodeKind::CharDevice(DeviceNumber::default());
-    assert_errno(kernel.create_node(&root, name("w"), whiteout, 0), Errno::PERM);
+    assert_errno(
+        kernel.create_node(&root, name("w"), whiteout, 0),
+        Errno::PERM,
+    );
 }
 
 #[test]
@@ -115,11 +159,18 @@ fn private_attributes_set_by_a_user_are_escaped() {
     let kernel = mounted();
     let root = kernel.open_root(Path::new(MERGED)).unwrap();
     let node = Node::Entry(&root, name("file"));
-    kernel.set_xattr(node, name("trusted.overlay.opaque"), b"user's").unwrap();
-    assert_eq!(kernel.list_xattrs(node).unwrap(), ["trusted.overlay.opaque"]);
+    kernel
+        .set_xattr(node, name("trusted.overlay.opaque"), b"user's")
+        .unwrap();
+    assert_eq!(
+        kernel.list_xattrs(node).unwrap(),
+        ["trusted.overlay.opaque"]
+    );
     let diff = kernel.open_root(Path::new("/h/top/diff")).unwrap();
     let stored = Node::Entry(&diff, name("file"));
-    let value = kernel.xattr(stored, name("trusted.overlay.overlay.opaque")).unwrap();
+    let value = kernel
+        .xattr(stored, name("trusted.overlay.overlay.opaque"))
+        .unwrap();
     assert_eq!(value.unwrap(), b"user's");
 }
 
@@ -132,7 +183,10 @@ fn a_mount_is_busy_while_something_on_it_is_open() {
     assert!(matches!(busy, MountError::Busy { .. }), "{busy}");
     kernel.unmount(target, UnmountMode::Lazy).unwrap();
     assert!(kernel.mount_at(target).unwrap().is_none());
-    assert!(!kernel.read_dir(&root).unwrap().is_empty(), "who has it open keeps it");
+    assert!(
+        !kernel.read_dir(&root).unwrap().is_empty(),
+        "who has it open keeps it"
+    );
     let gone = kernel.unmount(target, UnmountMode::Now).unwrap_err();
     assert!(matches!(gone, MountError::NotMounted { .. }), "{gone}");
 }
@@ -141,7 +195,9 @@ fn a_mount_is_busy_while_something_on_it_is_open() {
 fn an_upper_directory_is_mounted_once_at_a_time() {
     let kernel = mounted();
     let error = try_mount(&kernel, Access::Writable).unwrap_err();
-    let MountError::Mount { source, .. } = error else { panic!("{error}") };
+    let MountError::Mount { source, .. } = error else {
+        panic!("{error}")
+    };
     assert_eq!(source.raw_os_error(), Some(Errno::BUSY.raw_os_error()));
 }
 
@@ -149,11 +205,20 @@ fn an_upper_directory_is_mounted_once_at_a_time() {
 fn a_mount_without_an_upper_layer_is_read_only() {
     let kernel = home();
     try_mount(&kernel, Access::ReadOnly).unwrap();
-    assert!(kernel.mount_at(Path::new(MERGED)).unwrap().unwrap().read_only);
+    assert!(
+        kernel
+            .mount_at(Path::new(MERGED))
+            .unwrap()
+            .unwrap()
+            .read_only
+    );
     let root = kernel.open_root(Path::new(MERGED)).unwrap();
     assert_errno(kernel.create_dir(&root, name("new"), 0o755), Errno::ROFS);
     assert_errno(kernel.unlink(&root, name("file")), Errno::ROFS);
-    assert_errno(kernel.set_mode(Node::Entry(&root, name("file")), 0o600), Errno::ROFS);
+    assert_errno(
+        kernel.set_mode(Node::Entry(&root, name("file")), 0o600),
+        Errno::ROFS,
+    );
 }
 
 #[test]
@@ -162,6 +227,12 @@ fn a_mount_point_is_neither_removed_nor_crossed() {
     let layer = kernel.open_root(Path::new("/h/top")).unwrap();
     assert_errno(kernel.remove_dir(&layer, name("merged")), Errno::BUSY);
     assert_errno(kernel.open_dir(&layer, name("merged")), Errno::XDEV);
-    let moved = kernel.rename(&layer, name("merged"), &layer, name("x"), RenameMode::Replace);
+    let moved = kernel.rename(
+        &layer,
+        name("merged"),
+        &layer,
+        name("x"),
+        RenameMode::Replace,
+    );
     assert_errno(moved, Errno::BUSY);
 }

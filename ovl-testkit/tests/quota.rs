@@ -13,25 +13,45 @@ fn tagged(profile: KernelProfile) -> (MockKernel, ProjectId) {
     let kernel = MockKernel::new(profile);
     kernel.mkdir_all(Path::new("/h/layer")).unwrap();
     let project = ProjectId::new(7).unwrap();
-    kernel.assign_project(Path::new("/h/layer"), Some(project)).unwrap();
+    kernel
+        .assign_project(Path::new("/h/layer"), Some(project))
+        .unwrap();
     (kernel, project)
 }
 
 #[test]
 fn what_is_made_in_a_tagged_directory_counts_and_is_limited() {
-    for (profile, errno) in [(KernelProfile::modern(), Errno::DQUOT), (KernelProfile::xfs(), Errno::NOSPC)] {
+    for (profile, errno) in [
+        (KernelProfile::modern(), Errno::DQUOT),
+        (KernelProfile::xfs(), Errno::NOSPC),
+    ] {
         let (kernel, project) = tagged(profile);
         let home = Path::new("/h");
         let limits = Limits::UNLIMITED.bytes(Some(Bytes::new(5 << 20)));
         kernel.set_limits(home, project, &limits).unwrap();
         kernel.mkdir_all(Path::new("/h/layer/diff")).unwrap();
-        assert_eq!(kernel.project_of(Path::new("/h/layer/diff")).unwrap(), Some(project));
-        kernel.write_file(Path::new("/h/layer/diff/half"), &vec![1; 3 << 20]).unwrap();
-        assert_errno(kernel.write_file(Path::new("/h/layer/diff/more"), &vec![1; 3 << 20]), errno);
+        assert_eq!(
+            kernel.project_of(Path::new("/h/layer/diff")).unwrap(),
+            Some(project)
+        );
+        kernel
+            .write_file(Path::new("/h/layer/diff/half"), &vec![1; 3 << 20])
+            .unwrap();
+        assert_errno(
+            kernel.write_file(Path::new("/h/layer/diff/more"), &vec![1; 3 << 20]),
+            errno,
+        );
         let usage = kernel.usage(home, project).unwrap();
-        assert!(usage.bytes.get() >= 3 << 20 && usage.bytes.get() <= 5 << 20, "{usage:?}");
-        kernel.set_limits(home, project, &Limits::UNLIMITED).unwrap();
-        kernel.write_file(Path::new("/h/layer/diff/now"), &vec![1; 3 << 20]).unwrap();
+        assert!(
+            usage.bytes.get() >= 3 << 20 && usage.bytes.get() <= 5 << 20,
+            "{usage:?}"
+        );
+        kernel
+            .set_limits(home, project, &Limits::UNLIMITED)
+            .unwrap();
+        kernel
+            .write_file(Path::new("/h/layer/diff/now"), &vec![1; 3 << 20])
+            .unwrap();
     }
 }
 
@@ -39,22 +59,40 @@ fn what_is_made_in_a_tagged_directory_counts_and_is_limited() {
 fn inodes_are_limited_too() {
     let (kernel, project) = tagged(KernelProfile::modern());
     let limits = Limits::UNLIMITED.inodes(Some(3));
-    kernel.set_limits(Path::new("/h"), project, &limits).unwrap();
+    kernel
+        .set_limits(Path::new("/h"), project, &limits)
+        .unwrap();
     // The tagged directory itself is one.
     kernel.write_file(Path::new("/h/layer/a"), b"").unwrap();
     kernel.write_file(Path::new("/h/layer/b"), b"").unwrap();
-    assert_errno(kernel.write_file(Path::new("/h/layer/c"), b""), Errno::DQUOT);
+    assert_errno(
+        kernel.write_file(Path::new("/h/layer/c"), b""),
+        Errno::DQUOT,
+    );
 }
 
 #[test]
 fn nothing_is_moved_or_linked_into_a_project() {
     let (kernel, _) = tagged(KernelProfile::modern());
     kernel.write_file(Path::new("/h/file"), b"x").unwrap();
-    let (home, layer) =
-        (kernel.open_root(Path::new("/h")).unwrap(), kernel.open_root(Path::new("/h/layer")).unwrap());
-    let moved = kernel.rename(&home, name("file"), &layer, name("file"), RenameMode::Replace);
+    let (home, layer) = (
+        kernel.open_root(Path::new("/h")).unwrap(),
+        kernel.open_root(Path::new("/h/layer")).unwrap(),
+    );
+    let moved = kernel.rename(
+        &home,
+        name("file"),
+        &layer,
+        name("file"),
+        RenameMode::Replace,
+    );
     assert_errno(moved, Errno::XDEV);
-    assert_errno(kernel.hard_link(&home, name("file"), &layer, name("file")), Errno::XDEV);
+    assert_errno(
+        kernel.hard_link(&home, name("file"), &layer, name("file")),
+        Errno::XDEV,
+    );
     kernel.write_file(Path::new("/h/layer/own"), b"x").unwrap();
-    kernel.rename(&layer, name("own"), &home, name("out"), RenameMode::Replace).unwrap();
+    kernel
+        .rename(&layer, name("own"), &home, name("out"), RenameMode::Replace)
+        .unwrap();
 }

@@ -29,22 +29,40 @@ pub(crate) fn assert_errno<T: std::fmt::Debug>(result: io::Result<T>, errno: Err
 fn names_that_are_no_single_component_are_refused() {
     let (kernel, dir) = kernel();
     for bad in ["", ".", "..", "a/b", "a\0b"] {
-        assert_eq!(kernel.create_dir(&dir, name(bad), 0o755).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(
+            kernel
+                .create_dir(&dir, name(bad), 0o755)
+                .unwrap_err()
+                .kind(),
+            io::ErrorKind::InvalidInput
+        );
     }
-    assert_errno(kernel.create_dir(&dir, name(&"n".repeat(256)), 0o755), Errno::NAMETOOLONG);
-    kernel.create_dir(&dir, name(&"n".repeat(255)), 0o755).unwrap();
+    assert_errno(
+        kernel.create_dir(&dir, name(&"n".repeat(256)), 0o755),
+        Errno::NAMETOOLONG,
+    );
+    kernel
+        .create_dir(&dir, name(&"n".repeat(255)), 0o755)
+        .unwrap();
 }
 
 #[test]
 fn a_link_is_never_followed_except_to_the_root() {
     let (kernel, dir) = kernel();
     kernel.create_dir(&dir, name("real"), 0o755).unwrap();
-    kernel.create_symlink(&dir, name("link"), name("real")).unwrap();
+    kernel
+        .create_symlink(&dir, name("link"), name("real"))
+        .unwrap();
     assert_errno(kernel.open_dir(&dir, name("link")), Errno::NOTDIR);
     assert_errno(kernel.open_file(&dir, name("link")), Errno::LOOP);
-    assert_errno(kernel.set_mode(Node::Entry(&dir, name("link")), 0o600), Errno::OPNOTSUPP);
+    assert_errno(
+        kernel.set_mode(Node::Entry(&dir, name("link")), 0o600),
+        Errno::OPNOTSUPP,
+    );
     kernel.open_root(Path::new("/d/link")).unwrap();
-    kernel.create_symlink(&dir, name("loop"), name("loop")).unwrap();
+    kernel
+        .create_symlink(&dir, name("loop"), name("loop"))
+        .unwrap();
     assert_errno(kernel.open_root(Path::new("/d/loop")), Errno::LOOP);
 }
 
@@ -59,7 +77,10 @@ fn removing_and_renaming_keep_the_rules() {
     assert_errno(kernel.remove_dir(&dir, name("full")), Errno::NOTEMPTY);
     assert_errno(kernel.unlink(&dir, name("empty")), Errno::ISDIR);
     assert_errno(kernel.remove_dir(&dir, name("file")), Errno::NOTDIR);
-    assert_errno(rename("empty", "full", RenameMode::Replace), Errno::NOTEMPTY);
+    assert_errno(
+        rename("empty", "full", RenameMode::Replace),
+        Errno::NOTEMPTY,
+    );
     assert_errno(rename("file", "empty", RenameMode::Replace), Errno::ISDIR);
     assert_errno(rename("empty", "file", RenameMode::Replace), Errno::NOTDIR);
     assert_errno(rename("full", "empty", RenameMode::NoReplace), Errno::EXIST);
@@ -76,7 +97,9 @@ fn removing_and_renaming_keep_the_rules() {
 #[test]
 fn an_open_file_outlives_its_name() {
     let (kernel, dir) = kernel();
-    kernel.write_file(Path::new("/d/file"), b"still here").unwrap();
+    kernel
+        .write_file(Path::new("/d/file"), b"still here")
+        .unwrap();
     let file = kernel.open_file(&dir, name("file")).unwrap();
     kernel.unlink(&dir, name("file")).unwrap();
     let mut buffer = [0; 10];
@@ -90,7 +113,9 @@ fn changing_the_owner_takes_setuid_and_capabilities_away() {
     let (kernel, dir) = kernel();
     let file = kernel.create_file(&dir, name("file"), 0o6755).unwrap();
     let node = Node::File(&file);
-    kernel.set_xattr(node, name("security.capability"), &[1; 20]).unwrap();
+    kernel
+        .set_xattr(node, name("security.capability"), &[1; 20])
+        .unwrap();
     kernel.set_owner(node, 1, 2).unwrap();
     assert_eq!(kernel.metadata(node).unwrap().mode, 0o755);
     assert_eq!(kernel.list_xattrs(node).unwrap(), [""; 0]);
@@ -99,14 +124,34 @@ fn changing_the_owner_takes_setuid_and_capabilities_away() {
 #[test]
 fn attributes_belong_to_some_kinds_only() {
     let (kernel, dir) = kernel();
-    kernel.create_symlink(&dir, name("link"), name("x")).unwrap();
+    kernel
+        .create_symlink(&dir, name("link"), name("x"))
+        .unwrap();
     let link = Node::Entry(&dir, name("link"));
     assert_errno(kernel.set_xattr(link, name("user.a"), b""), Errno::PERM);
     kernel.set_xattr(link, name("trusted.a"), b"v").unwrap();
-    assert_eq!(kernel.xattr(link, name("trusted.a")).unwrap().unwrap(), b"v");
-    assert_errno(kernel.set_xattr(Node::Dir(&dir), name("plain"), b""), Errno::OPNOTSUPP);
-    assert_errno(kernel.remove_xattr(Node::Dir(&dir), name("user.none")), Errno::NODATA);
-    assert_errno(kernel.set_mtime(link, Timestamp { secs: 0, nanos: 1_000_000_000 }), Errno::INVAL);
+    assert_eq!(
+        kernel.xattr(link, name("trusted.a")).unwrap().unwrap(),
+        b"v"
+    );
+    assert_errno(
+        kernel.set_xattr(Node::Dir(&dir), name("plain"), b""),
+        Errno::OPNOTSUPP,
+    );
+    assert_errno(
+        kernel.remove_xattr(Node::Dir(&dir), name("user.none")),
+        Errno::NODATA,
+    );
+    assert_errno(
+        kernel.set_mtime(
+            link,
+            Timestamp {
+                secs: 0,
+                nanos: 1_000_000_000,
+            },
+        ),
+        Errno::INVAL,
+    );
 }
 
 #[test]
@@ -114,10 +159,18 @@ fn a_user_namespace_has_no_devices_no_trusted_attributes_and_one_owner() {
     let kernel = MockKernel::new(KernelProfile::rootless());
     let dir = kernel.open_root(Path::new("/")).unwrap();
     let device = NodeKind::CharDevice(DeviceNumber { major: 1, minor: 3 });
-    assert_errno(kernel.create_node(&dir, name("null"), device, 0o666), Errno::PERM);
+    assert_errno(
+        kernel.create_node(&dir, name("null"), device, 0o666),
+        Errno::PERM,
+    );
     let whiteout = NodeKind::CharDevice(DeviceNumber::default());
-    kernel.create_node(&dir, name("whiteout"), whiteout, 0).unwrap();
-    assert_errno(kernel.set_xattr(Node::Dir(&dir), name("trusted.a"), b""), Errno::PERM);
+    kernel
+        .create_node(&dir, name("whiteout"), whiteout, 0)
+        .unwrap();
+    assert_errno(
+        kernel.set_xattr(Node::Dir(&dir), name("trusted.a"), b""),
+        Errno::PERM,
+    );
     assert_errno(kernel.set_owner(Node::Dir(&dir), 1, 0), Errno::INVAL);
     kernel.set_owner(Node::Dir(&dir), 0, 0).unwrap();
 }

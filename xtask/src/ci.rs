@@ -18,16 +18,31 @@ pub(crate) fn run(full: bool) -> Result<()> {
     let start = Instant::now();
     run_step("formatting", || run_cargo(&["fmt", "--all", "--check"]))?;
     run_step("lints", || {
-        run_cargo(&["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"])
+        run_cargo(&[
+            "clippy",
+            "--quiet",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ])
     })?;
     // The second command of the README.
     run_step("tests", || run_cargo(&["test", "--workspace"]))?;
     run_step("without features", || {
-        run_cargo(&["check", "--quiet", "-p", "ovl-driver", "--no-default-features"])
+        run_cargo(&[
+            "check",
+            "--quiet",
+            "-p",
+            "ovl-driver",
+            "--no-default-features",
+        ])
     })?;
     run_step("documentation", || {
         let mut doc = cargo();
-        doc.args(["doc", "--quiet", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings");
+        doc.args(["doc", "--quiet", "--workspace", "--no-deps"])
+            .env("RUSTDOCFLAGS", "-D warnings");
         crate::run(&mut doc)
     })?;
     run_step("tidy", tidy::run)?;

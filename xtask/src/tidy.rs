@@ -15,21 +15,61 @@ const ARROWS: [(&str, &[&str]); 8] = [
     ("ovl-mount", &["ovl-layout"]),
     ("ovl-quota", &[]),
     ("ovl-diff", &["ovl-layout"]),
-    ("ovl-driver", &["ovl-layout", "ovl-mount", "ovl-quota", "ovl-diff"]),
-    ("ovl-testkit", &["ovl-layout", "ovl-mount", "ovl-quota", "ovl-diff", "ovl-driver"]),
-    ("ovl-cli", &["ovl-layout", "ovl-mount", "ovl-quota", "ovl-diff", "ovl-driver"]),
+    (
+        "ovl-driver",
+        &["ovl-layout", "ovl-mount", "ovl-quota", "ovl-diff"],
+    ),
+    (
+        "ovl-testkit",
+        &[
+            "ovl-layout",
+            "ovl-mount",
+            "ovl-quota",
+            "ovl-diff",
+            "ovl-driver",
+        ],
+    ),
+    (
+        "ovl-cli",
+        &[
+            "ovl-layout",
+            "ovl-mount",
+            "ovl-quota",
+            "ovl-diff",
+            "ovl-driver",
+        ],
+    ),
     (
         "xtask",
-        &["ovl-layout", "ovl-mount", "ovl-quota", "ovl-diff", "ovl-driver", "ovl-testkit", "ovl-cli"],
+        &[
+            "ovl-layout",
+            "ovl-mount",
+            "ovl-quota",
+            "ovl-diff",
+            "ovl-driver",
+            "ovl-testkit",
+            "ovl-cli",
+        ],
     ),
 ];
 
 /// Crates that never see tokio, whatever their features.
-const WITHOUT_TOKIO: [&str; 5] =
-    ["ovl-layout", "ovl-mount", "ovl-quota", "ovl-diff", "ovl-testkit"];
+const WITHOUT_TOKIO: [&str; 5] = [
+    "ovl-layout",
+    "ovl-mount",
+    "ovl-quota",
+    "ovl-diff",
+    "ovl-testkit",
+];
 
-const LIBRARIES: [&str; 6] =
-    ["ovl-layout", "ovl-mount", "ovl-quota", "ovl-diff", "ovl-driver", "ovl-testkit"];
+const LIBRARIES: [&str; 6] = [
+    "ovl-layout",
+    "ovl-mount",
+    "ovl-quota",
+    "ovl-diff",
+    "ovl-driver",
+    "ovl-testkit",
+];
 
 /// What no library does outside its tests, and the one file that may.
 const FORBIDDEN: [(&str, Option<&str>); 8] = [
@@ -70,7 +110,9 @@ pub(crate) fn run() -> Result<()> {
         .output()
         .context("cannot run git")?;
     for name in String::from_utf8_lossy(&listed.stdout).lines() {
-        let Ok(text) = fs::read_to_string(root().join(name)) else { continue };
+        let Ok(text) = fs::read_to_string(root().join(name)) else {
+            continue;
+        };
         file(name, &text, &mut found);
     }
     members(&mut found)?;
@@ -88,8 +130,9 @@ pub(crate) fn run() -> Result<()> {
 /// Dependencies between our own crates, and those of ovl-layout.
 fn arrows(metadata: &Value, found: &mut Vec<String>) -> Result<()> {
     let allowed: BTreeMap<&str, &[&str]> = ARROWS.into_iter().collect();
-    let members: BTreeSet<&str> =
-        list(&metadata["workspace_members"]).filter_map(Value::as_str).collect();
+    let members: BTreeSet<&str> = list(&metadata["workspace_members"])
+        .filter_map(Value::as_str)
+        .collect();
     for package in list(&metadata["packages"]) {
         let id = package["id"].as_str().context("a package without id")?;
         if !members.contains(id) {
@@ -97,7 +140,9 @@ fn arrows(metadata: &Value, found: &mut Vec<String>) -> Result<()> {
         }
         let name = package["name"].as_str().context("a package without name")?;
         let Some(may_use) = allowed.get(name) else {
-            found.push(format!("{name}/Cargo.toml: the crate is not in the map of the house"));
+            found.push(format!(
+                "{name}/Cargo.toml: the crate is not in the map of the house"
+            ));
             continue;
         };
         for dependency in list(&package["dependencies"]) {
@@ -106,12 +151,16 @@ fn arrows(metadata: &Value, found: &mut Vec<String>) -> Result<()> {
             let ours = allowed.contains_key(used);
             if dev && used == "ovl-testkit" {
                 if dependency["req"] != "*" {
-                    found.push(format!("{name}/Cargo.toml: ovl-testkit by path only, no version"));
+                    found.push(format!(
+                        "{name}/Cargo.toml: ovl-testkit by path only, no version"
+                    ));
                 }
             } else if ours && !may_use.contains(&used) {
                 found.push(format!("{name}/Cargo.toml: must not use {used}"));
             } else if name == "ovl-layout" && !dev && used != "thiserror" {
-                found.push(format!("{name}/Cargo.toml: depends on {used} beside thiserror"));
+                found.push(format!(
+                    "{name}/Cargo.toml: depends on {used} beside thiserror"
+                ));
             }
         }
     }
@@ -133,15 +182,21 @@ fn licences(metadata: &Value, found: &mut Vec<String>) -> Result<()> {
 fn is_allowed(expression: &str) -> bool {
     let plain = expression.replace(['(', ')'], "").replace('/', " OR ");
     plain.split(" OR ").any(|choice| {
-        choice.split(" AND ").all(|licence| LICENCES.contains(&licence.trim()))
+        choice
+            .split(" AND ")
+            .all(|licence| LICENCES.contains(&licence.trim()))
     })
 }
 
 fn tokio(found: &mut Vec<String>) -> Result<()> {
     for name in WITHOUT_TOKIO {
-        let tree = output(cargo().args(["tree", "--locked", "-p", name, "-e", "normal", "--prefix", "none"]))?;
+        let tree = output(cargo().args([
+            "tree", "--locked", "-p", name, "-e", "normal", "--prefix", "none",
+        ]))?;
         if tree.lines().any(|line| line.starts_with("tokio ")) {
-            found.push(format!("{name}/Cargo.toml: tokio is among its dependencies"));
+            found.push(format!(
+                "{name}/Cargo.toml: tokio is among its dependencies"
+            ));
         }
     }
     Ok(())
@@ -151,15 +206,28 @@ fn tokio(found: &mut Vec<String>) -> Result<()> {
 fn file(name: &str, text: &str, found: &mut Vec<String>) {
     let this = name == "xtask/src/tidy.rs";
     // Split, so that this file does not hold them.
-    let machine = [("/work/", "main"), ("/work/", "shared"), ("/root/", ".cargo"), ("/dev/", "shm/")]
-        .map(|(dir, rest)| [dir, rest].concat());
+    let machine = [
+        ("/work/", "main"),
+        ("/work/", "shared"),
+        ("/root/", ".cargo"),
+        ("/dev/", "shm/"),
+    ]
+    .map(|(dir, rest)| [dir, rest].concat());
     for (number, line) in text.lines().enumerate() {
         let mut complain = |what: &str| found.push(format!("{name}:{}: {what}", number + 1));
         if machine.iter().any(|path| line.contains(path)) {
             complain("a path of a machine");
         }
         if name.ends_with(".rs") && !this {
-            for word in ["TODO", "FIXME", "XXX", "HACK", "todo!", "unimplemented!", "#[ignore"] {
+            for word in [
+                "TODO",
+                "FIXME",
+                "XXX",
+                "HACK",
+                "todo!",
+                "unimplemented!",
+                "#[ignore",
+            ] {
                 if line.contains(word) {
                     complain(&format!("{word} has no place here"));
                 }
@@ -170,9 +238,13 @@ fn file(name: &str, text: &str, found: &mut Vec<String>) {
         return;
     }
     if text.lines().count() > MAX_LINES {
-        found.push(format!("{name}: more than {MAX_LINES} lines; do two things share the file?"));
+        found.push(format!(
+            "{name}: more than {MAX_LINES} lines; do two things share the file?"
+        ));
     }
-    let Some((package, path)) = name.split_once('/') else { return };
+    let Some((package, path)) = name.split_once('/') else {
+        return;
+    };
     if !LIBRARIES.contains(&package) || !path.starts_with("src/") {
         return;
     }
@@ -182,13 +254,19 @@ fn file(name: &str, text: &str, found: &mut Vec<String>) {
                 found.push(format!("{name}:{number}: a library must not use {word}"));
             }
         }
-        let in_sys = ["ovl-mount/src/sys/", "ovl-quota/src/sys/"].iter().any(|dir| name.starts_with(dir));
+        let in_sys = ["ovl-mount/src/sys/", "ovl-quota/src/sys/"]
+            .iter()
+            .any(|dir| name.starts_with(dir));
         if !in_sys && has_word(line, "unsafe") {
             found.push(format!("{name}:{number}: unsafe code belongs in sys/"));
         }
     }
     if path == "src/lib.rs" {
-        let level = if matches!(package, "ovl-mount" | "ovl-quota") { "deny" } else { "forbid" };
+        let level = if matches!(package, "ovl-mount" | "ovl-quota") {
+            "deny"
+        } else {
+            "forbid"
+        };
         if !text.contains(&format!("#![{level}(unsafe_code)]")) {
             found.push(format!("{name}: #![{level}(unsafe_code)] is missing"));
         }
@@ -205,7 +283,8 @@ fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
 }
 
 fn has_word(line: &str, word: &str) -> bool {
-    line.split(|symbol: char| !symbol.is_alphanumeric() && symbol != '_').any(|found| found == word)
+    line.split(|symbol: char| !symbol.is_alphanumeric() && symbol != '_')
+        .any(|found| found == word)
 }
 
 /// What every member inherits, and that no test file is forgotten.
@@ -213,20 +292,31 @@ fn members(found: &mut Vec<String>) -> Result<()> {
     for (name, _) in ARROWS {
         let dir = root().join(name);
         let manifest = fs::read_to_string(dir.join("Cargo.toml"))?;
-        for line in ["edition.workspace = true", "rust-version.workspace = true", "license.workspace = true", "[lints]\nworkspace = true"] {
+        for line in [
+            "edition.workspace = true",
+            "rust-version.workspace = true",
+            "license.workspace = true",
+            "[lints]\nworkspace = true",
+        ] {
             if !manifest.contains(line) {
                 found.push(format!("{name}/Cargo.toml: {line:?} is missing"));
             }
         }
         let inherits = |line: &str| line.contains("workspace = true") || line.contains("path = ");
         let dependencies = manifest.split("dependencies]\n").skip(1);
-        for line in dependencies.flat_map(|part| part.lines().take_while(|line| !line.starts_with('['))) {
+        for line in
+            dependencies.flat_map(|part| part.lines().take_while(|line| !line.starts_with('[')))
+        {
             if line.contains('=') && !line.starts_with('#') && !inherits(line) {
-                found.push(format!("{name}/Cargo.toml: {line:?}: versions stand in the root"));
+                found.push(format!(
+                    "{name}/Cargo.toml: {line:?}: versions stand in the root"
+                ));
             }
         }
         let tests = dir.join("tests");
-        let Ok(entries) = fs::read_dir(&tests) else { continue };
+        let Ok(entries) = fs::read_dir(&tests) else {
+            continue;
+        };
         let main = fs::read_to_string(tests.join("main.rs")).unwrap_or_default();
         for entry in entries.flatten() {
             let file = entry.file_name().to_string_lossy().into_owned();
@@ -268,7 +358,9 @@ fn documents(found: &mut Vec<String>) -> Result<()> {
     for command in ["cargo run --release -- demo", "cargo test --workspace"] {
         let times = readme.lines().filter(|line| *line == command).count();
         if times != 1 {
-            found.push(format!("README.md: the command {command:?} stands there {times} times"));
+            found.push(format!(
+                "README.md: the command {command:?} stands there {times} times"
+            ));
         }
     }
     Ok(())
@@ -290,14 +382,22 @@ mod tests {
 
     #[test]
     fn libraries_do_not_print_but_their_comments_and_tests_may() {
-        assert_eq!(complaints("ovl-diff/src/x.rs", "fn f() { println!() }").len(), 1);
-        assert!(complaints("ovl-diff/src/x.rs", "// println!\n#[cfg(test)]\nprintln!()").is_empty());
+        assert_eq!(
+            complaints("ovl-diff/src/x.rs", "fn f() { println!() }").len(),
+            1
+        );
+        assert!(
+            complaints("ovl-diff/src/x.rs", "// println!\n#[cfg(test)]\nprintln!()").is_empty()
+        );
         assert!(complaints("ovl-cli/src/x.rs", "fn f() { println!() }").is_empty());
     }
 
     #[test]
     fn unsafe_code_is_found_outside_sys() {
-        assert_eq!(complaints("ovl-mount/src/host.rs", "unsafe { call() }").len(), 1);
+        assert_eq!(
+            complaints("ovl-mount/src/host.rs", "unsafe { call() }").len(),
+            1
+        );
         assert!(complaints("ovl-mount/src/sys/mod.rs", "unsafe { call() }").is_empty());
         assert!(complaints("ovl-mount/src/plan.rs", "let unsafe_word = 1;").is_empty());
         assert_eq!(complaints("ovl-diff/src/lib.rs", "//! Docs.").len(), 1);
@@ -314,6 +414,9 @@ mod tests {
 
     #[test]
     fn a_long_file_is_found() {
-        assert_eq!(complaints("ovl-cli/src/x.rs", &"\n".repeat(MAX_LINES + 1)).len(), 1);
+        assert_eq!(
+            complaints("ovl-cli/src/x.rs", &"\n".repeat(MAX_LINES + 1)).len(),
+            1
+        );
     }
 }

@@ -16,10 +16,20 @@ pub(super) struct Compared {
 
 const BUFFER_LEN: usize = 128 * 1024;
 
-pub(super) fn compare(tree: &dyn TreeBackend, one: &Path, other: &Path) -> Result<Compared, Failure> {
+pub(super) fn compare(
+    tree: &dyn TreeBackend,
+    one: &Path,
+    other: &Path,
+) -> Result<Compared, Failure> {
     let failed = |error: io::Error| Failure::io("compare", one, &error);
-    let roots = (tree.open_root(one).map_err(failed)?, tree.open_root(other).map_err(failed)?);
-    let mut compared = Compared { objects: 0, differences: Vec::new() };
+    let roots = (
+        tree.open_root(one).map_err(failed)?,
+        tree.open_root(other).map_err(failed)?,
+    );
+    let mut compared = Compared {
+        objects: 0,
+        differences: Vec::new(),
+    };
     let mut pending = vec![(PathBuf::new(), roots.0, roots.1)];
     while let Some((path, one, other)) = pending.pop() {
         let nodes = (Node::Dir(&one), Node::Dir(&other));
@@ -54,12 +64,16 @@ pub(super) fn compare(tree: &dyn TreeBackend, one: &Path, other: &Path) -> Resul
 
 impl Compared {
     fn differ(&mut self, path: &Path, how: &str) {
-        self.differences.push(format!("/{} {how}", EscapedPath(path)));
+        self.differences
+            .push(format!("/{} {how}", EscapedPath(path)));
     }
 }
 
 fn by_name(entries: Vec<DirEntry>) -> BTreeMap<OsString, FileKind> {
-    entries.into_iter().map(|entry| (entry.name, entry.kind)).collect()
+    entries
+        .into_iter()
+        .map(|entry| (entry.name, entry.kind))
+        .collect()
 }
 
 fn object(
@@ -72,13 +86,22 @@ fn object(
     let (first, second) = (tree.metadata(one)?, tree.metadata(other)?);
     let is_dir = first.is_dir();
     for (same, what) in [
-        ((first.uid, first.gid) == (second.uid, second.gid), "has another owner"),
+        (
+            (first.uid, first.gid) == (second.uid, second.gid),
+            "has another owner",
+        ),
         (first.mode == second.mode, "has another mode"),
         (first.mtime == second.mtime, "has another time"),
         (first.rdev == second.rdev, "is another device"),
-        (is_dir || first.nlink == second.nlink, "has another number of links"),
+        (
+            is_dir || first.nlink == second.nlink,
+            "has another number of links",
+        ),
         (is_dir || first.size == second.size, "has another size"),
-        (xattrs(tree, one)? == xattrs(tree, other)?, "has other attributes"),
+        (
+            xattrs(tree, one)? == xattrs(tree, other)?,
+            "has other attributes",
+        ),
     ] {
         if !same {
             compared.differ(path, what);
@@ -87,9 +110,14 @@ fn object(
     Ok(())
 }
 
-fn xattrs(tree: &dyn TreeBackend, node: Node<'_>) -> io::Result<BTreeMap<OsString, Option<Vec<u8>>>> {
+fn xattrs(
+    tree: &dyn TreeBackend,
+    node: Node<'_>,
+) -> io::Result<BTreeMap<OsString, Option<Vec<u8>>>> {
     let names = tree.list_xattrs(node)?.into_iter();
-    names.map(|name| Ok((name.clone(), tree.xattr(node, &name)?))).collect()
+    names
+        .map(|name| Ok((name.clone(), tree.xattr(node, &name)?)))
+        .collect()
 }
 
 fn contents(
@@ -106,7 +134,9 @@ fn contents(
             let mut offset = 0;
             loop {
                 let len = fill(tree, &files.0, offset, &mut first)?;
-                if fill(tree, &files.1, offset, &mut second)? != len || first[..len] != second[..len] {
+                if fill(tree, &files.1, offset, &mut second)? != len
+                    || first[..len] != second[..len]
+                {
                     return Ok(false);
                 }
                 if len < BUFFER_LEN {

@@ -41,7 +41,11 @@ pub(crate) fn run(rootfs: Option<&Path>, entered: Entered) -> Result<(), Failure
     let scratch = Scratch::new(entered)?;
     let options = OpenOptions::new().create(true).durability(Durability::None);
     let store = Overlay2::open(Kernel::host(), &scratch.path().join("store"), options)?;
-    let demo = Demo { store, scratch: &scratch, entered };
+    let demo = Demo {
+        store,
+        scratch: &scratch,
+        entered,
+    };
     let told = demo.tell(rootfs);
     let cleaned = demo.clean_up();
     drop(demo);
@@ -63,7 +67,10 @@ impl Demo<'_> {
             Entered::No => "as root",
             Entered::Own => "as an ordinary user, in a user namespace",
         };
-        say("store", &format!("a throw-away home on {}, {who}", self.scratch.kind()))?;
+        say(
+            "store",
+            &format!("a throw-away home on {}, {who}", self.scratch.kind()),
+        )?;
         let top = match rootfs {
             Some((file, name)) => {
                 self.import("base", None, file, &name)?;
@@ -78,23 +85,33 @@ impl Demo<'_> {
             }
         };
 
-        self.store.create_writable(&CreateLayer::new(id("work")?).parent(Some(id(top)?)))?;
+        self.store
+            .create_writable(&CreateLayer::new(id("work")?).parent(Some(id(top)?)))?;
         let start = Instant::now();
         let request = MountRequest::new();
         let path = self.store.mount(&id("work")?, &request)?;
         let strategy = self.store.plan(&id("work")?, &request)?.strategy();
         let strategy = strategy.map_or("a bind mount", |strategy| strategy.as_str());
         let took_mount = took(start);
-        say("work", &format!("an empty layer on {top}, mounted by {strategy} in {took_mount}"))?;
+        say(
+            "work",
+            &format!("an empty layer on {top}, mounted by {strategy} in {took_mount}"),
+        )?;
 
         let edits = edit::edit(&path)?;
-        say("edit", &format!("through the mount: {}", edits.what.join(", ")))?;
+        say(
+            "edit",
+            &format!("through the mount: {}", edits.what.join(", ")),
+        )?;
         self.store.unmount(&id("work")?, UnmountMode::Now)?;
 
         let start = Instant::now();
         let changes = self.store.changes(&id("work")?, &Base::Parent)?;
         let took_changes = took(start);
-        say("changes", &format!("{} paths, found in {took_changes}", changes.len()))?;
+        say(
+            "changes",
+            &format!("{} paths, found in {took_changes}", changes.len()),
+        )?;
         let lines: Vec<String> = changes.iter().map(ToString::to_string).collect();
         for line in lines.iter().take(SHOWN) {
             say("", line)?;
@@ -110,7 +127,9 @@ impl Demo<'_> {
         let start = Instant::now();
         self.diff("work", &archive)?;
         let took_diff = took(start);
-        let len = std::fs::metadata(&archive).map_err(|e| Failure::io("look at", &archive, &e))?.len();
+        let len = std::fs::metadata(&archive)
+            .map_err(|e| Failure::io("look at", &archive, &e))?
+            .len();
         say("diff", &format!("work.tar, {}, in {took_diff}", bytes(len)))?;
 
         let file = File::open(&archive).map_err(|error| Failure::io("open", &archive, &error))?;
@@ -122,10 +141,18 @@ impl Demo<'_> {
         let took_compare = took(start);
         if let Some(difference) = compared.differences.first() {
             let more = compared.differences.len() - 1;
-            return Err(wrong(&format!("work and again differ: {difference}, and {more} more")));
+            return Err(wrong(&format!(
+                "work and again differ: {difference}, and {more} more"
+            )));
         }
         let what = "names, types, contents, owners, modes, times, links, attributes";
-        say("verify", &format!("{} objects are the same in {what} ({took_compare})", compared.objects))?;
+        say(
+            "verify",
+            &format!(
+                "{} objects are the same in {what} ({took_compare})",
+                compared.objects
+            ),
+        )?;
         let repeated = self.scratch.path().join("again.tar");
         self.diff("again", &repeated)?;
         match same_bytes(&archive, &repeated)? {
@@ -142,7 +169,9 @@ impl Demo<'_> {
         what: &str,
     ) -> Result<(), Failure> {
         let parent = parent.map(id).transpose()?;
-        let on = parent.as_ref().map_or(String::new(), |parent| format!(", on {parent}"));
+        let on = parent
+            .as_ref()
+            .map_or(String::new(), |parent| format!(", on {parent}"));
         let layer = CreateLayer::new(id(name)?).parent(parent);
         // An ordinary user can own files as nobody else and make no devices.
         let ordinary = self.entered == Entered::Own;
@@ -151,10 +180,16 @@ impl Demo<'_> {
         let Applied { summary, .. } = self.store.import(&layer, archive, options, &mut |_| {})?;
         let took_import = took(start);
         let (entries, size) = (summary.archive.entries, bytes(summary.payload));
-        say(name, &format!("{what}: {entries} entries, {size}{on}, imported in {took_import}"))?;
+        say(
+            name,
+            &format!("{what}: {entries} entries, {size}{on}, imported in {took_import}"),
+        )?;
         if summary.squashed + summary.skipped_devices > 0 {
             let (squashed, devices) = (summary.squashed, summary.skipped_devices);
-            say("", &format!("{squashed} entries given to root, {devices} devices left out"))?;
+            say(
+                "",
+                &format!("{squashed} entries given to root, {devices} devices left out"),
+            )?;
         }
         say("", &summary.archive.diff_id.to_string())
     }
@@ -176,11 +211,18 @@ impl Demo<'_> {
         }
         self.store.reclaim()?;
         let mounts = self.store.kernel().mount().mounts_below(self.store.home());
-        let mounts = mounts.map_err(|error| Failure::io("look for mounts in", self.store.home(), &error))?;
+        let mounts =
+            mounts.map_err(|error| Failure::io("look for mounts in", self.store.home(), &error))?;
         if let Some(mount) = mounts.first() {
-            return Err(wrong(&format!("{} is still mounted", mount.target.display())));
+            return Err(wrong(&format!(
+                "{} is still mounted",
+                mount.target.display()
+            )));
         }
-        say("rm", &format!("all layers unmounted and removed in {}", took(start)))
+        say(
+            "rm",
+            &format!("all layers unmounted and removed in {}", took(start)),
+        )
     }
 }
 

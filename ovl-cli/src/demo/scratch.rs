@@ -18,25 +18,38 @@ impl Scratch {
     /// it where tmpfs cannot carry overlay's attributes.
     pub(super) fn new(entered: Entered) -> Result<Self, Failure> {
         let temporary = std::env::temp_dir();
-        let temporary = temporary.canonicalize().map_err(|e| Failure::io("find", &temporary, &e))?;
+        let temporary = temporary
+            .canonicalize()
+            .map_err(|e| Failure::io("find", &temporary, &e))?;
         let attribute = match entered {
             Entered::No => "trusted.ovl",
             Entered::Own => "user.ovl",
         };
-        let fits = |path: &Path| {
-            rustix::fs::setxattr(path, attribute, b"y", XattrFlags::empty()).is_ok()
-        };
-        let mounted = mount("ovl-demo", &temporary, "tmpfs", MountFlags::empty(), Some(c"mode=0755"));
+        let fits =
+            |path: &Path| rustix::fs::setxattr(path, attribute, b"y", XattrFlags::empty()).is_ok();
+        let mounted = mount(
+            "ovl-demo",
+            &temporary,
+            "tmpfs",
+            MountFlags::empty(),
+            Some(c"mode=0755"),
+        );
         if mounted.is_ok() {
             if fits(&temporary) {
-                return Ok(Self { path: temporary, on_disk: false });
+                return Ok(Self {
+                    path: temporary,
+                    on_disk: false,
+                });
             }
             unmount(&temporary, UnmountFlags::DETACH)
                 .map_err(|error| Failure::io("unmount", &temporary, &error.into()))?;
         }
         let path = temporary.join(format!("ovl-demo-{}", std::process::id()));
         std::fs::create_dir(&path).map_err(|error| Failure::io("create", &path, &error))?;
-        Ok(Self { path, on_disk: true })
+        Ok(Self {
+            path,
+            on_disk: true,
+        })
     }
 
     pub(super) fn path(&self) -> &Path {

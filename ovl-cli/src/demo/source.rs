@@ -17,11 +17,17 @@ pub(super) struct Selection {
 }
 
 /// Programs and libraries.
-pub(super) const PROGRAMS: Selection =
-    Selection { what: "programs of this machine", dirs: &["usr/bin", "usr/lib"], max_bytes: 80_000_000 };
+pub(super) const PROGRAMS: Selection = Selection {
+    what: "programs of this machine",
+    dirs: &["usr/bin", "usr/lib"],
+    max_bytes: 80_000_000,
+};
 /// Settings.
-pub(super) const SETTINGS: Selection =
-    Selection { what: "settings of this machine", dirs: &["etc"], max_bytes: 20_000_000 };
+pub(super) const SETTINGS: Selection = Selection {
+    what: "settings of this machine",
+    dirs: &["etc"],
+    max_bytes: 20_000_000,
+};
 
 /// More of one directory tree would only take longer.
 const MAX_ENTRIES: u64 = 6000;
@@ -33,26 +39,49 @@ pub(super) struct Source {
 
 /// Writes an archive of what can be read of a selection. Everything belongs to root in it: the
 /// owners of this machine mean nothing in a layer.
-pub(super) fn collect(scratch: &Path, name: &str, selection: &Selection) -> Result<Source, Failure> {
+pub(super) fn collect(
+    scratch: &Path,
+    name: &str,
+    selection: &Selection,
+) -> Result<Source, Failure> {
     let path = scratch.join(name);
     let failed = |error| Failure::io("write", &path, &error);
-    let file = File::options().read(true).write(true).create_new(true).open(&path).map_err(failed)?;
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&path)
+        .map_err(failed)?;
     let output = BufWriter::with_capacity(1 << 17, file);
-    let mut archive = Archive { builder: Builder::new(output), bytes: 0, entries: 0, left_out: 0 };
+    let mut archive = Archive {
+        builder: Builder::new(output),
+        bytes: 0,
+        entries: 0,
+        left_out: 0,
+    };
     for dir in selection.dirs {
         // Half of the room is kept for those that follow.
         let bytes_left = selection.max_bytes.saturating_sub(archive.bytes);
         let last = Some(dir) == selection.dirs.last();
         let max_bytes = archive.bytes + if last { bytes_left } else { bytes_left / 2 };
-        archive.add_tree(dir, max_bytes, archive.entries + MAX_ENTRIES).map_err(failed)?;
+        archive
+            .add_tree(dir, max_bytes, archive.entries + MAX_ENTRIES)
+            .map_err(failed)?;
     }
     if archive.entries == 0 {
-        return Err(Failure::new(Kind::Other, format!("no {} can be read", selection.what)));
+        return Err(Failure::new(
+            Kind::Other,
+            format!("no {} can be read", selection.what),
+        ));
     }
     let left_out = archive.left_out;
     let output = archive.builder.into_inner().map_err(failed)?;
-    let mut file = output.into_inner().map_err(|error| failed(error.into_error()))?;
-    file.flush().and_then(|()| file.seek(SeekFrom::Start(0)).map(|_| ())).map_err(failed)?;
+    let mut file = output
+        .into_inner()
+        .map_err(|error| failed(error.into_error()))?;
+    file.flush()
+        .and_then(|()| file.seek(SeekFrom::Start(0)).map(|_| ()))
+        .map_err(failed)?;
     let what = match left_out {
         0 => selection.what.to_owned(),
         count => format!("{} ({count} cannot be read)", selection.what),
@@ -88,7 +117,10 @@ impl Archive {
                     continue;
                 };
                 self.append(&path, &metadata, EntryType::Directory)?;
-                let mut names: Vec<_> = entries.flatten().map(|entry| path.join(entry.file_name())).collect();
+                let mut names: Vec<_> = entries
+                    .flatten()
+                    .map(|entry| path.join(entry.file_name()))
+                    .collect();
                 names.sort();
                 pending.extend(names.into_iter().rev());
             } else if self.bytes + metadata.len() > max_bytes || self.entries >= max_entries {

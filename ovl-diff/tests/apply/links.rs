@@ -24,19 +24,36 @@ fn row_022_nothing_is_written_through_a_link_that_leads_out() {
         let link = Entry::symlink("d/l", "../../victim");
         for entry in inner("d/l") {
             let entries = [Entry::file("good", b""), link.clone(), entry.clone()];
-            assert_eq!(scene.stack(&[]).refused(&entries), BadReason::LinkEscape, "{entry:?}");
+            assert_eq!(
+                scene.stack(&[]).refused(&entries),
+                BadReason::LinkEscape,
+                "{entry:?}"
+            );
             // The same with the link in a layer below.
             let stack = scene.stack(&[&[link.clone(), Entry::file("good", b"")]]);
             assert_eq!(stack.refused(&[entry]), BadReason::LinkEscape);
         }
         // The number of layers' directories up does not matter, nor does a way back in.
         for target in ["../../../../../../..", "../../layer-0", "x/../../../victim"] {
-            let entries = [Entry::symlink("d/l", target), Entry::file("d/l/file", b"bad")];
-            assert_eq!(scene.stack(&[]).refused(&entries), BadReason::LinkEscape, "{target}");
+            let entries = [
+                Entry::symlink("d/l", target),
+                Entry::file("d/l/file", b"bad"),
+            ];
+            assert_eq!(
+                scene.stack(&[]).refused(&entries),
+                BadReason::LinkEscape,
+                "{target}"
+            );
         }
         // An absolute one leads to the layer's own root.
-        let entries = [Entry::symlink("l", "/victim"), Entry::file("l/file", b"good")];
-        assert_eq!(scene.stack(&[]).apply(&entries).at("victim/file").contents, b"good");
+        let entries = [
+            Entry::symlink("l", "/victim"),
+            Entry::file("l/file", b"good"),
+        ];
+        assert_eq!(
+            scene.stack(&[]).apply(&entries).at("victim/file").contents,
+            b"good"
+        );
     });
 }
 
@@ -54,7 +71,10 @@ fn row_023_a_file_replaces_a_link_and_is_not_written_through_it() {
         ]);
         assert_eq!(applied.at("target").contents, b"kept");
         for (name, contents) in [("soft", b"1"), ("hard", b"2"), ("out", b"3")] {
-            assert_eq!((applied.at(name).kind, &*applied.at(name).contents), (FileKind::Regular, &contents[..]));
+            assert_eq!(
+                (applied.at(name).kind, &*applied.at(name).contents),
+                (FileKind::Regular, &contents[..])
+            );
         }
     });
 }
@@ -62,7 +82,11 @@ fn row_023_a_file_replaces_a_link_and_is_not_written_through_it() {
 #[test]
 fn row_024_a_directory_replaces_a_link_to_one() {
     each(|scene| {
-        let below = [Entry::dir("real"), Entry::file("real/x", b""), Entry::symlink("low", "real")];
+        let below = [
+            Entry::dir("real"),
+            Entry::file("real/x", b""),
+            Entry::symlink("low", "real"),
+        ];
         let applied = scene.stack(&[&below]).apply(&[
             Entry::symlink("d", "../victim"),
             Entry::dir("d").mode(0).owner(5, 6),
@@ -70,7 +94,10 @@ fn row_024_a_directory_replaces_a_link_to_one() {
             Entry::file("low/y", b""),
         ]);
         let dir = applied.at("d");
-        assert_eq!((dir.kind, dir.mode, dir.owner()), (FileKind::Directory, 0, (5, 6)));
+        assert_eq!(
+            (dir.kind, dir.mode, dir.owner()),
+            (FileKind::Directory, 0, (5, 6))
+        );
         assert_eq!(applied.names("low"), ["y"]);
         assert_eq!(applied.names("real"), ["x"]);
         assert_eq!(applied.at("real").mode, 0o755);
@@ -82,13 +109,22 @@ fn row_025_the_attributes_of_a_link_are_its_own() {
     each(|scene| {
         let applied = scene.stack(&[]).apply(&[
             Entry::file("target", b"").mode(0o600).mtime(5, 0),
-            Entry::symlink("link", "target").owner(3, 4).mtime(6, 7).mode(0o4777),
+            Entry::symlink("link", "target")
+                .owner(3, 4)
+                .mtime(6, 7)
+                .mode(0o4777),
             Entry::symlink("out", "../victim").owner(3, 4).mode(0),
         ]);
         let target = applied.at("target");
-        assert_eq!((target.mode, target.owner(), target.mtime), (0o600, (0, 0), at(5, 0)));
+        assert_eq!(
+            (target.mode, target.owner(), target.mtime),
+            (0o600, (0, 0), at(5, 0))
+        );
         let link = applied.at("link");
-        assert_eq!((link.owner(), link.mtime, &*link.contents), ((3, 4), at(6, 7), &b"target"[..]));
+        assert_eq!(
+            (link.owner(), link.mtime, &*link.contents),
+            ((3, 4), at(6, 7), &b"target"[..])
+        );
     });
 }
 
@@ -100,7 +136,11 @@ fn row_026_links_that_lead_to_each_other_are_refused() {
             Entry::symlink("b", "/c/x"),
             Entry::symlink("c", "a"),
         ];
-        for last in [Entry::file("a/f", b""), Entry::hard_link("h", "b/f"), Entry::marker("c/.wh.f")] {
+        for last in [
+            Entry::file("a/f", b""),
+            Entry::hard_link("h", "b/f"),
+            Entry::marker("c/.wh.f"),
+        ] {
             let entries = [&circle[..], &[last]].concat();
             assert_eq!(scene.stack(&[]).refused(&entries), BadReason::TooManyLinks);
         }
@@ -111,12 +151,18 @@ fn row_026_links_that_lead_to_each_other_are_refused() {
         };
         let applied = scene.stack(&[]).apply(&chain(40));
         assert!(applied.names("l40").contains(&String::from("f")));
-        assert_eq!(scene.stack(&[]).refused(&chain(41)), BadReason::TooManyLinks);
+        assert_eq!(
+            scene.stack(&[]).refused(&chain(41)),
+            BadReason::TooManyLinks
+        );
         // Links that grow on the way.
         let text = vec!["l"; 2000].join("/");
         let grows = [Entry::symlink("l", text), Entry::file("l/f", b"")];
         let reason = scene.stack(&[]).refused(&grows);
-        assert!(matches!(reason, BadReason::TooManyLinks | BadReason::PathTooDeep), "{reason:?}");
+        assert!(
+            matches!(reason, BadReason::TooManyLinks | BadReason::PathTooDeep),
+            "{reason:?}"
+        );
     });
 }
 
@@ -141,13 +187,24 @@ fn row_027_an_absolute_link_on_the_way_leads_to_the_root_of_the_layer() {
 fn row_028_the_text_of_a_link_is_kept_as_it_is_or_refused() {
     each(|scene| {
         let longest = "x/".repeat(2047) + "y";
-        let texts = ["..", "../../../../etc/passwd", "a\nb", "\u{1b}[0m", " ", "/", &longest];
+        let texts = [
+            "..",
+            "../../../../etc/passwd",
+            "a\nb",
+            "\u{1b}[0m",
+            " ",
+            "/",
+            &longest,
+        ];
         for text in texts {
             let applied = scene.stack(&[]).apply(&[Entry::symlink("l", text)]);
             assert_eq!(applied.at("l").contents, text.as_bytes());
         }
         let longer = Entry::symlink("l", "x".repeat(4096));
-        assert_eq!(scene.stack(&[]).refused(&[longer]), BadReason::BadLinkTarget);
+        assert_eq!(
+            scene.stack(&[]).refused(&[longer]),
+            BadReason::BadLinkTarget
+        );
         let reason = scene.stack(&[]).refused(&[Entry::symlink("l", "")]);
         assert!(matches!(reason, BadReason::EmptyName { .. }), "{reason:?}");
     });
@@ -156,9 +213,23 @@ fn row_028_the_text_of_a_link_is_kept_as_it_is_or_refused() {
 #[test]
 fn row_029_a_hard_link_out_of_the_layer_is_refused() {
     each(|scene| {
-        for target in ["../victim/hello", "/../victim/hello", "d/../../victim/hello", "d/../f", ".."] {
-            let entries = [Entry::dir("d"), Entry::file("f", b""), Entry::hard_link("h", target)];
-            assert_eq!(scene.stack(&[]).refused(&entries), BadReason::LinkEscape, "{target}");
+        for target in [
+            "../victim/hello",
+            "/../victim/hello",
+            "d/../../victim/hello",
+            "d/../f",
+            "..",
+        ] {
+            let entries = [
+                Entry::dir("d"),
+                Entry::file("f", b""),
+                Entry::hard_link("h", target),
+            ];
+            assert_eq!(
+                scene.stack(&[]).refused(&entries),
+                BadReason::LinkEscape,
+                "{target}"
+            );
         }
     });
 }
@@ -182,7 +253,10 @@ fn row_031_the_way_to_a_hard_links_target_stays_in_the_layer() {
         // The prefix of a path as text would say that this is inside.
         let sibling = scene.make_dir(&scene.dir, "layer-0-evil");
         scene.write(&sibling, "f", b"bad");
-        let out = [Entry::symlink("l", "../layer-0-evil"), Entry::hard_link("h", "l/f")];
+        let out = [
+            Entry::symlink("l", "../layer-0-evil"),
+            Entry::hard_link("h", "l/f"),
+        ];
         assert_eq!(scene.stack(&[]).refused(&out), BadReason::LinkEscape);
         let applied = scene.stack(&[]).apply(&[
             Entry::file("real/f", b"good"),
@@ -199,15 +273,24 @@ fn row_032_a_hard_link_to_a_symbolic_link_links_that() {
         let applied = scene.stack(&[]).apply(&[
             Entry::file("target", b"").mode(0o600).mtime(1, 0),
             Entry::symlink("soft", "target").mtime(2, 0).owner(3, 4),
-            Entry::hard_link("hard", "soft").mode(0o777).owner(9, 9).mtime(9, 0),
+            Entry::hard_link("hard", "soft")
+                .mode(0o777)
+                .owner(9, 9)
+                .mtime(9, 0),
             Entry::symlink("out", "../victim/hello"),
             Entry::hard_link("hard-out", "out").mode(0),
         ]);
         let hard = applied.at("hard");
-        assert_eq!((hard.kind, &*hard.contents), (FileKind::Symlink, &b"target"[..]));
+        assert_eq!(
+            (hard.kind, &*hard.contents),
+            (FileKind::Symlink, &b"target"[..])
+        );
         assert_eq!(applied.at("soft").linked_to, Path::new("hard"));
         assert_eq!((hard.owner(), hard.mtime), ((3, 4), at(2, 0)));
-        assert_eq!((applied.at("target").mode, applied.at("target").mtime), (0o600, at(1, 0)));
+        assert_eq!(
+            (applied.at("target").mode, applied.at("target").mtime),
+            (0o600, at(1, 0))
+        );
         assert_eq!(applied.at("hard-out").kind, FileKind::Symlink);
     });
 }
@@ -240,8 +323,16 @@ fn row_034_a_hard_link_to_itself_or_to_nothing_is_refused() {
             ("low", "low"),
             ("h", ".wh.low"),
         ] {
-            let entries = [Entry::file("f", b""), Entry::file("dir/f", b""), Entry::hard_link(name, target)];
-            assert_eq!(stack.refused(&entries), BadReason::DanglingHardLink, "{name} {target}");
+            let entries = [
+                Entry::file("f", b""),
+                Entry::file("dir/f", b""),
+                Entry::hard_link(name, target),
+            ];
+            assert_eq!(
+                stack.refused(&entries),
+                BadReason::DanglingHardLink,
+                "{name} {target}"
+            );
         }
         let hidden = [Entry::marker(".wh.dir"), Entry::hard_link("h", "dir/f")];
         assert_eq!(stack.refused(&hidden), BadReason::DanglingHardLink);
@@ -252,9 +343,15 @@ fn row_034_a_hard_link_to_itself_or_to_nothing_is_refused() {
 fn row_034_a_hard_link_that_takes_the_place_of_its_targets_directory_is_refused() {
     each(|scene| {
         let entries = [Entry::file("d/f", b"1"), Entry::hard_link("d", "d/f")];
-        assert_eq!(scene.stack(&[]).refused(&entries), BadReason::DanglingHardLink);
+        assert_eq!(
+            scene.stack(&[]).refused(&entries),
+            BadReason::DanglingHardLink
+        );
         let entries = [Entry::file("d/e/f", b"1"), Entry::hard_link("d", "d/e/f")];
-        assert_eq!(scene.stack(&[]).refused(&entries), BadReason::DanglingHardLink);
+        assert_eq!(
+            scene.stack(&[]).refused(&entries),
+            BadReason::DanglingHardLink
+        );
         // The same when the directory is only below.
         let stack = scene.stack(&[&[Entry::file("d/f", b"1")]]);
         let reason = stack.refused(&[Entry::hard_link("d", "d/f")]);
@@ -280,15 +377,27 @@ fn row_035_a_hard_link_to_a_lower_layers_file_copies_it_up() {
             Entry::fifo("d/fifo"),
         ];
         let stack = scene.stack(&[&base, &[Entry::file("x", b"")]]);
-        for (from, to) in [("d/f", "d/link"), ("d/f", "new/deep/link"), ("d/soft", "l"), ("d/dev", "l"), ("d/fifo", "l")] {
+        for (from, to) in [
+            ("d/f", "d/link"),
+            ("d/f", "new/deep/link"),
+            ("d/soft", "l"),
+            ("d/dev", "l"),
+            ("d/fifo", "l"),
+        ] {
             let below = stack.apply(&[]);
             let applied = stack.apply(&[Entry::hard_link(to, from)]);
             let (was, is, link) = (below.at(from), applied.at(from), applied.at(to));
             assert_eq!(is.linked_to, link.linked_to, "{from}");
-            let expected = Seen { linked_to: is.linked_to.clone(), ..was.clone() };
+            let expected = Seen {
+                linked_to: is.linked_to.clone(),
+                ..was.clone()
+            };
             assert_eq!((is, link), (&expected, &expected));
             let dir = applied.at("d");
-            assert_eq!((dir.mode, dir.owner(), dir.mtime), (0o750, (1, 2), at(10, 0)));
+            assert_eq!(
+                (dir.mode, dir.owner(), dir.mtime),
+                (0o750, (1, 2), at(10, 0))
+            );
             // As when the kernel copies up: other names of the lower file stay apart.
             assert_ne!(applied.at("d/other").linked_to, is.linked_to);
         }
@@ -321,7 +430,10 @@ fn row_036_a_hard_link_carries_no_contents_and_gives_no_rights() {
         link.content = b"hidden".to_vec();
         let entries = [Entry::file("tool", b"1").mode(0o4755), link];
         let reason = scene.stack(&[]).refused(&entries);
-        assert!(matches!(reason, BadReason::PayloadOnSpecial { .. }), "{reason:?}");
+        assert!(
+            matches!(reason, BadReason::PayloadOnSpecial { .. }),
+            "{reason:?}"
+        );
     });
 }
 
@@ -330,13 +442,29 @@ fn row_037_the_attributes_of_a_hard_links_own_header_do_not_count() {
     each(|scene| {
         let stack = scene.stack(&[&[Entry::file("low", b"").mode(0o600).owner(1, 2).mtime(3, 0)]]);
         let applied = stack.apply(&[
-            Entry::file("f", b"").mode(0o600).owner(1, 2).mtime(3, 0).xattr("user.a", b"1"),
-            Entry::hard_link("h", "f").mode(0o6777).owner(8, 9).mtime(10, 0).xattr("user.b", b"2"),
-            Entry::hard_link("l", "low").mode(0o6777).owner(8, 9).mtime(10, 0).xattr("user.b", b"2"),
+            Entry::file("f", b"")
+                .mode(0o600)
+                .owner(1, 2)
+                .mtime(3, 0)
+                .xattr("user.a", b"1"),
+            Entry::hard_link("h", "f")
+                .mode(0o6777)
+                .owner(8, 9)
+                .mtime(10, 0)
+                .xattr("user.b", b"2"),
+            Entry::hard_link("l", "low")
+                .mode(0o6777)
+                .owner(8, 9)
+                .mtime(10, 0)
+                .xattr("user.b", b"2"),
         ]);
         for name in ["f", "h", "low", "l"] {
             let seen = applied.at(name);
-            assert_eq!((seen.mode, seen.owner(), seen.mtime), (0o600, (1, 2), at(3, 0)), "{name}");
+            assert_eq!(
+                (seen.mode, seen.owner(), seen.mtime),
+                (0o600, (1, 2), at(3, 0)),
+                "{name}"
+            );
             assert_eq!(seen.xattr("user.b"), None, "{name}");
         }
     });
@@ -345,22 +473,37 @@ fn row_037_the_attributes_of_a_hard_links_own_header_do_not_count() {
 #[test]
 fn row_038_a_hard_link_to_a_whiteout_is_refused() {
     each(|scene| {
-        let stack = scene.stack(&[&[Entry::file("f", b""), Entry::dir("d"), Entry::file("d/f", b"")]]);
+        let stack = scene.stack(&[&[
+            Entry::file("f", b""),
+            Entry::dir("d"),
+            Entry::file("d/f", b""),
+        ]]);
         for target in ["f", ".wh.f"] {
             let entries = [Entry::marker(".wh.f"), Entry::hard_link("h", target)];
             let reason = stack.refused(&entries);
-            assert!(matches!(reason, BadReason::BadHardLink | BadReason::DanglingHardLink), "{reason:?}");
+            assert!(
+                matches!(reason, BadReason::BadHardLink | BadReason::DanglingHardLink),
+                "{reason:?}"
+            );
         }
-        let entries = [Entry::marker("d/.wh..wh..opq"), Entry::hard_link("h", "d/.wh..wh..opq")];
+        let entries = [
+            Entry::marker("d/.wh..wh..opq"),
+            Entry::hard_link("h", "d/.wh..wh..opq"),
+        ];
         let reason = stack.refused(&entries);
         assert_eq!(reason, BadReason::DanglingHardLink);
-        let opaque = [Entry::marker("d/.wh..wh..opq"), Entry::hard_link("h", "d/f")];
+        let opaque = [
+            Entry::marker("d/.wh..wh..opq"),
+            Entry::hard_link("h", "d/f"),
+        ];
         assert_eq!(stack.refused(&opaque), BadReason::DanglingHardLink);
         // One that a layer below holds hides its name too.
         let lower = stack.apply(&[Entry::marker(".wh.f")]).upper;
         let mut lowers = vec![lower];
         lowers.extend_from_slice(&stack.lowers);
-        let reason = scene.stack_of(lowers).refused(&[Entry::hard_link("h", "f")]);
+        let reason = scene
+            .stack_of(lowers)
+            .refused(&[Entry::hard_link("h", "f")]);
         assert_eq!(reason, BadReason::DanglingHardLink);
     });
 }

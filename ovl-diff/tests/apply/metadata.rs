@@ -3,9 +3,9 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
-use ovl_diff::{ApplyOptions, BadReason, DeviceNumber, FileKind, Node};
+use ovl_diff::{ApplyOptions, BadReason, DeviceNumber, FileKind};
 
-use crate::support::{CAPABILITY, Entry, Scene, archive, at, each, skip};
+use crate::support::{CAPABILITY, DEFAULT_ACL, Entry, Scene, archive, at, each, skip};
 
 #[test]
 fn row_098_private_attributes_of_overlayfs_are_stored_and_not_obeyed() {
@@ -17,12 +17,26 @@ fn row_098_private_attributes_of_overlayfs_are_stored_and_not_obeyed() {
             Entry::file("d/below", b""),
         ]]);
         let names = [
-            "opaque", "redirect", "metacopy", "origin", "upper", "nlink", "impure", "whiteout",
-            "verity", "protattr", "uuid", "overlay.opaque",
+            "opaque",
+            "redirect",
+            "metacopy",
+            "origin",
+            "upper",
+            "nlink",
+            "impure",
+            "whiteout",
+            "verity",
+            "protattr",
+            "uuid",
+            "overlay.opaque",
         ];
         let (mut dir, mut file) = (Entry::dir("d"), Entry::file("f", b""));
         for name in names {
-            let value = if name == "opaque" { &b"y"[..] } else { b"/secret" };
+            let value = if name == "opaque" {
+                &b"y"[..]
+            } else {
+                b"/secret"
+            };
             dir = dir.xattr(&format!("trusted.overlay.{name}"), value);
             file = file.xattr(&format!("trusted.overlay.{name}"), value);
         }
@@ -32,10 +46,17 @@ fn row_098_private_attributes_of_overlayfs_are_stored_and_not_obeyed() {
         for path in ["d", "f"] {
             for name in names {
                 let seen = applied.at(path).xattr(&format!("trusted.overlay.{name}"));
-                assert!(seen.is_some(), "{path} {name} is shown, through the kernel's escape");
+                assert!(
+                    seen.is_some(),
+                    "{path} {name} is shown, through the kernel's escape"
+                );
             }
             let raw = &scene.raw(&applied.upper)[Path::new(path)];
-            let stored = |name: &OsStr| name.to_str().unwrap().starts_with("trusted.overlay.overlay.");
+            let stored = |name: &OsStr| {
+                name.to_str()
+                    .unwrap()
+                    .starts_with("trusted.overlay.overlay.")
+            };
             assert!(raw.xattrs.keys().all(|name| stored(name)), "{raw:?}");
         }
     });
@@ -44,15 +65,29 @@ fn row_098_private_attributes_of_overlayfs_are_stored_and_not_obeyed() {
 #[test]
 fn row_099_the_other_namespaces_attributes_are_kept_as_they_are() {
     each(|scene| {
-        let entries = [Entry::dir("d").xattr("user.overlay.opaque", b"y").xattr("user.overlay.origin", b"\0")];
+        let entries = [Entry::dir("d")
+            .xattr("user.overlay.opaque", b"y")
+            .xattr("user.overlay.origin", b"\0")];
         let applied = scene.stack(&[]).apply(&entries);
-        assert_eq!(applied.at("d").xattr("user.overlay.opaque"), Some(&b"y"[..]));
-        assert_eq!(applied.at("d").xattr("user.overlay.origin"), Some(&b"\0"[..]));
+        assert_eq!(
+            applied.at("d").xattr("user.overlay.opaque"),
+            Some(&b"y"[..])
+        );
+        assert_eq!(
+            applied.at("d").xattr("user.overlay.origin"),
+            Some(&b"\0"[..])
+        );
         let options = ApplyOptions::new(ovl_layout::XattrNamespace::User);
-        let applied = scene.stack(&[]).try_apply(&archive(&entries), &options).unwrap();
+        let applied = scene
+            .stack(&[])
+            .try_apply(&archive(&entries), &options)
+            .unwrap();
         let raw = &scene.raw(&applied.upper)[Path::new("d")];
         let names: Vec<_> = raw.xattrs.keys().collect();
-        assert_eq!(names, ["user.overlay.overlay.opaque", "user.overlay.overlay.origin"]);
+        assert_eq!(
+            names,
+            ["user.overlay.overlay.opaque", "user.overlay.overlay.origin"]
+        );
     });
 }
 
@@ -60,7 +95,7 @@ fn row_099_the_other_namespaces_attributes_are_kept_as_they_are() {
 fn row_100_labels_of_the_host_are_left_out_and_counted() {
     each(|scene| {
         let applied = scene.stack(&[]).apply(&[
-            Entry::file("f", b"").xattr("security.selinux", b"system_u:object_r:etc_t:s0"),
+            Entry::file("f", b"").xattr("security.selinux", b"system_u:object_r:etc_t:s0")
         ]);
         assert_eq!(applied.summary.skipped_xattrs, 1);
         assert_eq!(applied.at("f").xattrs.len(), 0);
@@ -70,12 +105,10 @@ fn row_100_labels_of_the_host_are_left_out_and_counted() {
 #[test]
 fn row_101_capabilities_and_setuid_survive_the_change_of_owner() {
     each(|scene| {
-        let applied = scene.stack(&[]).apply(&[
-            Entry::file("ping", b"x")
-                .owner(1000, 1001)
-                .mode(0o6755)
-                .xattr("security.capability", CAPABILITY),
-        ]);
+        let applied = scene.stack(&[]).apply(&[Entry::file("ping", b"x")
+            .owner(1000, 1001)
+            .mode(0o6755)
+            .xattr("security.capability", CAPABILITY)]);
         let seen = applied.at("ping");
         assert_eq!((seen.owner(), seen.mode), ((1000, 1001), 0o6755));
         assert_eq!(seen.xattr("security.capability"), Some(CAPABILITY));
@@ -91,10 +124,15 @@ fn row_101_and_102_an_attribute_that_the_kernel_does_not_take_is_the_archives_fa
         ("security.capability", b""),
         ("security.capability", &[7; 20]),
         ("system.posix_acl_access", b"\x02\0\0\0\x01"),
-        ("system.posix_acl_access", b"nonsense"),
+        ("system.posix_acl_access", b"\x02\0\0\0nonsense"),
     ] {
-        let reason = scene.stack(&[]).refused(&[Entry::file("f", b"").xattr(name, value)]);
-        assert!(matches!(&reason, BadReason::BadXattr { .. }), "{name}: {reason:?}");
+        let reason = scene
+            .stack(&[])
+            .refused(&[Entry::file("f", b"").xattr(name, value)]);
+        assert!(
+            matches!(&reason, BadReason::BadXattr { .. }),
+            "{name}: {reason:?}"
+        );
     }
 }
 
@@ -131,9 +169,19 @@ fn row_107_owners_reach_as_far_as_linux_has_them() {
         assert_eq!(applied.at("f").owner(), (u32::MAX - 1, 1 << 31));
         assert_eq!(applied.at("d").owner(), (3_000_000, u32::MAX - 1));
         assert_eq!(applied.at("l").owner(), (0, 65_534));
-        for (uid, gid) in [(last + 1, 0), (0, last + 1), (1 << 32, 0), (0, u64::MAX >> 1)] {
-            let reason = scene.stack(&[]).refused(&[Entry::file("f", b"").owner(uid, gid)]);
-            assert!(matches!(reason, BadReason::IdOutOfRange { .. }), "{reason:?}");
+        for (uid, gid) in [
+            (last + 1, 0),
+            (0, last + 1),
+            (1 << 32, 0),
+            (0, u64::MAX >> 1),
+        ] {
+            let reason = scene
+                .stack(&[])
+                .refused(&[Entry::file("f", b"").owner(uid, gid)]);
+            assert!(
+                matches!(reason, BadReason::IdOutOfRange { .. }),
+                "{reason:?}"
+            );
         }
     });
 }
@@ -143,11 +191,16 @@ fn row_108_an_owner_that_is_not_mapped_is_refused_or_squashed() {
     each(|scene| {
         let mut options = ApplyOptions::new(scene.xattrs);
         options.uids = Some(vec![0..1, 1000..1002]);
-        options.gids = Some(vec![0..100]);
+        options.gids = Some(std::iter::once(0..100).collect());
         let stack = scene.stack(&[]);
         for (uid, gid) in [(1, 0), (999, 5), (1002, 5), (0, 100), (5000, 5000)] {
             let bad = stack.blame(&archive(&[Entry::dir("d").owner(uid, gid)]), &options);
-            let BadReason::UnmappedOwner { uid: bad_uid, gid: bad_gid, .. } = bad.reason else {
+            let BadReason::UnmappedOwner {
+                uid: bad_uid,
+                gid: bad_gid,
+                ..
+            } = bad.reason
+            else {
                 panic!("{bad}");
             };
             assert_eq!((bad_uid.into(), bad_gid.into()), (uid, gid));
@@ -174,7 +227,9 @@ fn row_110_all_twelve_bits_of_a_mode_are_kept_and_no_other() {
             .step_by(73)
             .flat_map(|mode| {
                 [
-                    Entry::file(format!("f{mode:o}"), b"").mode(mode).owner(1, 2),
+                    Entry::file(format!("f{mode:o}"), b"")
+                        .mode(mode)
+                        .owner(1, 2),
                     Entry::dir(format!("d{mode:o}")).mode(mode).owner(1, 2),
                 ]
             })
@@ -201,7 +256,10 @@ fn row_111_a_closed_directory_is_filled_all_the_same() {
             Entry::file("low/x", b"3"),
         ]);
         assert_eq!((applied.at("d").mode, applied.at("d").mtime), (0, at(7, 8)));
-        assert_eq!((applied.at("d/e").mode, applied.at("d/e").mtime), (0o100, at(9, 0)));
+        assert_eq!(
+            (applied.at("d/e").mode, applied.at("d/e").mtime),
+            (0o100, at(9, 0))
+        );
         assert_eq!((applied.at("low").mode, applied.names("d/e").len()), (0, 1));
     });
 }
@@ -232,15 +290,30 @@ fn row_111_a_directorys_time_is_its_entrys_whatever_is_put_into_it_later() {
 fn row_113_devices_are_made_with_their_numbers_and_modes() {
     each(|scene| {
         let applied = scene.stack(&[]).apply(&[
-            Entry::char_device("null", 1, 3).mode(0o666).owner(1, 2).mtime(3, 4),
+            Entry::char_device("null", 1, 3)
+                .mode(0o666)
+                .owner(1, 2)
+                .mtime(3, 4),
             Entry::block_device("disk", 8, 0).mode(0o660),
             Entry::char_device("last", 4095, 0xf_ffff).mode(0),
         ]);
         let null = applied.at("null");
-        assert_eq!((null.kind, null.mode, null.owner(), null.mtime), (FileKind::CharDevice, 0o666, (1, 2), at(3, 4)));
+        assert_eq!(
+            (null.kind, null.mode, null.owner(), null.mtime),
+            (FileKind::CharDevice, 0o666, (1, 2), at(3, 4))
+        );
         assert_eq!(null.rdev, DeviceNumber { major: 1, minor: 3 });
-        assert_eq!((applied.at("disk").kind, applied.at("disk").rdev.major), (FileKind::BlockDevice, 8));
-        assert_eq!(applied.at("last").rdev, DeviceNumber { major: 4095, minor: 0xf_ffff });
+        assert_eq!(
+            (applied.at("disk").kind, applied.at("disk").rdev.major),
+            (FileKind::BlockDevice, 8)
+        );
+        assert_eq!(
+            applied.at("last").rdev,
+            DeviceNumber {
+                major: 4095,
+                minor: 0xf_ffff
+            }
+        );
     });
 }
 
@@ -252,7 +325,10 @@ fn row_116_a_pipe_is_made_and_never_opened() {
             Entry::hard_link("q", "p"),
         ]);
         let seen = applied.at("p");
-        assert_eq!((seen.kind, seen.mode, seen.owner(), seen.mtime), (FileKind::Fifo, 0o622, (3, 4), at(5, 6)));
+        assert_eq!(
+            (seen.kind, seen.mode, seen.owner(), seen.mtime),
+            (FileKind::Fifo, 0o622, (3, 4), at(5, 6))
+        );
         assert_eq!(applied.at("q").linked_to, Path::new("p"));
     });
 }
@@ -261,8 +337,15 @@ fn row_116_a_pipe_is_made_and_never_opened() {
 fn row_117_times_before_the_epoch_and_after_2038_are_exact() {
     each(|scene| {
         let times = [
-            (-1, 0), (-1, 500_000_000), (-(1 << 31), 0), (-(1 << 31) - 1, 1), (0, 1), ((1 << 31) - 1, 0),
-            (1 << 31, 999_999_999), (1 << 32, 0), ((1 << 34) - 1, 0),
+            (-1, 0),
+            (-1, 500_000_000),
+            (-(1 << 31), 0),
+            (-(1 << 31) - 1, 1),
+            (0, 1),
+            ((1 << 31) - 1, 0),
+            (1 << 31, 999_999_999),
+            (1 << 32, 0),
+            ((1 << 34) - 1, 0),
         ];
         let mut entries: Vec<Entry> = Vec::new();
         for (n, (secs, nanos)) in times.into_iter().enumerate() {
@@ -282,7 +365,10 @@ fn row_117_times_before_the_epoch_and_after_2038_are_exact() {
                 continue;
             }
             let reason = scene.stack(&[]).refused(&[entry]);
-            assert!(matches!(reason, BadReason::BadNumber { .. }), "{time}: {reason:?}");
+            assert!(
+                matches!(reason, BadReason::BadNumber { .. }),
+                "{time}: {reason:?}"
+            );
         }
     });
 }
@@ -297,7 +383,11 @@ fn row_118_parts_of_a_nanosecond_are_rounded_down() {
             ("-0.0000000001", at(-1, 999_999_999)),
         ] {
             let entry = Entry::file("f", b"").record("mtime", text);
-            assert_eq!(scene.stack(&[]).apply(&[entry]).at("f").mtime, time, "{text}");
+            assert_eq!(
+                scene.stack(&[]).apply(&[entry]).at("f").mtime,
+                time,
+                "{text}"
+            );
         }
     });
 }
@@ -305,19 +395,40 @@ fn row_118_parts_of_a_nanosecond_are_rounded_down() {
 #[test]
 fn row_120_an_entry_for_the_root_sets_its_attributes() {
     each(|scene| {
-        let base = [Entry::dir("./").mode(0o711).owner(1, 2).mtime(3, 4).xattr("user.low", b"1"), Entry::file("f", b"")];
+        let base = [
+            Entry::dir("./")
+                .mode(0o711)
+                .owner(1, 2)
+                .mtime(3, 4)
+                .xattr("user.low", b"1"),
+            Entry::file("f", b""),
+        ];
         let stack = scene.stack(&[&base]);
         // Without one, the root is as below.
         let applied = stack.apply(&[Entry::file("g", b"")]);
         let root = applied.at("");
-        assert_eq!((root.mode, root.owner(), root.mtime), (0o711, (1, 2), at(3, 4)));
+        assert_eq!(
+            (root.mode, root.owner(), root.mtime),
+            (0o711, (1, 2), at(3, 4))
+        );
         assert_eq!(root.xattr("user.low"), Some(&b"1"[..]));
         for name in [".", "./", "/", "./."] {
-            let entry = Entry::dir(name).mode(0o1755).owner(5, 6).mtime(7, 8).xattr("user.own", b"2");
+            let entry = Entry::dir(name)
+                .mode(0o1755)
+                .owner(5, 6)
+                .mtime(7, 8)
+                .xattr("user.own", b"2");
             let applied = stack.apply(&[Entry::file("g", b""), entry, Entry::file("h", b"")]);
             let root = applied.at("");
-            assert_eq!((root.mode, root.owner(), root.mtime), (0o1755, (5, 6), at(7, 8)), "{name}");
-            assert_eq!((root.xattr("user.low"), root.xattr("user.own")), (None, Some(&b"2"[..])));
+            assert_eq!(
+                (root.mode, root.owner(), root.mtime),
+                (0o1755, (5, 6), at(7, 8)),
+                "{name}"
+            );
+            assert_eq!(
+                (root.xattr("user.low"), root.xattr("user.own")),
+                (None, Some(&b"2"[..]))
+            );
             assert_eq!(applied.names(""), ["f", "g", "h"]);
         }
     });
@@ -340,7 +451,10 @@ fn row_121_and_122_the_root_is_a_directory() {
                 assert_eq!(reason, BadReason::RootNotDirectory, "{entry:?}");
             }
         }
-        assert_eq!(stack.refused(&[Entry::file(".", b"x")]), BadReason::RootNotDirectory);
+        assert_eq!(
+            stack.refused(&[Entry::file(".", b"x")]),
+            BadReason::RootNotDirectory
+        );
     });
 }
 
@@ -348,8 +462,7 @@ fn row_121_and_122_the_root_is_a_directory() {
 fn a_default_acl_of_a_directory_does_not_leak_into_what_is_put_there() {
     let Some(scene) = Scene::host() else { return };
     let acl = "system.posix_acl_default";
-    let probe = scene.layer();
-    if scene.tree().set_xattr(Node::Dir(&probe), OsStr::new(acl), DEFAULT_ACL).is_err() {
+    if !scene.has_acls {
         skip("POSIX ACLs: the file system of the temporary directory has none");
         return;
     }
@@ -378,22 +491,19 @@ fn a_default_acl_of_a_directory_does_not_leak_into_what_is_put_there() {
         for (path, seen) in &applied.shown.0 {
             let path = path.to_str().unwrap();
             let entry = own.iter().find(|entry| entry.name == path.as_bytes());
-            let expected = usize::from(path == "d" || path == "low" || (path.is_empty() && !root.xattrs.is_empty()));
+            let expected = usize::from(
+                path == "d" || path == "low" || (path.is_empty() && !root.xattrs.is_empty()),
+            );
             assert_eq!(seen.xattrs.len(), expected, "{path}: {seen:?}");
-            if let Some(entry) = entry && entry.typeflag != b'1' {
+            if let Some(entry) = entry
+                && entry.typeflag != b'1'
+            {
                 assert_eq!(seen.mode, entry.mode, "{path}");
             }
         }
-        assert_eq!((applied.at("low/f").mode, applied.at("d/implied").mode), (0o640, 0o755));
+        assert_eq!(
+            (applied.at("low/f").mode, applied.at("d/implied").mode),
+            (0o640, 0o755)
+        );
     }
 }
-
-/// `u::rwx,u:1000:rwx,g::r-x,m::rwx,o::---`.
-pub(crate) const DEFAULT_ACL: &[u8] = &[
-    2, 0, 0, 0, // version
-    1, 0, 7, 0, 255, 255, 255, 255, // owner
-    2, 0, 7, 0, 232, 3, 0, 0, // user 1000
-    4, 0, 5, 0, 255, 255, 255, 255, // group
-    16, 0, 7, 0, 255, 255, 255, 255, // mask
-    32, 0, 0, 0, 255, 255, 255, 255, // others
-];

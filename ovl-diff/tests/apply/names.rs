@@ -89,13 +89,19 @@ fn row_008_names_are_bytes() {
             Entry::file(Path::new("link").join("through"), b"2"),
         ]);
         assert_eq!(applied.shown.0[&inside].contents, b"1");
-        assert_eq!(applied.shown.0[&Path::new(name).join("through")].contents, b"2");
+        assert_eq!(
+            applied.shown.0[&Path::new(name).join("through")].contents,
+            b"2"
+        );
         let bad = Path::new("..").join(name);
         let bad = scene.stack(&[]).blame(
             &crate::support::archive(&[Entry::file(bad, b"")]),
             &ovl_diff::ApplyOptions::new(scene.xattrs),
         );
-        assert!(!bad.to_string().contains(|symbol: char| symbol.is_control()), "{bad}");
+        assert!(
+            !bad.to_string().contains(|symbol: char| symbol.is_control()),
+            "{bad}"
+        );
     });
 }
 
@@ -104,11 +110,25 @@ fn row_009_a_component_has_at_most_255_bytes_also_when_it_is_hidden() {
     each(|scene| {
         let (longest, longer) = ("n".repeat(255), "n".repeat(256));
         let stack = scene.stack(&[&[Entry::file(&longest, b"1"), Entry::file("other", b"2")]]);
-        assert_eq!(stack.apply(&[Entry::file(&longest, b"3")]).at(&longest).contents, b"3");
+        assert_eq!(
+            stack
+                .apply(&[Entry::file(&longest, b"3")])
+                .at(&longest)
+                .contents,
+            b"3"
+        );
         let hidden = stack.apply(&[Entry::marker(format!(".wh.{longest}"))]);
         assert_eq!(hidden.names(""), ["other"]);
-        for name in [longer.clone(), format!("{longer}/x"), format!(".wh.{longer}")] {
-            assert_eq!(stack.refused(&[Entry::marker(&name)]), BadReason::NameTooLong, "{name}");
+        for name in [
+            longer.clone(),
+            format!("{longer}/x"),
+            format!(".wh.{longer}"),
+        ] {
+            assert_eq!(
+                stack.refused(&[Entry::marker(&name)]),
+                BadReason::NameTooLong,
+                "{name}"
+            );
         }
         let link = Entry::hard_link("x", &longer);
         assert_eq!(stack.refused(&[link]), BadReason::NameTooLong);
@@ -126,9 +146,15 @@ fn row_010_a_path_may_be_longer_than_the_kernel_takes_in_one_call() {
             Entry::hard_link("short", format!("{dir}/x")),
         ]);
         assert_eq!(applied.at(&format!("{dir}/x")).contents, b"1");
-        assert_eq!(applied.at(&format!("{dir}/x")).linked_to, Path::new("short"));
+        assert_eq!(
+            applied.at(&format!("{dir}/x")).linked_to,
+            Path::new("short")
+        );
         let deep = vec!["d"; 4097].join("/");
-        assert_eq!(scene.stack(&[]).refused(&[Entry::file(deep, b"")]), BadReason::PathTooDeep);
+        assert_eq!(
+            scene.stack(&[]).refused(&[Entry::file(deep, b"")]),
+            BadReason::PathTooDeep
+        );
     });
 }
 
@@ -136,20 +162,43 @@ fn row_010_a_path_may_be_longer_than_the_kernel_takes_in_one_call() {
 fn row_014_a_later_entry_replaces_an_earlier_one_and_its_inode() {
     each(|scene| {
         let applied = scene.stack(&[]).apply(&[
-            Entry::file("f", b"first, and longer").mode(0o4755).xattr("user.old", b"1"),
+            Entry::file("f", b"first, and longer")
+                .mode(0o4755)
+                .xattr("user.old", b"1"),
             Entry::hard_link("alias", "f"),
-            Entry::file("f", b"second").mode(0o600).xattr("user.new", b"2"),
-            Entry::dir("d").mode(0o700).owner(1, 2).xattr("user.old", b"1"),
+            Entry::file("f", b"second")
+                .mode(0o600)
+                .xattr("user.new", b"2"),
+            Entry::dir("d")
+                .mode(0o700)
+                .owner(1, 2)
+                .xattr("user.old", b"1"),
             Entry::file("d/kept", b""),
-            Entry::dir("d").mode(0o750).owner(3, 4).xattr("user.new", b"2").mtime(5, 0),
+            Entry::dir("d")
+                .mode(0o750)
+                .owner(3, 4)
+                .xattr("user.new", b"2")
+                .mtime(5, 0),
         ]);
         let (file, dir) = (applied.at("f"), applied.at("d"));
-        assert_eq!((file.contents.as_slice(), file.mode), (&b"second"[..], 0o600));
-        assert_eq!((file.xattr("user.old"), file.xattr("user.new")), (None, Some(&b"2"[..])));
+        assert_eq!(
+            (file.contents.as_slice(), file.mode),
+            (&b"second"[..], 0o600)
+        );
+        assert_eq!(
+            (file.xattr("user.old"), file.xattr("user.new")),
+            (None, Some(&b"2"[..]))
+        );
         assert_eq!(applied.at("alias").contents, b"first, and longer");
         assert_eq!(applied.at("alias").mode, 0o4755);
-        assert_eq!((dir.mode, dir.owner(), dir.mtime), (0o750, (3, 4), at(5, 0)));
-        assert_eq!((dir.xattr("user.old"), dir.xattr("user.new")), (None, Some(&b"2"[..])));
+        assert_eq!(
+            (dir.mode, dir.owner(), dir.mtime),
+            (0o750, (3, 4), at(5, 0))
+        );
+        assert_eq!(
+            (dir.xattr("user.old"), dir.xattr("user.new")),
+            (None, Some(&b"2"[..]))
+        );
         assert_eq!(applied.names("d"), ["kept"]);
     });
 }
@@ -200,7 +249,10 @@ fn row_016_an_entry_inside_a_file_is_refused() {
             let reason = stack.refused(&[file.clone(), Entry::marker(name)]);
             assert_eq!(reason, BadReason::NotADirectory, "{name}");
         }
-        assert_eq!(stack.refused(&[Entry::file("below/y", b"")]), BadReason::NotADirectory);
+        assert_eq!(
+            stack.refused(&[Entry::file("below/y", b"")]),
+            BadReason::NotADirectory
+        );
         let link = [file, Entry::hard_link("l", "f/y")];
         assert_eq!(stack.refused(&link), BadReason::NotADirectory);
         // What hides the file makes way.
@@ -237,7 +289,11 @@ fn row_018_missing_parents_are_made() {
         ]);
         for dir in ["etc", "var", "var/lib", "var/lib/x", "opt", "opt/z", "srv"] {
             let seen = applied.at(dir);
-            assert_eq!((seen.is_dir(), seen.mode, seen.owner()), (true, 0o755, (0, 0)), "{dir}");
+            assert_eq!(
+                (seen.is_dir(), seen.mode, seen.owner()),
+                (true, 0o755, (0, 0)),
+                "{dir}"
+            );
         }
         assert_eq!(applied.at("var/lib/x/y").linked_to, Path::new("opt/z/link"));
     });
@@ -259,7 +315,10 @@ fn row_019_an_implied_parent_is_as_the_layer_below_has_it() {
             Entry::dir("tmp").mode(0o1777),
         ];
         // The uppermost layer that has the directory counts.
-        let middle = [Entry::dir("root/.ssh").mode(0o711).owner(11, 12).mtime(3000, 1)];
+        let middle = [Entry::dir("root/.ssh")
+            .mode(0o711)
+            .owner(11, 12)
+            .mtime(3000, 1)];
         let cases: [&[Entry]; 5] = [
             &[Entry::file("root/.ssh/new", b"")],
             &[Entry::marker("root/.ssh/.wh.gone")],
@@ -270,14 +329,23 @@ fn row_019_an_implied_parent_is_as_the_layer_below_has_it() {
         for entries in cases {
             let applied = scene.stack(&[&base]).apply(entries);
             let dir = applied.at("root/.ssh");
-            assert_eq!((dir.mode, dir.owner(), dir.mtime), (0o2770, (9, 10), at(-2000, 500)));
+            assert_eq!(
+                (dir.mode, dir.owner(), dir.mtime),
+                (0o2770, (9, 10), at(-2000, 500))
+            );
             assert_eq!(dir.xattr("user.label"), Some(&b"secret"[..]));
             assert_eq!(dir.xattr("trusted.overlay.x"), Some(&b"escaped"[..]));
             let dir = applied.at("root");
-            assert_eq!((dir.mode, dir.owner(), dir.mtime), (0o700, (7, 8), at(1000, 0)));
+            assert_eq!(
+                (dir.mode, dir.owner(), dir.mtime),
+                (0o700, (7, 8), at(1000, 0))
+            );
             let applied = scene.stack(&[&base, &middle]).apply(entries);
             let dir = applied.at("root/.ssh");
-            assert_eq!((dir.mode, dir.owner(), dir.mtime), (0o711, (11, 12), at(3000, 1)));
+            assert_eq!(
+                (dir.mode, dir.owner(), dir.mtime),
+                (0o711, (11, 12), at(3000, 1))
+            );
             assert_eq!(dir.xattrs.len(), 0);
         }
         // An entry of its own wins, wherever it comes.
@@ -286,11 +354,16 @@ fn row_019_an_implied_parent_is_as_the_layer_below_has_it() {
         for entries in [[own.clone(), inner.clone()], [inner, own]] {
             let applied = scene.stack(&[&base]).apply(&entries);
             let dir = applied.at("root");
-            assert_eq!((dir.mode, dir.owner(), dir.mtime), (0o755, (0, 0), at(4, 0)));
+            assert_eq!(
+                (dir.mode, dir.owner(), dir.mtime),
+                (0o755, (0, 0), at(4, 0))
+            );
             assert_eq!(applied.at("root/.ssh").mode, 0o2770);
         }
         // Nothing is made for what changes nothing.
-        let applied = scene.stack(&[&base]).apply(&[Entry::marker("root/.ssh/.wh.nothing")]);
+        let applied = scene
+            .stack(&[&base])
+            .apply(&[Entry::marker("root/.ssh/.wh.nothing")]);
         assert_eq!(scene.raw(&applied.upper).len(), 1);
     });
 }
@@ -325,9 +398,9 @@ fn row_020_an_entry_goes_where_a_link_of_a_lower_layer_leads() {
             }
         }
         // A link into nothing makes what it names.
-        let applied = scene.stack(&[&[Entry::symlink("var/run", "/run")]]).apply(&[
-            Entry::file("var/run/pid", b"1"),
-        ]);
+        let applied = scene
+            .stack(&[&[Entry::symlink("var/run", "/run")]])
+            .apply(&[Entry::file("var/run/pid", b"1")]);
         assert_eq!(applied.at("run/pid").contents, b"1");
     });
 }

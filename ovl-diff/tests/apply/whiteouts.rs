@@ -24,10 +24,16 @@ fn row_041_and_042_a_whiteout_of_nothing_or_of_dots_is_refused() {
     each(|scene| {
         let stack = scene.stack(&[&base()]);
         for name in [".wh.", "d/.wh.", ".wh..", ".wh...", "d/.wh..", "d/.wh..."] {
-            assert_eq!(stack.refused(&[Entry::marker(name)]), BadReason::BadWhiteout, "{name}");
+            assert_eq!(
+                stack.refused(&[Entry::marker(name)]),
+                BadReason::BadWhiteout,
+                "{name}"
+            );
         }
         // Three dots are a name.
-        let odd = scene.stack(&[&[Entry::file("...", b"")]]).apply(&[Entry::marker(".wh....")]);
+        let odd = scene
+            .stack(&[&[Entry::file("...", b"")]])
+            .apply(&[Entry::marker(".wh....")]);
         assert!(odd.names("").is_empty());
     });
 }
@@ -66,13 +72,21 @@ fn row_043_a_marker_is_an_empty_file() {
 fn row_044_the_misspelt_opaque_marker_is_a_whiteout() {
     each(|scene| {
         let base = base();
-        let applied = scene.stack(&[&base]).apply(&[Entry::marker("d/.wh..wh.opq")]);
+        let applied = scene
+            .stack(&[&base])
+            .apply(&[Entry::marker("d/.wh..wh.opq")]);
         assert_eq!(applied.names("d"), ["old", "other", "sub"]);
-        assert_eq!(scene.raw(&applied.upper).len(), 1, "there is nothing to hide");
+        assert_eq!(
+            scene.raw(&applied.upper).len(),
+            1,
+            "there is nothing to hide"
+        );
         // A layer of another tool may have the file.
         let upper = scene.stack(&[]).apply(&base).upper;
         scene.write(&scene.open(&upper, "d"), ".wh.opq", b"");
-        let applied = scene.stack_of(vec![upper]).apply(&[Entry::marker("d/.wh..wh.opq")]);
+        let applied = scene
+            .stack_of(vec![upper])
+            .apply(&[Entry::marker("d/.wh..wh.opq")]);
         assert_eq!(applied.names("d"), ["old", "other", "sub"]);
     });
 }
@@ -92,9 +106,15 @@ fn row_045_the_bookkeeping_of_aufs_is_skipped() {
         ]);
         assert_eq!(applied.names(""), ["d", "f", "real"]);
         let raw = scene.raw(&applied.upper);
-        assert_eq!(raw.keys().collect::<Vec<_>>(), [Path::new(""), Path::new("real")]);
+        assert_eq!(
+            raw.keys().collect::<Vec<_>>(),
+            [Path::new(""), Path::new("real")]
+        );
         assert_eq!(applied.summary.archive.entries, 8);
-        let link = [Entry::file(".wh..wh.plnk/1", b""), Entry::hard_link("h", ".wh..wh.plnk/1")];
+        let link = [
+            Entry::file(".wh..wh.plnk/1", b""),
+            Entry::hard_link("h", ".wh..wh.plnk/1"),
+        ];
         assert_eq!(scene.stack(&[]).refused(&link), BadReason::DanglingHardLink);
     });
 }
@@ -103,12 +123,22 @@ fn row_045_the_bookkeeping_of_aufs_is_skipped() {
 fn row_046_a_directory_named_like_a_marker_is_refused() {
     each(|scene| {
         let stack = scene.stack(&[&base()]);
-        for name in [".wh.a/b", ".wh.d/old", "d/.wh.sub/x", ".wh..wh..opq/x", ".wh./x", ".wh.a/.wh.b"] {
+        for name in [
+            ".wh.a/b",
+            ".wh.d/old",
+            "d/.wh.sub/x",
+            ".wh..wh..opq/x",
+            ".wh./x",
+            ".wh.a/.wh.b",
+        ] {
             for entry in [Entry::marker(name), Entry::dir(name)] {
                 assert_eq!(stack.refused(&[entry]), BadReason::BadWhiteout, "{name}");
             }
         }
-        assert_eq!(stack.refused(&[Entry::dir(".wh.a/")]), BadReason::BadWhiteout);
+        assert_eq!(
+            stack.refused(&[Entry::dir(".wh.a/")]),
+            BadReason::BadWhiteout
+        );
     });
 }
 
@@ -118,9 +148,16 @@ fn row_047_a_marker_behind_a_link_works_where_the_link_leads_in_this_layer() {
         let base = [base(), vec![Entry::symlink("low", "d")]].concat();
         let stack = scene.stack(&[&base]);
         for (link, name) in [(Some("/d"), "l"), (Some("./d"), "l"), (None, "low")] {
-            let made: Vec<Entry> = link.map(|text| Entry::symlink("l", text)).into_iter().collect();
+            let made: Vec<Entry> = link
+                .map(|text| Entry::symlink("l", text))
+                .into_iter()
+                .collect();
             let with = |marker: &str| {
-                [made.clone(), vec![Entry::marker(format!("{name}/{marker}"))]].concat()
+                [
+                    made.clone(),
+                    vec![Entry::marker(format!("{name}/{marker}"))],
+                ]
+                .concat()
             };
             let applied = stack.apply(&with(".wh.old"));
             assert_eq!(applied.names("d"), ["other", "sub"]);
@@ -137,10 +174,15 @@ fn row_047_a_marker_behind_a_link_works_where_the_link_leads_in_this_layer() {
 #[test]
 fn row_048_a_whiteout_without_its_parent_takes_the_parent_from_below() {
     each(|scene| {
-        let applied = scene.stack(&[&base()]).apply(&[Entry::marker("d/sub/.wh.deep")]);
+        let applied = scene
+            .stack(&[&base()])
+            .apply(&[Entry::marker("d/sub/.wh.deep")]);
         assert!(applied.names("d/sub").is_empty());
         let dir = applied.at("d");
-        assert_eq!((dir.mode, dir.owner(), dir.mtime), (0o711, (1, 2), at(100, 0)));
+        assert_eq!(
+            (dir.mode, dir.owner(), dir.mtime),
+            (0o711, (1, 2), at(100, 0))
+        );
         assert_eq!(applied.at("d/sub").mode, 0o700);
     });
 }
@@ -157,8 +199,15 @@ fn row_049_a_whiteout_of_what_is_nowhere_is_accepted_and_leaves_nothing() {
             ]);
             let raw = scene.raw(&applied.upper);
             assert!(raw.keys().all(|path| !path.starts_with("d")), "{raw:?}");
-            assert!(raw.values().all(|object| object.kind == FileKind::Directory), "{raw:?}");
-            assert!(raw.values().all(|object| object.xattrs.is_empty()), "{raw:?}");
+            assert!(
+                raw.values()
+                    .all(|object| object.kind == FileKind::Directory),
+                "{raw:?}"
+            );
+            assert!(
+                raw.values().all(|object| object.xattrs.is_empty()),
+                "{raw:?}"
+            );
         }
     });
 }
@@ -176,21 +225,44 @@ fn row_050_an_opaque_root_cuts_everything_below_off() {
         for place in 0..=own.len() {
             for name in [".wh..wh..opq", "./.wh..wh..opq", "/.wh..wh..opq"] {
                 let mut entries = own.to_vec();
-                entries.insert(place, Entry { name: name.into(), ..opaque.clone() });
+                entries.insert(
+                    place,
+                    Entry {
+                        name: name.into(),
+                        ..opaque.clone()
+                    },
+                );
                 let applied = scene.stack(&[&base()]).apply(&entries);
                 assert!(applied.summary.root_opaque);
                 assert_eq!(applied.names(""), ["d", "only"], "marker at {place}");
                 assert_eq!(applied.names("d"), ["mine"]);
                 let raw = scene.raw(&applied.upper);
-                assert_eq!(raw[Path::new("")].xattrs.len(), 0, "the kernel would ignore it");
-                assert!(raw.values().all(|object| object.kind != FileKind::CharDevice));
-                assert!(raw.values().all(|object| object.xattrs.is_empty()), "nothing is left to hide");
+                assert_eq!(
+                    raw[Path::new("")].xattrs.len(),
+                    0,
+                    "the kernel would ignore it"
+                );
+                assert!(
+                    raw.values()
+                        .all(|object| object.kind != FileKind::CharDevice)
+                );
+                assert!(
+                    raw.values().all(|object| object.xattrs.is_empty()),
+                    "nothing is left to hide"
+                );
             }
         }
         // What is hidden is no parent, no link's way and no hard link's target any more.
         let stack = scene.stack(&[&[base(), vec![Entry::symlink("l", "d")]].concat()]);
-        let applied = stack.apply(&[opaque.clone(), Entry::file("d/x", b""), Entry::file("l/x", b"")]);
-        assert_eq!((applied.at("d").mode, applied.at("l").kind), (0o755, FileKind::Directory));
+        let applied = stack.apply(&[
+            opaque.clone(),
+            Entry::file("d/x", b""),
+            Entry::file("l/x", b""),
+        ]);
+        assert_eq!(
+            (applied.at("d").mode, applied.at("l").kind),
+            (0o755, FileKind::Directory)
+        );
         let link = [opaque, Entry::hard_link("h", "f")];
         assert_eq!(stack.refused(&link), BadReason::DanglingHardLink);
     });
@@ -210,9 +282,16 @@ fn row_051_no_whiteout_stays_inside_an_opaque_directory() {
         ] {
             let entries: Vec<Entry> = entries.into_iter().cloned().collect();
             let applied = scene.stack(&[&base()]).apply(&entries);
-            assert!(applied.names("d").iter().all(|name| name == "sub"), "{entries:?}");
+            assert!(
+                applied.names("d").iter().all(|name| name == "sub"),
+                "{entries:?}"
+            );
             let raw = scene.raw(&applied.upper);
-            assert!(raw.values().all(|object| object.kind == FileKind::Directory), "{raw:?}");
+            assert!(
+                raw.values()
+                    .all(|object| object.kind == FileKind::Directory),
+                "{raw:?}"
+            );
             assert_eq!(raw[Path::new("d")].xattrs.len(), 1);
         }
         // Two whiteouts of one name are one.
@@ -235,7 +314,11 @@ fn row_052_an_opaque_marker_spares_what_the_same_archive_brings() {
             let mut entries = own.to_vec();
             entries.insert(place, Entry::marker("d/.wh..wh..opq"));
             let applied = scene.stack(&[&base()]).apply(&entries);
-            assert_eq!(applied.names("d"), ["new", "old", "sub"], "marker at {place}");
+            assert_eq!(
+                applied.names("d"),
+                ["new", "old", "sub"],
+                "marker at {place}"
+            );
             assert_eq!(applied.at("d/old").contents, b"replaced");
             assert_eq!(applied.names("d/sub"), ["inner"]);
             assert_eq!(applied.at("d").mode, 0o750);
@@ -254,7 +337,10 @@ fn row_053_a_directory_stays_opaque_when_its_own_entry_comes_later() {
             Entry::file("d/new", b""),
         ]);
         assert_eq!(applied.names("d"), ["new"]);
-        assert_eq!((applied.at("d").mode, applied.at("d").xattrs.len()), (0o755, 0));
+        assert_eq!(
+            (applied.at("d").mode, applied.at("d").xattrs.len()),
+            (0o755, 0)
+        );
     });
 }
 
@@ -268,8 +354,10 @@ fn row_054_a_whiteout_after_the_directory_hides_only_what_is_below() {
         ] {
             let after = [own.clone(), vec![Entry::marker(".wh.d")]].concat();
             let before = [vec![Entry::marker(".wh.d")], own].concat();
-            let (after, before) =
-                (scene.stack(&[&base()]).apply(&after), scene.stack(&[&base()]).apply(&before));
+            let (after, before) = (
+                scene.stack(&[&base()]).apply(&after),
+                scene.stack(&[&base()]).apply(&before),
+            );
             assert!(!after.names("d").contains(&String::from("old")));
             assert_eq!(after.names("d"), before.names("d"));
             assert_eq!(after.at("d/new").contents, b"1");
@@ -278,9 +366,17 @@ fn row_054_a_whiteout_after_the_directory_hides_only_what_is_below() {
             }
         }
         // Nothing that is no directory needs hiding twice.
-        let entries = [Entry::file("f", b"new"), Entry::marker(".wh.f"), Entry::symlink("d", "f"), Entry::marker(".wh.d")];
+        let entries = [
+            Entry::file("f", b"new"),
+            Entry::marker(".wh.f"),
+            Entry::symlink("d", "f"),
+            Entry::marker(".wh.d"),
+        ];
         let applied = scene.stack(&[&base()]).apply(&entries);
-        assert_eq!((&*applied.at("f").contents, &*applied.at("d").contents), (&b"new"[..], &b"f"[..]));
+        assert_eq!(
+            (&*applied.at("f").contents, &*applied.at("d").contents),
+            (&b"new"[..], &b"f"[..])
+        );
     });
 }
 
@@ -290,15 +386,26 @@ fn row_055_a_directory_after_its_whiteout_is_opaque() {
         for own in [
             vec![Entry::dir("d").mode(0o700), Entry::file("d/new", b"")],
             vec![Entry::file("d/new", b"")],
-            vec![Entry::marker("x/.wh.y"), Entry::file("d/new", b""), Entry::dir("d")],
+            vec![
+                Entry::marker("x/.wh.y"),
+                Entry::file("d/new", b""),
+                Entry::dir("d"),
+            ],
         ] {
             let entries = [vec![Entry::marker(".wh.d")], own].concat();
             let applied = scene.stack(&[&base()]).apply(&entries);
             assert_eq!(applied.names("d"), ["new"], "{entries:?}");
-            assert!(scene.raw(&applied.upper).values().all(|object| object.kind != FileKind::CharDevice));
+            assert!(
+                scene
+                    .raw(&applied.upper)
+                    .values()
+                    .all(|object| object.kind != FileKind::CharDevice)
+            );
         }
         // Over a file there is nothing to hide.
-        let applied = scene.stack(&[&base()]).apply(&[Entry::marker(".wh.f"), Entry::dir("f")]);
+        let applied = scene
+            .stack(&[&base()])
+            .apply(&[Entry::marker(".wh.f"), Entry::dir("f")]);
         assert!(applied.at("f").is_dir());
         assert_eq!(scene.raw(&applied.upper)[Path::new("f")].xattrs.len(), 0);
     });
@@ -312,8 +419,15 @@ fn row_056_a_file_after_its_whiteout_is_a_file() {
             Entry::symlink("f", "new"),
             Entry::hard_link("f", "d/old"),
         ] {
-            let applied = scene.stack(&[&base()]).apply(&[Entry::marker(".wh.f"), own.clone()]);
-            assert!(["new", "old"].map(str::as_bytes).contains(&&*applied.at("f").contents), "{own:?}");
+            let applied = scene
+                .stack(&[&base()])
+                .apply(&[Entry::marker(".wh.f"), own.clone()]);
+            assert!(
+                ["new", "old"]
+                    .map(str::as_bytes)
+                    .contains(&&*applied.at("f").contents),
+                "{own:?}"
+            );
         }
     });
 }
@@ -321,7 +435,11 @@ fn row_056_a_file_after_its_whiteout_is_a_file() {
 #[test]
 fn row_057_a_directory_in_place_of_a_file_of_the_same_archive_is_opaque() {
     each(|scene| {
-        for first in [Entry::file("d", b""), Entry::symlink("d", "x"), Entry::fifo("d")] {
+        for first in [
+            Entry::file("d", b""),
+            Entry::symlink("d", "x"),
+            Entry::fifo("d"),
+        ] {
             let applied = scene.stack(&[&base()]).apply(&[
                 Entry::file("d/gone", b""),
                 first,
@@ -341,7 +459,10 @@ fn row_058_a_whiteout_device_as_an_entry_is_refused() {
             let reason = stack.refused(&[Entry::char_device(name, 0, 0)]);
             assert_eq!(reason, BadReason::WhiteoutDevice);
         }
-        let applied = stack.apply(&[Entry::block_device("b", 0, 0), Entry::char_device("c", 0, 1)]);
+        let applied = stack.apply(&[
+            Entry::block_device("b", 0, 0),
+            Entry::char_device("c", 0, 1),
+        ]);
         assert_eq!(applied.names(""), ["b", "c", "d", "f"]);
     });
 }
@@ -353,13 +474,22 @@ fn row_060_both_forms_of_whiteout_hide() {
         let upper = scene.layer();
         let dir = scene.make_dir(&upper, "d");
         let node = ovl_diff::Node::Dir(&dir);
-        scene.tree().set_xattr(node, scene.xattrs.opaque().as_ref(), b"x").unwrap();
+        scene
+            .tree()
+            .set_xattr(node, scene.xattrs.opaque().as_ref(), b"x")
+            .unwrap();
         scene.write(&dir, "old", b"");
         scene.write(&dir, "empty", b"");
         let old = ovl_diff::Node::Entry(&dir, "old".as_ref());
-        scene.tree().set_xattr(old, scene.xattrs.whiteout().as_ref(), b"").unwrap();
+        scene
+            .tree()
+            .set_xattr(old, scene.xattrs.whiteout().as_ref(), b"")
+            .unwrap();
         scene.whiteout(&dir, "other");
-        assert_eq!(scene.shown(&[&upper, &stack.lowers[0]]).names("d"), ["empty", "sub"]);
+        assert_eq!(
+            scene.shown(&[&upper, &stack.lowers[0]]).names("d"),
+            ["empty", "sub"]
+        );
         // Also for what is applied above.
         let stack = scene.stack_of(vec![upper, stack.lowers[0].clone()]);
         for name in ["old", "other"] {
@@ -391,7 +521,9 @@ fn row_061_a_store_without_privileges_marks_in_its_own_namespace() {
         let stack = scene.stack(&[&base()]);
         let options = ovl_diff::ApplyOptions::new(XattrNamespace::User);
         let entries = [Entry::marker("d/.wh..wh..opq"), Entry::file("d/new", b"")];
-        let applied = stack.try_apply(&crate::support::archive(&entries), &options).unwrap();
+        let applied = stack
+            .try_apply(&crate::support::archive(&entries), &options)
+            .unwrap();
         assert_eq!(applied.names("d"), ["new"]);
         let raw = scene.raw(&applied.upper);
         let names: Vec<_> = raw[Path::new("d")].xattrs.keys().collect();
@@ -407,7 +539,14 @@ fn row_063_a_whiteout_inside_what_a_whiteout_hides_is_skipped() {
         for entries in [[outer.clone(), inner.clone()], [inner, outer]] {
             let applied = scene.stack(&[&base()]).apply(&entries);
             // The other way round `d` was made for the first, so it stays, empty.
-            assert!(applied.shown.0.keys().all(|path| !path.starts_with("d/old")), "{entries:?}");
+            assert!(
+                applied
+                    .shown
+                    .0
+                    .keys()
+                    .all(|path| !path.starts_with("d/old")),
+                "{entries:?}"
+            );
             let left = applied.shown.0.keys().filter(|path| path.starts_with("d"));
             assert!(left.into_iter().all(|path| applied.shown.0[path].is_dir()));
         }
@@ -417,7 +556,8 @@ fn row_063_a_whiteout_inside_what_a_whiteout_hides_is_skipped() {
 #[test]
 fn markers_may_come_anywhere_in_an_archive() {
     each(|scene| {
-        let markers = [".wh.f", "d/.wh.old", "e/.wh..wh..opq", "d/sub/.wh..wh..opq"].map(Entry::marker);
+        let markers =
+            [".wh.f", "d/.wh.old", "e/.wh..wh..opq", "d/sub/.wh..wh..opq"].map(Entry::marker);
         let own = [
             Entry::dir("d").mode(0o701),
             Entry::file("d/old", b"again"),
@@ -436,7 +576,12 @@ fn markers_may_come_anywhere_in_an_archive() {
                 entries.insert((rotate * 3 + n * 5) % (entries.len() + 1), marker.clone());
             }
             let shown = stack.apply(&entries).shown;
-            assert_eq!(shown.without_dir_times().difference(&expected.clone().without_dir_times()), None);
+            assert_eq!(
+                shown
+                    .without_dir_times()
+                    .difference(&expected.clone().without_dir_times()),
+                None
+            );
         }
     });
 }

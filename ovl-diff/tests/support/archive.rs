@@ -30,7 +30,10 @@ impl Entry {
             mode: 0o644,
             uid: 0,
             gid: 0,
-            mtime: Timestamp { secs: 1_000_000_000, nanos: 0 },
+            mtime: Timestamp {
+                secs: 1_000_000_000,
+                nanos: 0,
+            },
             device: (0, 0),
             xattrs: Vec::new(),
             records: Vec::new(),
@@ -39,7 +42,10 @@ impl Entry {
     }
 
     pub(crate) fn file(name: impl AsRef<OsStr>, content: impl AsRef<[u8]>) -> Self {
-        Self { content: content.as_ref().to_vec(), ..Self::new(b'0', name) }
+        Self {
+            content: content.as_ref().to_vec(),
+            ..Self::new(b'0', name)
+        }
     }
 
     pub(crate) fn dir(name: impl AsRef<OsStr>) -> Self {
@@ -59,11 +65,17 @@ impl Entry {
     }
 
     pub(crate) fn char_device(name: impl AsRef<OsStr>, major: u32, minor: u32) -> Self {
-        Self { device: (major, minor), ..Self::new(b'3', name) }
+        Self {
+            device: (major, minor),
+            ..Self::new(b'3', name)
+        }
     }
 
     pub(crate) fn block_device(name: impl AsRef<OsStr>, major: u32, minor: u32) -> Self {
-        Self { device: (major, minor), ..Self::new(b'4', name) }
+        Self {
+            device: (major, minor),
+            ..Self::new(b'4', name)
+        }
     }
 
     /// An empty file of this name: a whiteout or an opaque marker.
@@ -132,8 +144,14 @@ impl Entry {
             record(key, value);
         }
         if !records.is_empty() {
-            let data: Vec<u8> = records.iter().flat_map(|(key, value)| pax(key, value)).collect();
-            let extension = Self { content: data, ..Self::new(b'x', "PaxHeaders/x") };
+            let data: Vec<u8> = records
+                .iter()
+                .flat_map(|(key, value)| pax(key, value))
+                .collect();
+            let extension = Self {
+                content: data,
+                ..Self::new(b'x', "PaxHeaders/x")
+            };
             extension.write(out);
         }
         let cut = |text: &[u8]| text[..text.len().min(100)].to_vec();
@@ -141,10 +159,19 @@ impl Entry {
         let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, &cut(&self.name));
         put(100, format!("{:07o}\0", self.mode).as_bytes());
-        put(108, format!("{:07o}\0", if small(self.uid) { self.uid } else { 0 }).as_bytes());
-        put(116, format!("{:07o}\0", if small(self.gid) { self.gid } else { 0 }).as_bytes());
+        put(
+            108,
+            format!("{:07o}\0", if small(self.uid) { self.uid } else { 0 }).as_bytes(),
+        );
+        put(
+            116,
+            format!("{:07o}\0", if small(self.gid) { self.gid } else { 0 }).as_bytes(),
+        );
         put(124, format!("{:011o}\0", self.content.len()).as_bytes());
-        put(136, format!("{:011o}\0", if plain_time { secs } else { 0 }).as_bytes());
+        put(
+            136,
+            format!("{:011o}\0", if plain_time { secs } else { 0 }).as_bytes(),
+        );
         put(156, &[self.typeflag]);
         put(157, &cut(&self.target));
         put(257, b"ustar\x0000");

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use ovl_diff::{
     DeviceNumber, DirHandle, FileKind, Found, Metadata, Node, Timestamp, TreeBackend, View, ViewDir,
 };
+use ovl_layout::XattrNamespace;
 
 /// One object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,12 +50,23 @@ pub(crate) struct Shown(pub(crate) BTreeMap<PathBuf, Seen>);
 impl Shown {
     /// What the layers show.
     pub(crate) fn of(view: View<'_>, root: &ViewDir) -> Self {
+        Self::read(view, root, Some(view.xattrs().prefix().as_bytes()))
+    }
+
+    /// What is in a tree that the kernel has merged.
+    pub(crate) fn of_mount(tree: &dyn TreeBackend, root: DirHandle) -> Self {
+        let view = View::new(tree, XattrNamespace::Trusted);
+        Self::read(view, &ViewDir::new(vec![root]), None)
+    }
+
+    fn read(view: View<'_>, root: &ViewDir, private: Option<&[u8]>) -> Self {
         let mut shown = Self::default();
         let mut links = HashMap::new();
         if let Some(top) = root.parts().first() {
             let node = Node::Dir(top);
             let metadata = view.tree().metadata(node).unwrap();
-            shown.add(view, node, &metadata, Path::new(""), Vec::new(), &mut links);
+            let xattrs = xattrs(view.tree(), node, private);
+            shown.add(&metadata, Path::new(""), xattrs, Vec::new(), &mut links);
         }
         let mut pending = vec![(root.clone(), PathBuf::new())];
         while let Some((dir, path)) = pending.pop() {
@@ -65,13 +77,15 @@ impl Shown {
                     Found::Nothing => {}
                     Found::Directory(inner, metadata) => {
                         let node = Node::Dir(&inner.parts()[0]);
-                        shown.add(view, node, &metadata, &path, Vec::new(), &mut links);
+                        let xattrs = xattrs(view.tree(), node, private);
+                        shown.add(&metadata, &path, xattrs, Vec::new(), &mut links);
                         dirs.push((inner, path));
                     }
                     Found::Object(holder, metadata) => {
                         let contents = contents(view.tree(), &holder, &name, &metadata);
                         let node = Node::Entry(&holder, &name);
-                        shown.add(view, node, &metadata, &path, contents, &mut links);
+                        let xattrs = xattrs(view.tree(), node, private);
+                        shown.add(&metadata, &path, xattrs, contents, &mut links);
                     }
                 }
             }
@@ -82,34 +96,39 @@ impl Shown {
 
     fn add(
         &mut self,
-        view: View<'_>,
-        node: Node<'_>,
         metadata: &Metadata,
         path: &Path,
+        xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
         contents: Vec<u8>,
         links: &mut HashMap<(DeviceNumber, u64), PathBuf>,
     ) {
-        let tree = view.tree();
-        let mut xattrs = BTreeMap::new();
-        let prefix = view.xattrs().prefix().as_bytes();
-        for stored in tree.list_xattrs(node).unwrap() {
-            let bytes = stored.as_bytes();
-            let seen = match bytes.strip_prefix(prefix) {
-                None => bytes.to_vec(),
-                // The kernel's escape.
-                Some(rest) => match rest.strip_prefix(b"overlay.") {
-                    Some(own) => [prefix, own].concat(),
-                    None => continue,
-                },
-            };
-            xattrs.insert(seen, tree.xattr(node, &stored).unwrap().unwrap());
-        }
-        let &Metadata { kind, mode, uid, gid, rdev, mtime, .. } = metadata;
+        let &Metadata {
+            kind,
+            mode,
+            uid,
+            gid,
+            rdev,
+            mtime,
+            ..
+        } = metadata;
         let linked_to = match kind {
             FileKind::Directory => path.to_owned(),
-            _ => links.entry((metadata.dev, metadata.ino)).or_insert(path.to_owned()).clone(),
+            _ => links
+                .entry((metadata.dev, metadata.ino))
+                .or_insert(path.to_owned())
+                .clone(),
         };
-        let seen = Seen { kind, mode, uid, gid, rdev, mtime, xattrs, contents, linked_to };
+        let seen = Seen {
+            kind,
+            mode,
+            uid,
+            gid,
+            rdev,
+            mtime,
+            xattrs,
+            contents,
+            linked_to,
+        };
         self.0.insert(path.to_owned(), seen);
     }
 
@@ -117,13 +136,17 @@ impl Shown {
     pub(crate) fn names(&self, dir: &str) -> Vec<String> {
         let dir = Path::new(dir);
         let inner = self.0.keys().filter(|path| path.parent() == Some(dir));
-        inner.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect()
+        inner
+            .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
+            .collect()
     }
 
     /// What is at a path.
     #[track_caller]
     pub(crate) fn at(&self, path: &str) -> &Seen {
-        self.0.get(Path::new(path)).unwrap_or_else(|| panic!("{path} does not show: {self:#?}"))
+        self.0
+            .get(Path::new(path))
+            .unwrap_or_else(|| panic!("{path} does not show: {self:#?}"))
     }
 
     /// The same without the times of directories, which an archive of changes does not carry.
@@ -146,7 +169,10 @@ impl Shown {
         paths.sort();
         paths.dedup();
         let mut words = String::new();
-        for path in paths.into_iter().filter(|path| self.0.get(*path) != other.0.get(*path)) {
+        for path in paths
+            .into_iter()
+            .filter(|path| self.0.get(*path) != other.0.get(*path))
+        {
             let _ = writeln!(words, "/{}:", path.display());
             let _ = writeln!(words, "  {:?}\n  {:?}", self.0.get(path), other.0.get(path));
         }
@@ -154,19 +180,37 @@ impl Shown {
     }
 }
 
-fn contents(
+/// The attributes, of private ones only those behind the kernel's escape, and without it.
+fn xattrs(
     tree: &dyn TreeBackend,
-    dir: &DirHandle,
-    name: &OsStr,
-    metadata: &Metadata,
-) -> Vec<u8> {
+    node: Node<'_>,
+    private: Option<&[u8]>,
+) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for stored in tree.list_xattrs(node).unwrap() {
+        let bytes = stored.as_bytes();
+        let rest = private.and_then(|prefix| bytes.strip_prefix(prefix));
+        let seen = match rest.map(|rest| rest.strip_prefix(b"overlay.")) {
+            None => bytes.to_vec(),
+            Some(None) => continue,
+            Some(Some(own)) => [private.unwrap_or_default(), own].concat(),
+        };
+        found.insert(seen, tree.xattr(node, &stored).unwrap().unwrap());
+    }
+    found
+}
+
+fn contents(tree: &dyn TreeBackend, dir: &DirHandle, name: &OsStr, metadata: &Metadata) -> Vec<u8> {
     match metadata.kind {
         FileKind::Symlink => tree.read_link(dir, name).unwrap().into_encoded_bytes(),
         FileKind::Regular => {
             let file = tree.open_file(dir, name).unwrap();
             let (mut contents, mut buffer) = (Vec::new(), vec![0; 64 * 1024]);
             loop {
-                match tree.read_at(&file, contents.len() as u64, &mut buffer).unwrap() {
+                match tree
+                    .read_at(&file, contents.len() as u64, &mut buffer)
+                    .unwrap()
+                {
                     0 => return contents,
                     len => contents.extend_from_slice(&buffer[..len]),
                 }

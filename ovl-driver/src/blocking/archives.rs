@@ -3,14 +3,14 @@
 use std::io::{Read, Write};
 
 use ovl_diff::{
-    ApplyOptions, ApplySummary, Change, DiffSummary, DirHandle, LayerSize, Progress, ViewDir,
-    copy_layer, fold_layer,
+    ApplyOptions, ApplySummary, Change, DiffSummary, DirHandle, LayerSize, Progress, TreeError,
+    ViewDir, copy_layer, copy_root_attributes, fold_layer,
 };
 use ovl_layout::{LayerId, LowerChain, SealReason};
 
 use super::Overlay2;
 use super::layer::{Layer, Stack};
-use super::staging::Parent;
+use super::staging::{Parent, Staged};
 use crate::error::Error;
 use crate::system::LockKind;
 use crate::types::{Applied, Base, CreateLayer, ImportOptions};
@@ -77,28 +77,12 @@ impl Overlay2 {
         let mut staged = self.stage(parent.as_ref(), layer.chain.clone())?;
         drop(lock);
 
-        let view = self.view();
-        let tree = self.kernel.tree();
-        let failed = |source: ovl_diff::TreeError| Error::Apply { id: id.clone(), source: source.into() };
-        let listed = tree.read_dir(&stack.upper);
-        let is_empty = listed.map_err(|error| Error::io("list", self.home(), error))?.is_empty();
-        ovl_diff::copy_root_attributes(view, &stack.upper, &staged.diff).map_err(failed)?;
-        let summary = if is_empty {
-            self.apply_to(id, &staged.diff, &stack.lowers, archive, options, progress)?
-        } else {
-            // What the layer has is one more layer below what the archive brings.
-            let mut lowers = vec![stack.upper.clone()];
-            lowers.extend_from_slice(&stack.lowers);
-            let incoming = staged.scratch()?;
-            ovl_diff::copy_root_attributes(view, &stack.upper, &incoming).map_err(failed)?;
-            let summary = self.apply_to(id, &incoming, &lowers, archive, options, progress)?;
-            if !summary.root_opaque {
-                copy_layer(view, &stack.upper, &staged.diff).map_err(failed)?;
-            }
-            fold_layer(view, &incoming, &staged.diff, &stack.lowers).map_err(failed)?;
-            staged.remove_scratch()?;
-            summary
-        };
+        let built = self.build_on(id, &mut staged, &stack, archive, options, progress);
+        // Without a lock, the layer may have been removed under the work.
+        let summary = built.map_err(|error| match self.layer(id) {
+            Err(gone @ Error::LayerNotFound { .. }) => gone,
+            _ => error,
+        })?;
         let was_opaque = layer.root_opaque();
         staged.record.root_opaque = was_opaque || (summary.root_opaque && parent_id.is_some());
         if staged.record.root_opaque {
@@ -122,6 +106,44 @@ impl Overlay2 {
         Ok(Applied { summary, size })
     }
 
+    /// Fills a staged layer with what `stack` holds and an archive on top of it.
+    fn build_on(
+        &self,
+        id: &LayerId,
+        staged: &mut Staged<'_>,
+        stack: &Stack,
+        archive: impl Read,
+        options: ImportOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<ApplySummary, Error> {
+        let view = self.view();
+        let failed = |source: TreeError| Error::Apply {
+            id: id.clone(),
+            source: source.into(),
+        };
+        let listed = self.kernel.tree().read_dir(&stack.upper);
+        let path = self.layout.layer(id).diff().to_owned();
+        let is_empty = listed
+            .map_err(|error| Error::io("list", path, error))?
+            .is_empty();
+        copy_root_attributes(view, &stack.upper, &staged.diff).map_err(failed)?;
+        if is_empty {
+            return self.apply_to(id, &staged.diff, &stack.lowers, archive, options, progress);
+        }
+        // What the layer has is one more layer below what the archive brings.
+        let mut lowers = vec![stack.upper.clone()];
+        lowers.extend_from_slice(&stack.lowers);
+        let incoming = staged.scratch()?;
+        copy_root_attributes(view, &stack.upper, &incoming).map_err(failed)?;
+        let summary = self.apply_to(id, &incoming, &lowers, archive, options, progress)?;
+        if !summary.root_opaque {
+            copy_layer(view, &stack.upper, &staged.diff).map_err(failed)?;
+        }
+        fold_layer(view, &incoming, &staged.diff, &stack.lowers).map_err(failed)?;
+        staged.remove_scratch()?;
+        Ok(summary)
+    }
+
     /// Writes what a layer changes against `base` as an archive: deterministic, and applying it to
     /// `base` gives what the layer shows.
     ///
@@ -134,17 +156,31 @@ impl Overlay2 {
     /// [`Error::LayerNotFound`] (also for a `base` that is not there), [`Error::Diff`],
     /// [`Error::Damaged`]. What was written until then is no valid archive.
     #[doc(alias = "Diff")]
-    pub fn diff(&self, id: &LayerId, base: &Base, output: impl Write) -> Result<DiffSummary, Error> {
+    pub fn diff(
+        &self,
+        id: &LayerId,
+        base: &Base,
+        output: impl Write,
+    ) -> Result<DiffSummary, Error> {
         let layer = self.layer(id)?;
         let stack = self.stack(&layer)?;
         let result = match self.base_view(&layer, base)? {
             None => {
                 let lowers = self.hidden_lowers(&layer, &stack)?;
-                ovl_diff::diff(self.view(), &stack.upper, &lowers, layer.root_opaque(), output)
+                ovl_diff::diff(
+                    self.view(),
+                    &stack.upper,
+                    &lowers,
+                    layer.root_opaque(),
+                    output,
+                )
             }
             Some(base) => ovl_diff::diff_trees(self.view(), &stack.merged(), &base, output),
         };
-        result.map_err(|source| Error::Diff { id: id.clone(), source })
+        result.map_err(|source| Error::Diff {
+            id: id.clone(),
+            source,
+        })
     }
 
     /// Lists what a layer changes against `base`: parents first, siblings in byte order.
@@ -163,7 +199,10 @@ impl Overlay2 {
             }
             Some(base) => ovl_diff::compare(self.view(), &stack.merged(), &base),
         };
-        result.map_err(|source| Error::Diff { id: id.clone(), source })
+        result.map_err(|source| Error::Diff {
+            id: id.clone(),
+            source,
+        })
     }
 
     /// Adds up what a layer adds or changes against `base`: apparent bytes, as Docker counts them,
@@ -179,15 +218,21 @@ impl Overlay2 {
             None => self.size_of(id, &self.diff_dir(&layer)?),
             Some(base) => {
                 let merged = self.stack(&layer)?.merged();
-                ovl_diff::size_of_changes(self.view(), &merged, &base)
-                    .map_err(|source| Error::Diff { id: id.clone(), source })
+                ovl_diff::size_of_changes(self.view(), &merged, &base).map_err(|source| {
+                    Error::Diff {
+                        id: id.clone(),
+                        source,
+                    }
+                })
             }
         }
     }
 
     pub(super) fn size_of(&self, id: &LayerId, diff: &DirHandle) -> Result<LayerSize, Error> {
-        ovl_diff::size(self.view(), diff)
-            .map_err(|source| Error::Diff { id: id.clone(), source })
+        ovl_diff::size(self.view(), diff).map_err(|source| Error::Diff {
+            id: id.clone(),
+            source,
+        })
     }
 
     fn apply_to(
@@ -207,8 +252,12 @@ impl Overlay2 {
         if identity.user_namespace {
             (apply.uids, apply.gids) = (Some(identity.uids), Some(identity.gids));
         }
-        ovl_diff::apply(self.kernel.tree(), archive, upper, lowers, &apply, progress)
-            .map_err(|source| Error::Apply { id: id.clone(), source })
+        ovl_diff::apply(self.kernel.tree(), archive, upper, lowers, &apply, progress).map_err(
+            |source| Error::Apply {
+                id: id.clone(),
+                source,
+            },
+        )
     }
 
     fn parent(&self, id: &LayerId) -> Result<Parent, Error> {
@@ -223,7 +272,10 @@ impl Overlay2 {
         let in_flight = self.has_staged_child(id)?;
         let layer = self.layer(id)?;
         if let Some(state) = self.mount_state(&layer)? {
-            return Err(Error::Mounted { id: id.clone(), target: state.target });
+            return Err(Error::Mounted {
+                id: id.clone(),
+                target: state.target,
+            });
         }
         if layer.committed {
             return Err(Error::Sealed { id: id.clone() });

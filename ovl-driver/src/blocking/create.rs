@@ -52,7 +52,11 @@ impl Overlay2 {
     pub(super) fn refuse_existing(&self, id: &LayerId) -> Result<(), Error> {
         let taken = files::exists(self.kernel.tree(), &self.home, id.as_str())
             .map_err(|error| Error::io("look at", self.layout.layer(id).dir(), error))?;
-        if taken { Err(Error::AlreadyExists { id: id.clone() }) } else { Ok(()) }
+        if taken {
+            Err(Error::AlreadyExists { id: id.clone() })
+        } else {
+            Ok(())
+        }
     }
 
     /// Reads and locks the parent of a new layer and works out the chain.
@@ -64,22 +68,39 @@ impl Overlay2 {
             return Ok((None, LowerChain::default(), None));
         };
         let missing = |error| match error {
-            Error::LayerNotFound { id, home } if id == *parent_id => {
-                Error::ParentNotFound { id: layer.id.clone(), parent: parent_id.clone(), home }
-            }
+            Error::LayerNotFound { id, home } if id == *parent_id => Error::ParentNotFound {
+                id: layer.id.clone(),
+                parent: parent_id.clone(),
+                home,
+            },
             error => error,
         };
-        let lock = self.lock_layer(parent_id, LockKind::Shared).map_err(missing)?;
+        let lock = self
+            .lock_layer(parent_id, LockKind::Shared)
+            .map_err(missing)?;
         let parent = self.layer(parent_id).map_err(missing)?;
         let stack = self.stack(&parent)?;
         if let Some(state) = self.mount_state(&parent)?
             && state.access == Access::Writable
         {
-            return Err(Error::Mounted { id: parent_id.clone(), target: state.target });
+            return Err(Error::Mounted {
+                id: parent_id.clone(),
+                target: state.target,
+            });
         }
         let chain = LowerChain::for_child(parent.link, &parent.chain, self.settings.max_depth)
-            .map_err(|source| Error::Depth { id: layer.id.clone(), source })?;
-        Ok((Some(Parent { layer: parent, stack }), chain, Some(lock)))
+            .map_err(|source| Error::Depth {
+                id: layer.id.clone(),
+                source,
+            })?;
+        Ok((
+            Some(Parent {
+                layer: parent,
+                stack,
+            }),
+            chain,
+            Some(lock),
+        ))
     }
 
     /// Marks a layer as one whose contents no longer change.
@@ -94,7 +115,8 @@ impl Overlay2 {
             }
         }
         if self.durable() {
-            tree.sync(Node::Dir(&dir)).map_err(|error| Error::io("sync", &path, error))?;
+            tree.sync(Node::Dir(&dir))
+                .map_err(|error| Error::io("sync", &path, error))?;
         }
         Ok(())
     }

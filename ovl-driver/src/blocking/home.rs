@@ -43,11 +43,17 @@ impl Overlay2 {
         if !home.is_absolute() {
             return Err(Error::Unsupported {
                 what: "a relative home path",
-                reason: format!("{} would change its meaning; give an absolute path", home.display()),
+                reason: format!(
+                    "{} would change its meaning; give an absolute path",
+                    home.display()
+                ),
             });
         }
         let tree = kernel.tree();
-        let identity = kernel.system().identity().map_err(|e| Error::io("read the ids of", home, e))?;
+        let identity = kernel
+            .system()
+            .identity()
+            .map_err(|e| Error::io("read the ids of", home, e))?;
         let own_xattrs = match identity.user_namespace {
             true => XattrNamespace::User,
             false => XattrNamespace::Trusted,
@@ -55,32 +61,44 @@ impl Overlay2 {
         let home_dir = match tree.open_root(home) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if !options.create {
-                    return Err(Error::HomeNotFound { home: home.to_owned() });
+                    return Err(Error::HomeNotFound {
+                        home: home.to_owned(),
+                    });
                 }
                 make_home_dir(tree, home)?;
-                tree.open_root(home).map_err(|error| Error::io("open", home, error))?
+                tree.open_root(home)
+                    .map_err(|error| Error::io("open", home, error))?
             }
             result => result.map_err(|error| Error::io("open", home, error))?,
         };
         let links = match files::open_dir(tree, &home_dir, names::LINK_DIR) {
             Ok(Some(links)) => links,
             Ok(None) => {
-                let entries =
-                    tree.read_dir(&home_dir).map_err(|error| Error::io("list", home, error))?;
+                let entries = tree
+                    .read_dir(&home_dir)
+                    .map_err(|error| Error::io("list", home, error))?;
                 // An interrupted creation may have left our own directory behind.
                 let is_empty = entries
                     .iter()
                     .all(|entry| entry.name == names::STORE_DIR || entry.name == "lost+found");
                 match (is_empty, options.create) {
-                    (false, _) => return Err(Error::NotAHome { home: home.to_owned() }),
-                    (true, false) => return Err(Error::HomeNotFound { home: home.to_owned() }),
+                    (false, _) => {
+                        return Err(Error::NotAHome {
+                            home: home.to_owned(),
+                        });
+                    }
+                    (true, false) => {
+                        return Err(Error::HomeNotFound {
+                            home: home.to_owned(),
+                        });
+                    }
                     (true, true) => make_home(&kernel, home, &home_dir, own_xattrs)?,
                 }
             }
             Err(error) => return Err(Error::io("open", home.join(names::LINK_DIR), error)),
         };
-        let settings = read_settings(tree, home, &home_dir)?
-            .unwrap_or_else(|| HomeSettings::new(own_xattrs));
+        let settings =
+            read_settings(tree, home, &home_dir)?.unwrap_or_else(|| HomeSettings::new(own_xattrs));
         if settings.xattrs == XattrNamespace::Trusted && identity.user_namespace {
             return Err(Error::Unsupported {
                 what: "this home in a user namespace",
@@ -110,9 +128,11 @@ impl Overlay2 {
         }
         let (tree, path) = (self.kernel.tree(), self.layout.store_dir());
         let failed = |error| Error::io("create", &path, error);
-        let store =
-            files::ensure_dir(tree, &self.home, names::STORE_DIR, 0o700).map_err(failed)?;
-        if files::read(tree, &store, names::SETTINGS).map_err(failed)?.is_none() {
+        let store = files::ensure_dir(tree, &self.home, names::STORE_DIR, 0o700).map_err(failed)?;
+        if files::read(tree, &store, names::SETTINGS)
+            .map_err(failed)?
+            .is_none()
+        {
             // A home of another driver: from now on its settings are fixed.
             write_settings(&self.kernel, &store, &self.settings).map_err(failed)?;
         }
@@ -130,7 +150,11 @@ impl Overlay2 {
 
     /// Our own directories where they exist: for operations that only read.
     pub(super) fn own_dirs_if_any(&self) -> Result<Option<OwnDirs>, Error> {
-        let cached = self.own.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let cached = self
+            .own
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         if cached.is_some() {
             return Ok(cached);
         }
@@ -141,8 +165,16 @@ impl Overlay2 {
             return Ok(None);
         };
         let open = |name| files::open_dir(tree, &store, name).map_err(failed);
-        match (open(names::STAGING)?, open(names::TRASH)?, open(names::HOLDS)?) {
-            (Some(staging), Some(trash), Some(holds)) => Ok(Some(OwnDirs { staging, trash, holds })),
+        match (
+            open(names::STAGING)?,
+            open(names::TRASH)?,
+            open(names::HOLDS)?,
+        ) {
+            (Some(staging), Some(trash), Some(holds)) => Ok(Some(OwnDirs {
+                staging,
+                trash,
+                holds,
+            })),
             _ => Ok(None),
         }
     }
@@ -151,15 +183,19 @@ impl Overlay2 {
 /// Docker makes the home's directory and nothing above it.
 fn make_home_dir(tree: &dyn TreeBackend, home: &Path) -> Result<(), Error> {
     let (Some(parent), Some(name)) = (home.parent(), home.file_name()) else {
-        return Err(Error::HomeNotFound { home: home.to_owned() });
+        return Err(Error::HomeNotFound {
+            home: home.to_owned(),
+        });
     };
-    let parent_dir = tree.open_root(parent).map_err(|error| Error::io("open", parent, error))?;
+    let parent_dir = tree
+        .open_root(parent)
+        .map_err(|error| Error::io("open", parent, error))?;
     match tree.create_dir(&parent_dir, name, 0o710) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(Error::io("create", home, error)),
-        Ok(()) => {
-            tree.sync(Node::Dir(&parent_dir)).map_err(|error| Error::io("sync", parent, error))
-        }
+        Ok(()) => tree
+            .sync(Node::Dir(&parent_dir))
+            .map_err(|error| Error::io("sync", parent, error)),
     }
 }
 
@@ -174,7 +210,10 @@ fn make_home(
     let tree = kernel.tree();
     tree.set_mode(Node::Dir(dir), 0o710).map_err(failed)?;
     let store = files::ensure_dir(tree, dir, names::STORE_DIR, 0o700).map_err(failed)?;
-    if files::read(tree, &store, names::SETTINGS).map_err(failed)?.is_none() {
+    if files::read(tree, &store, names::SETTINGS)
+        .map_err(failed)?
+        .is_none()
+    {
         write_settings(kernel, &store, &HomeSettings::new(xattrs)).map_err(failed)?;
     }
     let links = files::ensure_dir(tree, dir, names::LINK_DIR, 0o700).map_err(failed)?;
@@ -188,10 +227,27 @@ fn write_settings(kernel: &Kernel, store: &DirHandle, settings: &HomeSettings) -
     // Two processes may make the home at once; both write the same.
     let mut random = [0; 8];
     kernel.system().fill_random(&mut random)?;
-    let name = format!(".tmp-{}-{:016x}", names::SETTINGS, u64::from_ne_bytes(random));
-    files::create(tree, store, &name, 0o600, settings.to_string().as_bytes(), true)?;
+    let name = format!(
+        ".tmp-{}-{:016x}",
+        names::SETTINGS,
+        u64::from_ne_bytes(random)
+    );
+    files::create(
+        tree,
+        store,
+        &name,
+        0o600,
+        settings.to_string().as_bytes(),
+        true,
+    )?;
     let mode = RenameMode::Replace;
-    tree.rename(store, OsStr::new(&name), store, OsStr::new(names::SETTINGS), mode)
+    tree.rename(
+        store,
+        OsStr::new(&name),
+        store,
+        OsStr::new(names::SETTINGS),
+        mode,
+    )
 }
 
 fn read_settings(
@@ -206,8 +262,12 @@ fn read_settings(
     };
     match files::read(tree, &store, names::SETTINGS).map_err(failed)? {
         None => Ok(None),
-        Some(contents) => HomeSettings::parse_file(&contents).map(Some).map_err(|error| {
-            Error::Damaged { id: None, file: path.clone(), problem: error.to_string() }
-        }),
+        Some(contents) => HomeSettings::parse_file(&contents)
+            .map(Some)
+            .map_err(|error| Error::Damaged {
+                id: None,
+                file: path.clone(),
+                problem: error.to_string(),
+            }),
     }
 }

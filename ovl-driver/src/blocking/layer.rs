@@ -5,9 +5,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 
 use ovl_diff::{DirHandle, FileKind, Node};
-use ovl_layout::{
-    LayerId, LayerRecord, LinkId, LinkIdError, LowerChain, names, parse_link_target,
-};
+use ovl_layout::{LayerId, LayerRecord, LinkId, LinkIdError, LowerChain, names, parse_link_target};
 use rustix::io::Errno;
 
 use super::Overlay2;
@@ -29,7 +27,9 @@ pub(super) struct Layer {
 
 impl Layer {
     pub(super) fn root_opaque(&self) -> bool {
-        self.record.as_ref().is_some_and(|record| record.root_opaque)
+        self.record
+            .as_ref()
+            .is_some_and(|record| record.root_opaque)
     }
 }
 
@@ -54,10 +54,17 @@ impl Overlay2 {
         let dir = match tree.open_dir(&self.home, id.as_ref()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let home = self.layout.home().to_owned();
-                return Err(Error::LayerNotFound { id: id.clone(), home });
+                return Err(Error::LayerNotFound {
+                    id: id.clone(),
+                    home,
+                });
             }
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
-                return Err(Error::damaged(id, paths.dir().to_owned(), "not a directory"));
+                return Err(Error::damaged(
+                    id,
+                    paths.dir().to_owned(),
+                    "not a directory",
+                ));
             }
             result => result.map_err(|error| Error::io("open", paths.dir(), error))?,
         };
@@ -68,16 +75,16 @@ impl Overlay2 {
         let damaged = |name: &str, problem: &dyn ToString| {
             Error::damaged(id, paths.dir().join(name), problem.to_string())
         };
-        let link = read(names::LINK)?.ok_or_else(|| damaged(names::LINK, &"the file is missing"))?;
+        let link =
+            read(names::LINK)?.ok_or_else(|| damaged(names::LINK, &"the file is missing"))?;
         let link = LinkId::parse_file(&link).map_err(|error| match error {
             LinkIdError::Length { len: 0, .. } => damaged(names::LINK, &"the file is empty"),
             error => damaged(names::LINK, &error),
         })?;
         let chain = match read(names::LOWER)? {
             None => LowerChain::default(),
-            Some(contents) => LowerChain::parse_file(&contents).map_err(|error| {
-                damaged(names::LOWER, &with_source(&error))
-            })?,
+            Some(contents) => LowerChain::parse_file(&contents)
+                .map_err(|error| damaged(names::LOWER, &with_source(&error)))?,
         };
         if chain.links().contains(&link) {
             return Err(damaged(names::LOWER, &"the layer stands on itself"));
@@ -85,7 +92,8 @@ impl Overlay2 {
         let record = match read(names::RECORD)? {
             None => None,
             Some(contents) => Some(
-                LayerRecord::parse_file(&contents).map_err(|error| damaged(names::RECORD, &error))?,
+                LayerRecord::parse_file(&contents)
+                    .map_err(|error| damaged(names::RECORD, &error))?,
             ),
         };
         // Another link id: another program wrote the layer anew, and the record is void.
@@ -102,13 +110,24 @@ impl Overlay2 {
         }
         let committed = files::exists(tree, &dir, names::COMMITTED)
             .map_err(|error| Error::io("look at", paths.dir(), error))?;
-        Ok(Layer { id: id.clone(), dir, link, chain, committed, record })
+        Ok(Layer {
+            id: id.clone(),
+            dir,
+            link,
+            chain,
+            committed,
+            record,
+        })
     }
 
     /// Opens a layer's `diff`.
     pub(super) fn diff_dir(&self, layer: &Layer) -> Result<DirHandle, Error> {
         let path = self.layout.layer(&layer.id).diff().to_owned();
-        match self.kernel.tree().open_dir(&layer.dir, OsStr::new(names::DIFF)) {
+        match self
+            .kernel
+            .tree()
+            .open_dir(&layer.dir, OsStr::new(names::DIFF))
+        {
             Ok(dir) => Ok(dir),
             Err(error) => {
                 let problem = match Errno::from_io_error(&error) {
@@ -126,9 +145,15 @@ impl Overlay2 {
     pub(super) fn resolve(&self, wanted_by: &LayerId, link: LinkId) -> Result<LayerId, Error> {
         let path = self.layout.link(link);
         let damaged = |problem: String| Error::damaged(wanted_by, path.clone(), problem);
-        let target = match self.kernel.tree().read_link(&self.links, OsStr::new(link.as_str())) {
+        let target = match self
+            .kernel
+            .tree()
+            .read_link(&self.links, OsStr::new(link.as_str()))
+        {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(damaged(format!("the link is missing, and {wanted_by} stands on it")));
+                return Err(damaged(format!(
+                    "the link is missing, and {wanted_by} stands on it"
+                )));
             }
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
                 return Err(damaged("not a symbolic link".to_owned()));
@@ -174,15 +199,25 @@ impl Overlay2 {
         if let Some(record) = &layer.record {
             return Ok(record.parent.clone());
         }
-        layer.chain.parent().map(|link| self.resolve(&layer.id, link)).transpose()
+        layer
+            .chain
+            .parent()
+            .map(|link| self.resolve(&layer.id, link))
+            .transpose()
     }
 
     /// Locks a layer. Held for moments only, never over an archive or a removal.
     pub(super) fn lock_layer(&self, id: &LayerId, kind: LockKind) -> Result<Lock, Error> {
         let path = self.layout.layer(id).dir().to_owned();
-        let missing = || Error::LayerNotFound { id: id.clone(), home: self.layout.home().to_owned() };
+        let missing = || Error::LayerNotFound {
+            id: id.clone(),
+            home: self.layout.home().to_owned(),
+        };
         loop {
-            let lock = self.kernel.system().lock(&self.home, Some(id.as_ref()), kind, true);
+            let lock = self
+                .kernel
+                .system()
+                .lock(&self.home, Some(id.as_ref()), kind, true);
             let lock = match lock {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(missing()),
                 Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
@@ -192,7 +227,11 @@ impl Overlay2 {
             };
             let Some(lock) = lock else { continue };
             // Somebody may have removed or replaced the layer while this waited.
-            match self.kernel.tree().metadata(Node::Entry(&self.home, id.as_ref())) {
+            match self
+                .kernel
+                .tree()
+                .metadata(Node::Entry(&self.home, id.as_ref()))
+            {
                 Ok(found) if found.kind == FileKind::Directory && found.ino == lock.ino() => {
                     return Ok(lock);
                 }

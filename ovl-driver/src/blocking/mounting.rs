@@ -41,7 +41,10 @@ impl Overlay2 {
         let in_flight = self.has_staged_child(id)?;
         let layer = self.layer(id)?;
         let target = self.layout.layer(id).merged().to_owned();
-        let label = request.label.as_ref().map(|label| label.as_str().to_owned());
+        let label = request
+            .label
+            .as_ref()
+            .map(|label| label.as_str().to_owned());
         let options = request.options.to_string();
         let process = match request.hold {
             Hold::Persistent => None,
@@ -83,7 +86,10 @@ impl Overlay2 {
             .kernel
             .mount()
             .mount(&plan)
-            .map_err(|source| Error::Mount { id: id.clone(), source })
+            .map_err(|source| Error::Mount {
+                id: id.clone(),
+                source,
+            })
             .and_then(|()| {
                 self.write_holds(&own, id, &holds).inspect_err(|_| {
                     // Nobody could ever release it.
@@ -174,7 +180,11 @@ impl Overlay2 {
 
     fn plan_for(&self, layer: &Layer, request: &MountRequest) -> Result<MountPlan, Error> {
         let stack = self.stack(layer)?;
-        let access = if layer.committed { Access::ReadOnly } else { Access::Writable };
+        let access = if layer.committed {
+            Access::ReadOnly
+        } else {
+            Access::Writable
+        };
         // Another driver's layers may hold redirects, which the explicit options would cut off.
         let options = match stack.recorded {
             true => request.options.explicit(),
@@ -185,20 +195,28 @@ impl Overlay2 {
             .label(request.label.as_ref())
             .strategy(request.strategy)
             .plan(&self.layout, &self.features()?)
-            .map_err(|source| Error::Plan { id: layer.id.clone(), source })
+            .map_err(|source| Error::Plan {
+                id: layer.id.clone(),
+                source,
+            })
     }
 
     /// What the kernel offers for mounting this home's layers.
     pub(super) fn features(&self) -> Result<MountFeatures, Error> {
         let features = self.kernel.mount().features();
-        let features = features.map_err(|error| Error::io("probe mounts for", self.home(), error))?;
+        let features =
+            features.map_err(|error| Error::io("probe mounts for", self.home(), error))?;
         Ok(features.user_namespace(self.settings.xattrs == ovl_layout::XattrNamespace::User))
     }
 
     /// How a layer is mounted, as far as anybody holds it.
     pub(super) fn mount_state(&self, layer: &Layer) -> Result<Option<MountState>, Error> {
-        let Some(own) = self.own_dirs_if_any()? else { return Ok(None) };
-        let Some((info, holds)) = self.read_mounted(&own, layer)? else { return Ok(None) };
+        let Some(own) = self.own_dirs_if_any()? else {
+            return Ok(None);
+        };
+        let Some((info, holds)) = self.read_mounted(&own, layer)? else {
+            return Ok(None);
+        };
         Ok(Some(MountState {
             target: info.target,
             access: holds.access,
@@ -239,18 +257,25 @@ impl Overlay2 {
         let boot = self.boot()?;
         let unheld = || Holds {
             boot: boot.clone(),
-            access: if info.read_only { Access::ReadOnly } else { Access::Writable },
+            access: if info.read_only {
+                Access::ReadOnly
+            } else {
+                Access::Writable
+            },
             label: None,
             options: String::new(),
             persistent: 0,
             processes: Vec::new(),
         };
         let holds = contents.and_then(|contents| Holds::parse(&contents));
-        let mut holds = holds.filter(|holds| holds.boot == boot).unwrap_or_else(unheld);
+        let mut holds = holds
+            .filter(|holds| holds.boot == boot)
+            .unwrap_or_else(unheld);
         let mut alive = Vec::with_capacity(holds.processes.len());
         for (process, count) in holds.processes {
             let running = self.kernel.system().is_alive(process);
-            let running = running.map_err(|e| Error::io("look for a process holding", &target, e))?;
+            let running =
+                running.map_err(|e| Error::io("look for a process holding", &target, e))?;
             alive.extend(running.then_some((process, count)));
         }
         holds.processes = alive;
@@ -267,7 +292,12 @@ impl Overlay2 {
         let target = self.layout.layer(&layer.id).merged().to_owned();
         match self.kernel.mount().unmount(&target, mode) {
             Ok(()) | Err(MountError::NotMounted { .. }) => {}
-            Err(source) => return Err(Error::Mount { id: layer.id.clone(), source }),
+            Err(source) => {
+                return Err(Error::Mount {
+                    id: layer.id.clone(),
+                    source,
+                });
+            }
         }
         let tree = self.kernel.tree();
         match tree.remove_dir(&layer.dir, OsStr::new(names::MERGED)) {
@@ -283,8 +313,15 @@ impl Overlay2 {
     fn write_holds(&self, own: &OwnDirs, id: &LayerId, holds: &Holds) -> Result<(), Error> {
         let contents = holds.to_string();
         // Void after the next boot, so nothing needs to reach the disk.
-        files::replace(self.kernel.tree(), &own.holds, id.as_str(), 0o600, contents.as_bytes(), false)
-            .map_err(|error| Error::io("write", self.holds_path(id), error))
+        files::replace(
+            self.kernel.tree(),
+            &own.holds,
+            id.as_str(),
+            0o600,
+            contents.as_bytes(),
+            false,
+        )
+        .map_err(|error| Error::io("write", self.holds_path(id), error))
     }
 
     fn holds_path(&self, id: &LayerId) -> PathBuf {

@@ -95,7 +95,9 @@ impl Overlay2 {
             .filter(|strategy| features.lowerdir_plus || *strategy != Strategy::LowerdirPlus)
             .collect();
         let fs_type = system.fs_type(&self.home);
-        let identity = system.identity().map_err(|e| Error::io("read the ids of", home, e))?;
+        let identity = system
+            .identity()
+            .map_err(|e| Error::io("read the ids of", home, e))?;
         Ok(Status {
             home: home.to_owned(),
             settings: self.settings.clone(),
@@ -104,7 +106,11 @@ impl Overlay2 {
             features,
             user_namespace: identity.user_namespace,
             xattrs: self.settings.xattrs,
-            quota: self.kernel.quota().enforcement(home).map_err(|error| error.to_string()),
+            quota: self
+                .kernel
+                .quota()
+                .enforcement(home)
+                .map_err(|error| error.to_string()),
         })
     }
 

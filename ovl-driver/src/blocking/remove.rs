@@ -48,23 +48,40 @@ impl Overlay2 {
         if layer.as_ref().is_none_or(|layer| layer.committed) {
             let children = self.children(id, link)?;
             if !children.is_empty() {
-                return Err(Error::HasChildren { id: id.clone(), children });
+                return Err(Error::HasChildren {
+                    id: id.clone(),
+                    children,
+                });
             }
         }
         let target = self.layout.layer(id).merged().to_owned();
         let mounted = self.kernel.mount().mount_at(&target);
-        let mounted = mounted.map_err(|e| Error::io("look for a mount at", &target, e))?.is_some();
+        let mounted = mounted
+            .map_err(|e| Error::io("look for a mount at", &target, e))?
+            .is_some();
         if mounted {
             let held = match &layer {
-                Some(layer) => self.mount_state(layer)?.is_some_and(|state| state.holds() > 0),
+                Some(layer) => self
+                    .mount_state(layer)?
+                    .is_some_and(|state| state.holds() > 0),
                 None => true,
             };
             if held && !force {
-                return Err(Error::Mounted { id: id.clone(), target });
+                return Err(Error::Mounted {
+                    id: id.clone(),
+                    target,
+                });
             }
-            let mode = if force { UnmountMode::Lazy } else { UnmountMode::Now };
+            let mode = if force {
+                UnmountMode::Lazy
+            } else {
+                UnmountMode::Now
+            };
             let unmounted = self.kernel.mount().unmount(&target, mode);
-            unmounted.map_err(|source| Error::Mount { id: id.clone(), source })?;
+            unmounted.map_err(|source| Error::Mount {
+                id: id.clone(),
+                source,
+            })?;
         }
         let trash_name = self.trash_name(link)?;
         let mode = RenameMode::NoReplace;
@@ -72,7 +89,8 @@ impl Overlay2 {
         tree.rename(&self.home, id.as_ref(), &own.trash, &trash_name, mode)
             .map_err(|error| Error::io("remove", &path, error))?;
         if self.durable() {
-            tree.sync(Node::Dir(&self.home)).map_err(|error| Error::io("sync", &path, error))?;
+            tree.sync(Node::Dir(&self.home))
+                .map_err(|error| Error::io("sync", &path, error))?;
         }
         files::remove(tree, &own.holds, id.as_str())
             .map_err(|error| Error::io("remove the holds of", &path, error))?;
@@ -90,7 +108,10 @@ impl Overlay2 {
     pub fn reclaim(&self) -> Result<Reclaimed, Error> {
         let mut reclaimed = Reclaimed::default();
         let own = self.own_dirs()?;
-        let (tree, path) = (self.kernel.tree(), self.layout.store_dir().join(names::TRASH));
+        let (tree, path) = (
+            self.kernel.tree(),
+            self.layout.store_dir().join(names::TRASH),
+        );
         for name in files::dirs(tree, &own.trash).map_err(|e| Error::io("list", &path, e))? {
             match remove_tree(tree, &own.trash, &name) {
                 Ok(()) => reclaimed.layers += 1,
@@ -111,7 +132,10 @@ impl Overlay2 {
             }
             let below = match self.layer(&other) {
                 Ok(layer) => {
-                    let by_record = layer.record.as_ref().and_then(|record| record.parent.as_ref());
+                    let by_record = layer
+                        .record
+                        .as_ref()
+                        .and_then(|record| record.parent.as_ref());
                     by_record == Some(id)
                         || link.is_some_and(|link| layer.chain.links().contains(&link))
                 }
@@ -162,6 +186,9 @@ impl Overlay2 {
             .fill_random(&mut random)
             .map_err(|error| Error::io("draw a name in the trash of", self.home(), error))?;
         let link = link.map_or(String::new(), |link| link.to_string());
-        Ok(OsString::from(format!("{link}-{:016x}", u64::from_ne_bytes(random))))
+        Ok(OsString::from(format!(
+            "{link}-{:016x}",
+            u64::from_ne_bytes(random)
+        )))
     }
 }

@@ -7,14 +7,16 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 
-use ovl_diff::{DirHandle, Node, RenameMode, TreeError, copy_root_attributes, remove_tree, sync_layer};
+use ovl_diff::{
+    DirHandle, Node, RenameMode, TreeError, copy_root_attributes, remove_tree, sync_layer,
+};
 use ovl_layout::{
     LINK_ID_ENTROPY, LayerId, LayerRecord, Layout, LinkId, LowerChain, names, parse_link_target,
 };
 
+use super::Overlay2;
 use super::home::OwnDirs;
 use super::layer::{Layer, Stack};
-use super::Overlay2;
 use crate::error::Error;
 use crate::files;
 use crate::system::{Lock, LockKind};
@@ -65,7 +67,11 @@ impl Overlay2 {
             }
             // A process that cleans up may have taken the directory away before it was locked.
             let kind = LockKind::Exclusive;
-            let lock = match self.kernel.system().lock(&own.staging, Some(name), kind, false) {
+            let lock = match self
+                .kernel
+                .system()
+                .lock(&own.staging, Some(name), kind, false)
+            {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
                 result => result.map_err(|error| Error::io("lock", path.join(name), error))?,
             };
@@ -91,7 +97,18 @@ impl Overlay2 {
             }
         };
         let (published, linked) = (false, false);
-        Ok(Staged { store: self, own, record, chain, name, dir, diff, published, linked, lock: Some(lock) })
+        Ok(Staged {
+            store: self,
+            own,
+            record,
+            chain,
+            name,
+            dir,
+            diff,
+            published,
+            linked,
+            lock: Some(lock),
+        })
     }
 
     fn fill(
@@ -105,8 +122,15 @@ impl Overlay2 {
         let path = self.layout.store_dir().join(names::STAGING).join(name);
         let failed = |error| Error::io("create", &path, error);
         let dir = tree.open_dir(&own.staging, name).map_err(failed)?;
-        files::create(tree, &dir, names::RECORD, 0o644, record.to_string().as_bytes(), false)
-            .map_err(failed)?;
+        files::create(
+            tree,
+            &dir,
+            names::RECORD,
+            0o644,
+            record.to_string().as_bytes(),
+            false,
+        )
+        .map_err(failed)?;
         let diff = files::ensure_dir(tree, &dir, names::DIFF, 0o755).map_err(failed)?;
         if let Some(parent) = parent {
             copy_root_attributes(self.view(), &parent.stack.upper, &diff)
@@ -126,7 +150,9 @@ impl Overlay2 {
 
     /// Whether somebody is building a layer on `id` right now.
     pub(super) fn has_staged_child(&self, id: &LayerId) -> Result<bool, Error> {
-        let Some(own) = self.own_dirs_if_any()? else { return Ok(false) };
+        let Some(own) = self.own_dirs_if_any()? else {
+            return Ok(false);
+        };
         let tree = self.kernel.tree();
         let path = self.layout.store_dir().join(names::STAGING);
         for name in files::dirs(tree, &own.staging).map_err(|e| Error::io("list", &path, e))? {
@@ -143,7 +169,11 @@ impl Overlay2 {
                 continue;
             }
             // Whoever builds it holds the lock.
-            match self.kernel.system().lock(&own.staging, Some(&name), LockKind::Exclusive, false) {
+            match self
+                .kernel
+                .system()
+                .lock(&own.staging, Some(&name), LockKind::Exclusive, false)
+            {
                 Ok(None) => return Ok(true),
                 Ok(Some(_)) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -159,7 +189,11 @@ impl Overlay2 {
         let path = self.layout.store_dir().join(names::STAGING);
         for name in files::dirs(tree, &own.staging).map_err(|e| Error::io("list", &path, e))? {
             let kind = LockKind::Exclusive;
-            let lock = match self.kernel.system().lock(&own.staging, Some(&name), kind, false) {
+            let lock = match self
+                .kernel
+                .system()
+                .lock(&own.staging, Some(&name), kind, false)
+            {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 result => result.map_err(|error| Error::io("lock", path.join(&name), error))?,
             };
@@ -180,9 +214,8 @@ impl Overlay2 {
         let tree = self.kernel.tree();
         let target = match tree.read_link(&self.links, name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            result => {
-                result.map_err(|error| Error::io("read", self.layout.link_dir().join(name), error))?
-            }
+            result => result
+                .map_err(|error| Error::io("read", self.layout.link_dir().join(name), error))?,
         };
         let published = match parse_link_target(target.as_encoded_bytes()) {
             Err(_) => return Ok(()),
@@ -197,9 +230,11 @@ impl Overlay2 {
             return Ok(());
         }
         match tree.unlink(&self.links, name) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(Error::io("remove", self.layout.link_dir().join(name), error))
-            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(
+                "remove",
+                self.layout.link_dir().join(name),
+                error,
+            )),
             _ => Ok(()),
         }
     }
@@ -207,7 +242,12 @@ impl Overlay2 {
 
 impl Staged<'_> {
     fn failed(&self, operation: &'static str) -> impl Fn(io::Error) -> Error + use<> {
-        let path = self.store.layout.store_dir().join(names::STAGING).join(&self.name);
+        let path = self
+            .store
+            .layout
+            .store_dir()
+            .join(names::STAGING)
+            .join(&self.name);
         move |error| Error::io(operation, &path, error)
     }
 
@@ -220,15 +260,30 @@ impl Staged<'_> {
         if !self.chain.is_empty() {
             files::ensure_dir(tree, &self.dir, names::WORK, 0o700).map_err(&write)?;
             let lower = self.chain.to_string();
-            files::create(tree, &self.dir, names::LOWER, 0o644, lower.as_bytes(), durable)
-                .map_err(&write)?;
+            files::create(
+                tree,
+                &self.dir,
+                names::LOWER,
+                0o644,
+                lower.as_bytes(),
+                durable,
+            )
+            .map_err(&write)?;
         }
         if sealed {
-            files::create(tree, &self.dir, names::COMMITTED, 0o600, b"", durable).map_err(&write)?;
+            files::create(tree, &self.dir, names::COMMITTED, 0o600, b"", durable)
+                .map_err(&write)?;
         }
         let link = self.record.link;
-        files::create(tree, &self.dir, names::LINK, 0o644, link.as_str().as_bytes(), durable)
-            .map_err(&write)?;
+        files::create(
+            tree,
+            &self.dir,
+            names::LINK,
+            0o644,
+            link.as_str().as_bytes(),
+            durable,
+        )
+        .map_err(&write)?;
         if durable {
             sync_layer(self.store.view(), &self.diff).map_err(|error| match error {
                 ovl_diff::DiffError::Tree(error) => {
@@ -239,11 +294,19 @@ impl Staged<'_> {
         }
         // The record comes last: with it on disk, so is everything before it.
         let record = self.record.to_string();
-        files::replace(tree, &self.dir, names::RECORD, 0o644, record.as_bytes(), durable)
-            .map_err(&write)?;
+        files::replace(
+            tree,
+            &self.dir,
+            names::RECORD,
+            0o644,
+            record.as_bytes(),
+            durable,
+        )
+        .map_err(&write)?;
         tree.set_mode(Node::Dir(&self.dir), 0o710).map_err(&write)?;
         if durable {
-            tree.sync(Node::Dir(&self.dir)).map_err(self.failed("sync"))?;
+            tree.sync(Node::Dir(&self.dir))
+                .map_err(self.failed("sync"))?;
         }
         Ok(())
     }
@@ -270,7 +333,9 @@ impl Staged<'_> {
         let store = self.store;
         let (tree, durable) = (store.kernel.tree(), store.durable());
         let sync = |dir: &DirHandle, path: &std::path::Path| match durable {
-            true => tree.sync(Node::Dir(dir)).map_err(|error| Error::io("sync", path, error)),
+            true => tree
+                .sync(Node::Dir(dir))
+                .map_err(|error| Error::io("sync", path, error)),
             false => Ok(()),
         };
         if let Some(parent) = &self.record.parent {
@@ -282,7 +347,13 @@ impl Staged<'_> {
         self.linked = true;
         sync(&store.links, &store.layout.link_dir())?;
         let mode = RenameMode::NoReplace;
-        match tree.rename(&self.own.staging, &self.name, &store.home, id.as_ref(), mode) {
+        match tree.rename(
+            &self.own.staging,
+            &self.name,
+            &store.home,
+            id.as_ref(),
+            mode,
+        ) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(Error::AlreadyExists { id: id.clone() });
             }
@@ -301,12 +372,19 @@ impl Staged<'_> {
         let store = self.store;
         let (tree, path) = (store.kernel.tree(), store.layout.layer(id).dir().to_owned());
         let mode = RenameMode::Exchange;
-        tree.rename(&self.own.staging, &self.name, &store.home, id.as_ref(), mode)
-            .map_err(|error| Error::io("replace", &path, error))?;
+        tree.rename(
+            &self.own.staging,
+            &self.name,
+            &store.home,
+            id.as_ref(),
+            mode,
+        )
+        .map_err(|error| Error::io("replace", &path, error))?;
         // It locks what is the layer now; what is left here is the old one.
         self.lock = None;
         if store.durable() {
-            tree.sync(Node::Dir(&store.home)).map_err(|error| Error::io("sync", &path, error))?;
+            tree.sync(Node::Dir(&store.home))
+                .map_err(|error| Error::io("sync", &path, error))?;
         }
         Ok(())
     }

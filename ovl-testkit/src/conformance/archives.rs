@@ -55,8 +55,17 @@ fn an_import_shows_what_the_archive_has(subject: &Subject) {
     });
     let shown = subject.shown(&store, "base");
     assert_eq!(shown[std::path::Path::new("usr/bin/alias")].nlink, 2);
-    assert!(shown.values().all(|object| (object.uid, object.gid) == (0, 0)));
-    assert!(shown.values().all(|object| object.mtime.secs == 1_000_000_000), "also directories");
+    assert!(
+        shown
+            .values()
+            .all(|object| (object.uid, object.gid) == (0, 0))
+    );
+    assert!(
+        shown
+            .values()
+            .all(|object| object.mtime.secs == 1_000_000_000),
+        "also directories"
+    );
 
     let child = ArchiveBuilder::new()
         .file("bin/new", b"through the link")
@@ -68,12 +77,28 @@ fn an_import_shows_what_the_archive_has(subject: &Subject) {
     with_mount(&store, "child", |path| {
         assert_eq!(subject.read(&path.join("usr/bin/new")), b"through the link");
         assert_eq!(subject.names(&path.join("etc")), ["passwd"]);
-        assert_eq!(subject.names(&path.join("var/cache")), ["one", "three", "two"]);
-        assert_eq!(subject.mode(&path.join("var/cache")), 0o700, "an implied parent stays closed");
+        assert_eq!(
+            subject.names(&path.join("var/cache")),
+            ["one", "three", "two"]
+        );
+        assert_eq!(
+            subject.mode(&path.join("var/cache")),
+            0o700,
+            "an implied parent stays closed"
+        );
     });
     assert_eq!(
         changes(&store, "child", &Base::Parent),
-        ["C /etc", "D /etc/motd", "C /usr", "C /usr/bin", "A /usr/bin/new", "C /var", "C /var/cache", "A /var/cache/three"]
+        [
+            "C /etc",
+            "D /etc/motd",
+            "C /usr",
+            "C /usr/bin",
+            "A /usr/bin/new",
+            "C /var",
+            "C /var/cache",
+            "A /var/cache/three"
+        ]
     );
     subject.assert_clean(&store);
 }
@@ -86,26 +111,46 @@ fn a_bad_archive_is_refused_and_leaves_nothing(subject: &Subject) {
     truncated.truncate(3000);
     type Expected = fn(&BadReason) -> bool;
     let cases: [(&str, Vec<u8>, Expected); 7] = [
-        ("..", entry().file("../victim", b"x").finish(), |r| *r == BadReason::PathEscape),
-        ("inner ..", entry().file("a/../../victim", b"x").finish(), |r| *r == BadReason::PathEscape),
-        ("hard link out", entry().hard_link("h", "../victim").finish(), |r| *r == BadReason::LinkEscape),
+        ("..", entry().file("../victim", b"x").finish(), |r| {
+            *r == BadReason::PathEscape
+        }),
         (
-            "through a link out",
-            entry().symlink("l", "../..").file("l/victim", b"x").finish(),
+            "inner ..",
+            entry().file("a/../../victim", b"x").finish(),
+            |r| *r == BadReason::PathEscape,
+        ),
+        (
+            "hard link out",
+            entry().hard_link("h", "../victim").finish(),
             |r| *r == BadReason::LinkEscape,
         ),
-        ("truncated", truncated, |r| matches!(r, BadReason::Truncated { .. })),
+        (
+            "through a link out",
+            entry()
+                .symlink("l", "../..")
+                .file("l/victim", b"x")
+                .finish(),
+            |r| *r == BadReason::LinkEscape,
+        ),
+        ("truncated", truncated, |r| {
+            matches!(r, BadReason::Truncated { .. })
+        }),
         ("text", b"not an archive, just text\n".repeat(40), |r| {
             matches!(r, BadReason::NotAnArchive { .. })
         }),
-        ("nothing", Vec::new(), |r| matches!(r, BadReason::NotAnArchive { .. })),
+        ("nothing", Vec::new(), |r| {
+            matches!(r, BadReason::NotAnArchive { .. })
+        }),
     ];
     let before = subject.names(subject.dir());
     for parent in [None, Some("base")] {
         for (name, archive, expected) in &cases {
             let error = try_import(&store, "bad", parent, archive).expect_err(name);
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{name}: {error}");
-            let Error::Apply { source: ApplyError::Archive(ArchiveError::Bad(bad)), .. } = &error
+            let Error::Apply {
+                source: ApplyError::Archive(ArchiveError::Bad(bad)),
+                ..
+            } = &error
             else {
                 panic!("{name}: {error:?}");
             };
@@ -169,9 +214,19 @@ fn a_diff_imported_elsewhere_shows_the_same_tree(subject: &Subject) {
     with_mount(&store, "work", |path| change_everything(subject, path));
     let archive = diff(&store, "work", &Base::Parent);
     import(&store, "again", Some("base"), &archive);
-    assert_same(&subject.shown(&store, "work"), &subject.shown(&store, "again"));
-    assert_eq!(changes(&store, "again", &Base::Parent), changes(&store, "work", &Base::Parent));
-    assert_eq!(diff(&store, "again", &Base::Parent), archive, "a fixed point");
+    assert_same(
+        &subject.shown(&store, "work"),
+        &subject.shown(&store, "again"),
+    );
+    assert_eq!(
+        changes(&store, "again", &Base::Parent),
+        changes(&store, "work", &Base::Parent)
+    );
+    assert_eq!(
+        diff(&store, "again", &Base::Parent),
+        archive,
+        "a fixed point"
+    );
     subject.assert_clean(&store);
 }
 
@@ -188,11 +243,20 @@ fn a_replaced_directory_hides_what_was_in_it(subject: &Subject) {
     });
     assert_eq!(
         changes(&store, "work", &Base::Parent),
-        ["C /usr", "C /var", "C /var/cache", "D /var/cache/one", "C /var/cache/two"]
+        [
+            "C /usr",
+            "C /var",
+            "C /var/cache",
+            "D /var/cache/one",
+            "C /var/cache/two"
+        ]
     );
     let archive = diff(&store, "work", &Base::Parent);
     import(&store, "again", Some("base"), &archive);
-    assert_same(&subject.shown(&store, "work"), &subject.shown(&store, "again"));
+    assert_same(
+        &subject.shown(&store, "work"),
+        &subject.shown(&store, "again"),
+    );
     with_mount(&store, "again", |path| {
         assert_eq!(subject.names(&path.join("var/cache")), ["two"]);
         assert_eq!(subject.read(&path.join("usr")), b"a file now");
@@ -208,7 +272,11 @@ fn a_diff_is_the_same_bytes_every_time(subject: &Subject) {
     let first = diff(&store, "work", &Base::Parent);
     assert_eq!(diff(&store, "work", &Base::Parent), first);
     mount(&store, "work");
-    assert_eq!(diff(&store, "work", &Base::Parent), first, "also while it is mounted");
+    assert_eq!(
+        diff(&store, "work", &Base::Parent),
+        first,
+        "also while it is mounted"
+    );
     unmount(&store, "work");
     subject.assert_clean(&store);
 }
@@ -256,9 +324,17 @@ fn an_archive_applied_twice_is_the_later_one_on_top(subject: &Subject) {
     create(&store, "open", Some("base"));
     let apply = |archive: Vec<u8>| {
         let options = ImportOptions::new();
-        store.apply(&id("open"), &*archive, options, &mut |_| {}).expect("apply")
+        store
+            .apply(&id("open"), &*archive, options, &mut |_| {})
+            .expect("apply")
     };
-    apply(ArchiveBuilder::new().dir("d/", 0o755).file("d/one", b"1").file("etc/motd", b"first").finish());
+    apply(
+        ArchiveBuilder::new()
+            .dir("d/", 0o755)
+            .file("d/one", b"1")
+            .file("etc/motd", b"first")
+            .finish(),
+    );
     let link = store.inspect(&id("open")).expect("inspect").link;
     let second = ArchiveBuilder::new()
         .file("d/two", b"2")
@@ -277,9 +353,15 @@ fn an_archive_applied_twice_is_the_later_one_on_top(subject: &Subject) {
         assert_eq!(subject.names(&path.join("var")), [""; 0]);
     });
     let before = subject.shown(&store, "open");
-    let bad = ArchiveBuilder::new().file("x", b"x").file("../y", b"y").finish();
+    let bad = ArchiveBuilder::new()
+        .file("x", b"x")
+        .file("../y", b"y")
+        .finish();
     let error = store.apply(&id("open"), &*bad, ImportOptions::new(), &mut |_| {});
-    assert_eq!(error.expect_err("it leads out").kind(), ErrorKind::InvalidInput);
+    assert_eq!(
+        error.expect_err("it leads out").kind(),
+        ErrorKind::InvalidInput
+    );
     assert_same(&before, &subject.shown(&store, "open"));
     subject.assert_clean(&store);
 }
@@ -290,7 +372,9 @@ fn applying_to_a_sealed_or_mounted_layer_is_refused(subject: &Subject) {
     create(&store, "open", Some("base"));
     let archive = ArchiveBuilder::new().file("x", b"x").finish();
     let apply = |name: &str| {
-        store.apply(&id(name), &*archive, ImportOptions::new(), &mut |_| {}).map(|_| ())
+        store
+            .apply(&id(name), &*archive, ImportOptions::new(), &mut |_| {})
+            .map(|_| ())
     };
     let error = apply("base").expect_err("sealed");
     assert!(matches!(error, Error::Sealed { .. }), "{error}");
@@ -305,23 +389,36 @@ fn applying_to_a_sealed_or_mounted_layer_is_refused(subject: &Subject) {
 fn an_opaque_root_hides_everything_below(subject: &Subject) {
     let store = subject.store();
     base(&store);
-    let archive = ArchiveBuilder::new().file("only", b"only").file(".wh..wh..opq", b"").finish();
+    let archive = ArchiveBuilder::new()
+        .file("only", b"only")
+        .file(".wh..wh..opq", b"")
+        .finish();
     import(&store, "cut", Some("base"), &archive);
     create(&store, "child", Some("cut"));
     for name in ["cut", "child"] {
-        with_mount(&store, name, |path| assert_eq!(subject.names(path), ["only"], "{name}"));
+        with_mount(&store, name, |path| {
+            assert_eq!(subject.names(path), ["only"], "{name}")
+        });
     }
     let info = store.inspect(&id("cut")).expect("inspect");
-    assert_eq!((info.parent, info.root_opaque, info.chain), (Some(id("base")), true, Vec::new()));
+    assert_eq!(
+        (info.parent, info.root_opaque, info.chain),
+        (Some(id("base")), true, Vec::new())
+    );
     assert_eq!(
         changes(&store, "cut", &Base::Parent),
         ["D /bin", "D /etc", "A /only", "D /usr", "D /var"]
     );
-    let error = store.remove(&id("base"), false).expect_err("still the parent");
+    let error = store
+        .remove(&id("base"), false)
+        .expect_err("still the parent");
     assert!(matches!(error, Error::HasChildren { .. }), "{error}");
     let archive = diff(&store, "cut", &Base::Parent);
     import(&store, "again", Some("base"), &archive);
-    assert_same(&subject.shown(&store, "cut"), &subject.shown(&store, "again"));
+    assert_same(
+        &subject.shown(&store, "cut"),
+        &subject.shown(&store, "again"),
+    );
     subject.assert_clean(&store);
 }
 
@@ -411,7 +508,13 @@ fn sizes_count_each_inode_once(subject: &Subject) {
     let size = store.size(&id("base"), &Base::Parent).expect("size");
     assert_eq!((size.apparent, size.inodes), (9, 4));
     create(&store, "top", Some("base"));
-    assert_eq!(store.size(&id("top"), &Base::Parent).expect("size").apparent, 0);
+    assert_eq!(
+        store
+            .size(&id("top"), &Base::Parent)
+            .expect("size")
+            .apparent,
+        0
+    );
     let all = store.size(&id("top"), &Base::Empty).expect("size");
     assert_eq!((all.apparent, all.inodes), (9, 4));
     subject.assert_clean(&store);

@@ -25,7 +25,9 @@ list! {
 fn stack(subject: &Subject) -> Overlay2 {
     let store = subject.store();
     create(&store, "base", None);
-    with_mount(&store, "base", |path| subject.write(&path.join("secret"), b"base"));
+    with_mount(&store, "base", |path| {
+        subject.write(&path.join("secret"), b"base")
+    });
     create(&store, "middle", Some("base"));
     create(&store, "top", Some("middle"));
     store
@@ -47,7 +49,11 @@ fn assert_damaged(subject: &Subject, store: &Overlay2, file: &std::path::Path) {
         let named = matches!(&error, Error::Damaged { file: found, .. } if found == file);
         assert!(named, "{} does not name {}", error, file.display());
     }
-    let mounts = subject.kernel().mount().mounts_below(store.home()).expect("mounts");
+    let mounts = subject
+        .kernel()
+        .mount()
+        .mounts_below(store.home())
+        .expect("mounts");
     assert_eq!(mounts, []);
     assert!(!store.contains(&id("new")).expect("contains"));
 }
@@ -83,7 +89,9 @@ fn row_129_a_lower_entry_that_leads_out_is_damage(subject: &Subject) {
 
 fn replace_link(subject: &Subject, target: Option<&str>) {
     let store = stack(subject);
-    let link = store.layout().link(store.inspect(&id("base")).expect("inspect").link);
+    let link = store
+        .layout()
+        .link(store.inspect(&id("base")).expect("inspect").link);
     subject.unlink(&link);
     if let Some(target) = target {
         subject.symlink(&link, target);
@@ -110,7 +118,11 @@ fn row_137_a_shortened_lower_file_is_damage(subject: &Subject) {
     let store = stack(subject);
     let file = store.layout().layer(&id("top")).dir().join("lower");
     let contents = subject.read(&file);
-    let first = contents.split(|&byte| byte == b':').next().expect("a chain").to_vec();
+    let first = contents
+        .split(|&byte| byte == b':')
+        .next()
+        .expect("a chain")
+        .to_vec();
     subject.rewrite(&file, &first);
     assert_damaged(subject, &store, &file);
 }
@@ -146,7 +158,9 @@ fn a_damaged_layer_can_be_removed(subject: &Subject) {
         drop(good);
         create(&store, "top", Some("middle"));
     }
-    with_mount(&store, "top", |path| assert_eq!(subject.read(&path.join("secret")), b"base"));
+    with_mount(&store, "top", |path| {
+        assert_eq!(subject.read(&path.join("secret")), b"base")
+    });
 }
 
 fn a_rewritten_layer_is_read_as_the_other_program_left_it(subject: &Subject) {
@@ -158,5 +172,8 @@ fn a_rewritten_layer_is_read_as_the_other_program_left_it(subject: &Subject) {
     subject.rewrite(&paths.dir().join("link"), link.as_bytes());
     subject.unlink(&paths.dir().join("lower"));
     let info = store.inspect(&id("top")).expect("inspect");
-    assert_eq!((info.recorded, info.parent, info.chain), (false, None, Vec::new()));
+    assert_eq!(
+        (info.recorded, info.parent, info.chain),
+        (false, None, Vec::new())
+    );
 }

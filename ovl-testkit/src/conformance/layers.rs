@@ -68,7 +68,11 @@ fn a_child_shows_what_its_parent_has(subject: &Subject) {
         assert_eq!(subject.names(path), ["a file", "a subdir"]);
         assert_eq!(subject.mode(&path.join("a subdir")), 0o705);
         assert_eq!(subject.read(&path.join("a file")), b"Some data");
-        assert_eq!(subject.mode(path), 0o711, "the root has the attributes of its parent's");
+        assert_eq!(
+            subject.mode(path),
+            0o711,
+            "the root has the attributes of its parent's"
+        );
     });
     assert_eq!(changes(&store, "Snap", &ovl_driver::Base::Parent), [""; 0]);
     subject.assert_clean(&store);
@@ -100,12 +104,22 @@ fn a_stack_of_128_shows_every_layer_by_every_strategy(subject: &Subject) {
         let request = MountRequest::new().strategy(Some(strategy));
         let path = match store.mount(&id(&top), &request) {
             Ok(path) => path,
-            Err(Error::Plan { source: PlanError::DataTooLong { len, limit, .. }, .. }) => {
-                assert_eq!(strategy, Strategy::MountAbsolute, "the others must hold 128 layers");
+            Err(Error::Plan {
+                source: PlanError::DataTooLong { len, limit, .. },
+                ..
+            }) => {
+                assert_eq!(
+                    strategy,
+                    Strategy::MountAbsolute,
+                    "the others must hold 128 layers"
+                );
                 assert!(len > limit && limit == features.data_limit.bytes());
                 continue;
             }
-            Err(Error::Plan { source: PlanError::NoStrategy, .. }) => {
+            Err(Error::Plan {
+                source: PlanError::NoStrategy,
+                ..
+            }) => {
                 assert!(strategy == Strategy::LowerdirPlus && !features.lowerdir_plus);
                 continue;
             }
@@ -115,7 +129,11 @@ fn a_stack_of_128_shows_every_layer_by_every_strategy(subject: &Subject) {
             let found = subject.read(&path.join(format!("layer-{level}")));
             assert_eq!(found, format!("s{level}").as_bytes(), "{strategy}");
         }
-        assert_eq!(subject.read(&path.join("top")), top.as_bytes(), "{strategy}");
+        assert_eq!(
+            subject.read(&path.join("top")),
+            top.as_bytes(),
+            "{strategy}"
+        );
         unmount(&store, &top);
     }
     subject.assert_clean(&store);
@@ -124,8 +142,13 @@ fn a_stack_of_128_shows_every_layer_by_every_strategy(subject: &Subject) {
 fn a_layer_on_129_layers_is_refused_and_leaves_nothing(subject: &Subject) {
     let store = subject.store();
     stack(subject, &store, DOCKER_MAX_DEPTH);
-    let error = store.create(&layer("over", Some("s128"))).expect_err("one too many");
-    assert!(matches!(&error, Error::Depth { source, .. } if source.depth == 129), "{error}");
+    let error = store
+        .create(&layer("over", Some("s128")))
+        .expect_err("one too many");
+    assert!(
+        matches!(&error, Error::Depth { source, .. } if source.depth == 129),
+        "{error}"
+    );
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
     assert!(!store.contains(&id("over")).expect("contains"));
     let info = store.inspect(&id("s128")).expect("inspect");
@@ -137,19 +160,25 @@ fn an_id_that_exists_is_refused_and_keeps_its_contents(subject: &Subject) {
     let store = subject.store();
     create(&store, "one", None);
     create(&store, "other", None);
-    with_mount(&store, "one", |path| subject.write(&path.join("kept"), b"kept"));
+    with_mount(&store, "one", |path| {
+        subject.write(&path.join("kept"), b"kept")
+    });
     for parent in [None, Some("other"), Some("missing")] {
         let error = store.create(&layer("one", parent)).expect_err("it exists");
         assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}");
     }
-    with_mount(&store, "one", |path| assert_eq!(subject.read(&path.join("kept")), b"kept"));
+    with_mount(&store, "one", |path| {
+        assert_eq!(subject.read(&path.join("kept")), b"kept")
+    });
     assert!(!store.inspect(&id("other")).expect("inspect").sealed);
     subject.assert_clean(&store);
 }
 
 fn a_missing_parent_is_refused_and_leaves_nothing(subject: &Subject) {
     let store = subject.store();
-    let error = store.create(&layer("child", Some("missing"))).expect_err("no parent");
+    let error = store
+        .create(&layer("child", Some("missing")))
+        .expect_err("no parent");
     assert!(matches!(error, Error::ParentNotFound { .. }), "{error}");
     assert_eq!(error.kind(), ErrorKind::NotFound);
     assert!(!store.contains(&id("child")).expect("contains"));
@@ -183,10 +212,16 @@ fn a_parent_is_sealed_and_cannot_be_removed(subject: &Subject) {
     create(&store, "child", Some("base"));
     create(&store, "grandchild", Some("child"));
     for (name, sealed) in [("base", true), ("child", true), ("grandchild", false)] {
-        assert_eq!(store.inspect(&id(name)).expect("inspect").sealed, sealed, "{name}");
+        assert_eq!(
+            store.inspect(&id(name)).expect("inspect").sealed,
+            sealed,
+            "{name}"
+        );
     }
     for force in [false, true] {
-        let error = store.remove(&id("child"), force).expect_err("it has a child");
+        let error = store
+            .remove(&id("child"), force)
+            .expect_err("it has a child");
         let named = matches!(&error, Error::HasChildren { children, .. } if children == &[id("grandchild")]);
         assert!(named, "{error}");
         assert_eq!(error.kind(), ErrorKind::Busy);
@@ -201,11 +236,15 @@ fn a_parent_is_sealed_and_cannot_be_removed(subject: &Subject) {
 fn a_removed_layer_is_gone_and_its_id_is_free(subject: &Subject) {
     let store = subject.store();
     create(&store, "again", None);
-    with_mount(&store, "again", |path| subject.write(&path.join("old"), b"old"));
+    with_mount(&store, "again", |path| {
+        subject.write(&path.join("old"), b"old")
+    });
     store.remove(&id("again"), false).expect("remove");
     assert_eq!(store.layers().expect("layers").layers, []);
     create(&store, "again", None);
-    with_mount(&store, "again", |path| assert_eq!(subject.names(path), [""; 0]));
+    with_mount(&store, "again", |path| {
+        assert_eq!(subject.names(path), [""; 0])
+    });
     assert_eq!(store.reclaim().expect("reclaim").layers, 1);
     subject.assert_clean(&store);
 }
@@ -253,9 +292,23 @@ fn two_handles_on_one_home_see_the_same_layers(subject: &Subject) {
     let path = mount(&one, "child");
     assert_eq!(mount(&other, "child"), path);
     unmount(&one, "child");
-    assert!(subject.kernel().mount().mount_at(&path).expect("mounts").is_some());
+    assert!(
+        subject
+            .kernel()
+            .mount()
+            .mount_at(&path)
+            .expect("mounts")
+            .is_some()
+    );
     unmount(&other, "child");
-    assert!(subject.kernel().mount().mount_at(&path).expect("mounts").is_none());
+    assert!(
+        subject
+            .kernel()
+            .mount()
+            .mount_at(&path)
+            .expect("mounts")
+            .is_none()
+    );
     subject.assert_clean(&one);
 }
 
@@ -268,11 +321,23 @@ fn the_list_says_who_stands_on_whom(subject: &Subject) {
     let list = store.layers().expect("layers").layers;
     let lines: Vec<_> = list
         .iter()
-        .map(|one| (one.id.as_str(), one.parent.as_ref().map(|id| id.as_str()), one.depth, one.sealed, one.mounted))
+        .map(|one| {
+            (
+                one.id.as_str(),
+                one.parent.as_ref().map(|id| id.as_str()),
+                one.depth,
+                one.sealed,
+                one.mounted,
+            )
+        })
         .collect();
     assert_eq!(
         lines,
-        [("a", Some("b"), 1, true, false), ("b", None, 0, true, false), ("c", Some("a"), 2, false, true)]
+        [
+            ("a", Some("b"), 1, true, false),
+            ("b", None, 0, true, false),
+            ("c", Some("a"), 2, false, true)
+        ]
     );
     let info = store.inspect(&id("c")).expect("inspect");
     assert_eq!(info.chain, [id("a"), id("b")]);

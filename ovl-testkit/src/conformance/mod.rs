@@ -26,7 +26,10 @@ impl Subject {
     /// system must be fit for an upper layer, and the caller privileged to mount.
     #[must_use]
     pub fn new(kernel: Kernel, dir: impl Into<PathBuf>) -> Self {
-        Self { kernel, dir: dir.into() }
+        Self {
+            kernel,
+            dir: dir.into(),
+        }
     }
 
     /// The kernel.
@@ -54,7 +57,9 @@ pub struct Case {
 
 impl std::fmt::Debug for Case {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Case").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Case")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 

@@ -31,10 +31,25 @@ fn a_mount_lasts_as_long_as_it_is_held(subject: &Subject) {
     assert_eq!(mount(&store, "top"), path);
     assert_eq!(mount(&store, "top"), path);
     subject.write(&path.join("file"), b"x");
-    assert_eq!(store.unmount(&id("top"), UnmountMode::Now).expect("unmount"), 2);
-    assert_eq!(store.unmount(&id("top"), UnmountMode::Now).expect("unmount"), 1);
+    assert_eq!(
+        store
+            .unmount(&id("top"), UnmountMode::Now)
+            .expect("unmount"),
+        2
+    );
+    assert_eq!(
+        store
+            .unmount(&id("top"), UnmountMode::Now)
+            .expect("unmount"),
+        1
+    );
     assert_eq!(subject.read(&path.join("file")), b"x");
-    assert_eq!(store.unmount(&id("top"), UnmountMode::Now).expect("unmount"), 0);
+    assert_eq!(
+        store
+            .unmount(&id("top"), UnmountMode::Now)
+            .expect("unmount"),
+        0
+    );
     assert!(!subject.exists(&path));
     subject.assert_clean(&store);
 }
@@ -44,7 +59,9 @@ fn unmounting_what_is_not_mounted_is_not_found(subject: &Subject) {
     create(&store, "base", None);
     with_mount(&store, "base", |_| {});
     for _ in 0..2 {
-        let error = store.unmount(&id("base"), UnmountMode::Now).expect_err("not mounted");
+        let error = store
+            .unmount(&id("base"), UnmountMode::Now)
+            .expect_err("not mounted");
         assert!(matches!(error, Error::NotMounted { .. }), "{error}");
         assert_eq!(error.kind(), ErrorKind::NotFound);
     }
@@ -60,14 +77,34 @@ fn a_busy_mount_stays_held_until_it_is_unmounted_lazily(subject: &Subject) {
     let path = mount(&store, "top");
     subject.write(&path.join("open"), b"x");
     let root = subject.tree().open_root(&path).expect("open");
-    let file = subject.tree().open_file(&root, OsStr::new("open")).expect("open");
-    let error = store.unmount(&id("top"), UnmountMode::Now).expect_err("a file is open");
-    let busy = matches!(error, Error::Mount { source: MountError::Busy { .. }, .. });
+    let file = subject
+        .tree()
+        .open_file(&root, OsStr::new("open"))
+        .expect("open");
+    let error = store
+        .unmount(&id("top"), UnmountMode::Now)
+        .expect_err("a file is open");
+    let busy = matches!(
+        error,
+        Error::Mount {
+            source: MountError::Busy { .. },
+            ..
+        }
+    );
     assert!(busy, "{error}");
     assert_eq!(error.kind(), ErrorKind::Busy);
-    let state = store.inspect(&id("top")).expect("inspect").mount.expect("still mounted");
+    let state = store
+        .inspect(&id("top"))
+        .expect("inspect")
+        .mount
+        .expect("still mounted");
     assert_eq!(state.holds(), 1);
-    assert_eq!(store.unmount(&id("top"), UnmountMode::Lazy).expect("lazily"), 0);
+    assert_eq!(
+        store
+            .unmount(&id("top"), UnmountMode::Lazy)
+            .expect("lazily"),
+        0
+    );
     assert!(!subject.exists(&path));
     drop((root, file));
     subject.assert_clean(&store);
@@ -76,9 +113,13 @@ fn a_busy_mount_stays_held_until_it_is_unmounted_lazily(subject: &Subject) {
 fn a_sealed_layer_mounts_read_only(subject: &Subject) {
     let store = subject.store();
     create(&store, "base", None);
-    with_mount(&store, "base", |path| subject.write(&path.join("file"), b"base"));
+    with_mount(&store, "base", |path| {
+        subject.write(&path.join("file"), b"base")
+    });
     create(&store, "middle", Some("base"));
-    with_mount(&store, "middle", |path| subject.write(&path.join("other"), b"middle"));
+    with_mount(&store, "middle", |path| {
+        subject.write(&path.join("other"), b"middle")
+    });
     create(&store, "top", Some("middle"));
     for name in ["base", "middle"] {
         let path = mount(&store, name);
@@ -86,9 +127,17 @@ fn a_sealed_layer_mounts_read_only(subject: &Subject) {
         let root = subject.tree().open_root(&path).expect("open");
         let refused = subject.tree().create_file(&root, OsStr::new("new"), 0o644);
         let error = refused.expect_err("it is sealed");
-        assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem, "{name}: {error}");
+        assert_eq!(
+            error.kind(),
+            std::io::ErrorKind::ReadOnlyFilesystem,
+            "{name}: {error}"
+        );
         drop(root);
-        let state = store.inspect(&id(name)).expect("inspect").mount.expect("mounted");
+        let state = store
+            .inspect(&id(name))
+            .expect("inspect")
+            .mount
+            .expect("mounted");
         assert_eq!(state.access, Access::ReadOnly);
         unmount(&store, name);
     }
@@ -98,7 +147,9 @@ fn a_sealed_layer_mounts_read_only(subject: &Subject) {
 fn an_open_layer_mounts_writable_with_and_without_a_parent(subject: &Subject) {
     let store = subject.store();
     create(&store, "base", None);
-    with_mount(&store, "base", |path| subject.write(&path.join("in-base"), b"1"));
+    with_mount(&store, "base", |path| {
+        subject.write(&path.join("in-base"), b"1")
+    });
     create(&store, "top", Some("base"));
     with_mount(&store, "top", |path| {
         subject.write(&path.join("in-top"), b"2");
@@ -107,7 +158,9 @@ fn an_open_layer_mounts_writable_with_and_without_a_parent(subject: &Subject) {
     let diff = |name| store.layout().layer(&id(name)).diff().to_owned();
     assert_eq!(subject.names(&diff("base")), ["in-base"]);
     assert_eq!(subject.names(&diff("top")), ["in-base", "in-top"]);
-    with_mount(&store, "top", |path| assert_eq!(subject.names(path), ["in-top"]));
+    with_mount(&store, "top", |path| {
+        assert_eq!(subject.names(path), ["in-top"])
+    });
     subject.assert_clean(&store);
 }
 
@@ -115,8 +168,13 @@ fn a_layer_mounted_writable_takes_no_children(subject: &Subject) {
     let store = subject.store();
     create(&store, "base", None);
     mount(&store, "base");
-    let error = store.create(&layer("child", Some("base"))).expect_err("it can still change");
-    assert!(matches!(&error, Error::Mounted { id: parent, .. } if *parent == id("base")), "{error}");
+    let error = store
+        .create(&layer("child", Some("base")))
+        .expect_err("it can still change");
+    assert!(
+        matches!(&error, Error::Mounted { id: parent, .. } if *parent == id("base")),
+        "{error}"
+    );
     assert_eq!(error.kind(), ErrorKind::Busy);
     assert!(!store.inspect(&id("base")).expect("inspect").sealed);
     unmount(&store, "base");
@@ -148,7 +206,9 @@ fn other_options_than_the_mounts_are_refused(subject: &Subject) {
     mount(&store, "top");
     let nodev = OverlayOptions::default().with("nodev").expect("an option");
     let request = MountRequest::new().options(nodev);
-    let error = store.mount(&id("top"), &request).expect_err("mounted without");
+    let error = store
+        .mount(&id("top"), &request)
+        .expect_err("mounted without");
     assert!(matches!(error, Error::MountedDifferently { .. }), "{error}");
     assert_eq!(error.kind(), ErrorKind::Busy);
     unmount(&store, "top");
@@ -164,10 +224,16 @@ fn a_mount_that_nobody_holds_is_replaced(subject: &Subject) {
     let path = mount(&store, "top");
     // As after a kill between the mount and the note of its hold.
     subject.unlink(&store.layout().store_dir().join("holds/top"));
-    let error = store.create(&layer("child", Some("top"))).expect_err("it is mounted writable");
+    let error = store
+        .create(&layer("child", Some("top")))
+        .expect_err("it is mounted writable");
     assert_eq!(error.kind(), ErrorKind::Busy);
     assert_eq!(mount(&store, "top"), path);
-    let state = store.inspect(&id("top")).expect("inspect").mount.expect("mounted");
+    let state = store
+        .inspect(&id("top"))
+        .expect("inspect")
+        .mount
+        .expect("mounted");
     assert_eq!(state.holds(), 1);
     unmount(&store, "top");
     subject.assert_clean(&store);
@@ -192,8 +258,14 @@ fn a_hold_of_this_process_counts(subject: &Subject) {
     create(&store, "top", Some("base"));
     let request = MountRequest::new().hold(Hold::Process);
     store.mount(&id("top"), &request).expect("mount");
-    store.mount(&id("top"), &MountRequest::new()).expect("mount");
-    let state = store.inspect(&id("top")).expect("inspect").mount.expect("mounted");
+    store
+        .mount(&id("top"), &MountRequest::new())
+        .expect("mount");
+    let state = store
+        .inspect(&id("top"))
+        .expect("inspect")
+        .mount
+        .expect("mounted");
     assert_eq!((state.persistent, state.holds()), (1, 2));
     unmount(&store, "top");
     unmount(&store, "top");
@@ -205,14 +277,19 @@ fn unmounting_all_takes_every_layers_mount_and_nothing_else(subject: &Subject) {
     create(&store, "base", None);
     create(&store, "one", Some("base"));
     create(&store, "two", Some("base"));
-    assert_eq!(store.unmount_all(UnmountMode::Now).expect("nothing to do"), []);
+    assert_eq!(
+        store.unmount_all(UnmountMode::Now).expect("nothing to do"),
+        []
+    );
     for name in ["base", "one", "one"] {
         mount(&store, name);
     }
     let mut unmounted = store.unmount_all(UnmountMode::Now).expect("unmount");
     unmounted.sort();
     assert_eq!(unmounted, [id("base"), id("one")]);
-    let error = store.unmount(&id("one"), UnmountMode::Now).expect_err("no hold is left");
+    let error = store
+        .unmount(&id("one"), UnmountMode::Now)
+        .expect_err("no hold is left");
     assert!(matches!(error, Error::NotMounted { .. }), "{error}");
     subject.assert_clean(&store);
 }

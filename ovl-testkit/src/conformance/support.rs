@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use ovl_diff::{DirHandle, Node, NodeKind, RenameMode, TreeBackend, remove_tree};
 use ovl_driver::blocking::Overlay2;
-use ovl_driver::{Applied, Base, CreateLayer, Durability, Error, ImportOptions, MountRequest, OpenOptions};
+use ovl_driver::{
+    Applied, Base, CreateLayer, Durability, Error, ImportOptions, MountRequest, OpenOptions,
+};
 use ovl_layout::LayerId;
 use ovl_mount::UnmountMode;
 
@@ -39,14 +41,19 @@ impl Subject {
         let parent = path.parent().expect("the case uses paths with a parent");
         let dir = self.tree().open_root(parent);
         let dir = dir.unwrap_or_else(|error| panic!("open {}: {error}", parent.display()));
-        (dir, path.file_name().expect("the case uses paths with a name"))
+        (
+            dir,
+            path.file_name().expect("the case uses paths with a name"),
+        )
     }
 
     pub(super) fn write(&self, path: &Path, contents: &[u8]) {
         let (dir, name) = self.parent(path);
         let file = self.tree().create_file(&dir, name, 0o644);
         let file = file.unwrap_or_else(|error| panic!("create {}: {error}", path.display()));
-        self.tree().write_at(&file, 0, contents).expect("a new file can be written");
+        self.tree()
+            .write_at(&file, 0, contents)
+            .expect("a new file can be written");
     }
 
     pub(super) fn rewrite(&self, path: &Path, contents: &[u8]) {
@@ -58,12 +65,20 @@ impl Subject {
         let (dir, name) = self.parent(path);
         let file = self.tree().open_file(&dir, name);
         let file = file.unwrap_or_else(|error| panic!("open {}: {error}", path.display()));
-        let len = self.tree().metadata(Node::File(&file)).expect("an open file has metadata").size;
+        let len = self
+            .tree()
+            .metadata(Node::File(&file))
+            .expect("an open file has metadata")
+            .size;
         let mut contents = vec![0; usize::try_from(len).expect("cases use small files")];
         let mut filled = 0;
         while filled < contents.len() {
             let offset = filled as u64;
-            match self.tree().read_at(&file, offset, &mut contents[filled..]).expect("readable") {
+            match self
+                .tree()
+                .read_at(&file, offset, &mut contents[filled..])
+                .expect("readable")
+            {
                 0 => break,
                 len => filled += len,
             }
@@ -104,18 +119,24 @@ impl Subject {
 
     pub(super) fn link(&self, from: &Path, to: &Path) {
         let ((from_dir, from), (to_dir, to)) = (self.parent(from), self.parent(to));
-        self.tree().hard_link(&from_dir, from, &to_dir, to).expect("a file can be linked");
+        self.tree()
+            .hard_link(&from_dir, from, &to_dir, to)
+            .expect("a file can be linked");
     }
 
     pub(super) fn rename(&self, from: &Path, to: &Path) {
         let ((from_dir, from), (to_dir, to)) = (self.parent(from), self.parent(to));
-        let moved = self.tree().rename(&from_dir, from, &to_dir, to, RenameMode::Replace);
+        let moved = self
+            .tree()
+            .rename(&from_dir, from, &to_dir, to, RenameMode::Replace);
         moved.expect("a file can be renamed");
     }
 
     pub(super) fn chmod(&self, path: &Path, mode: u32) {
         let (dir, name) = self.parent(path);
-        self.tree().set_mode(Node::Entry(&dir, name), mode).expect("a mode can be set");
+        self.tree()
+            .set_mode(Node::Entry(&dir, name), mode)
+            .expect("a mode can be set");
     }
 
     pub(super) fn set_xattr(&self, path: &Path, attribute: &str, value: &[u8]) {
@@ -136,14 +157,22 @@ impl Subject {
 
     pub(super) fn mode(&self, path: &Path) -> u32 {
         let (dir, name) = self.parent(path);
-        self.tree().metadata(Node::Entry(&dir, name)).expect("it is there").mode
+        self.tree()
+            .metadata(Node::Entry(&dir, name))
+            .expect("it is there")
+            .mode
     }
 
     pub(super) fn names(&self, path: &Path) -> Vec<String> {
         let dir = self.tree().open_root(path).expect("a directory");
-        let entries = self.tree().read_dir(&dir).expect("a directory can be listed").into_iter();
-        let mut names: Vec<String> =
-            entries.map(|entry| entry.name.to_string_lossy().into_owned()).collect();
+        let entries = self
+            .tree()
+            .read_dir(&dir)
+            .expect("a directory can be listed")
+            .into_iter();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.name.to_string_lossy().into_owned())
+            .collect();
         names.retain(|name| name != "lost+found");
         names.sort();
         names
@@ -158,7 +187,11 @@ impl Subject {
 
     /// Nothing may be mounted, staged or in the trash when a case ends.
     pub(super) fn assert_clean(&self, store: &Overlay2) {
-        let mounts = self.kernel().mount().mounts_below(store.home()).expect("mounts can be listed");
+        let mounts = self
+            .kernel()
+            .mount()
+            .mounts_below(store.home())
+            .expect("mounts can be listed");
         assert_eq!(mounts, [], "nothing is left mounted");
         for name in ["staging", "trash", "holds"] {
             let path = store.layout().store_dir().join(name);
@@ -168,7 +201,11 @@ impl Subject {
         }
         let links = self.names(&store.layout().link_dir()).len();
         let layers = store.layers().expect("layers can be listed");
-        assert_eq!(links, layers.layers.len() + layers.broken.len(), "one link a layer");
+        assert_eq!(
+            links,
+            layers.layers.len() + layers.broken.len(),
+            "one link a layer"
+        );
     }
 }
 
@@ -195,7 +232,12 @@ pub(super) fn create(store: &Overlay2, name: &str, parent: Option<&str>) {
     created.unwrap_or_else(|error| panic!("create {name}: {}", chain(&error)));
 }
 
-pub(super) fn import(store: &Overlay2, name: &str, parent: Option<&str>, archive: &[u8]) -> Applied {
+pub(super) fn import(
+    store: &Overlay2,
+    name: &str,
+    parent: Option<&str>,
+    archive: &[u8],
+) -> Applied {
     try_import(store, name, parent, archive)
         .unwrap_or_else(|error| panic!("import {name}: {}", chain(&error)))
 }
@@ -206,7 +248,12 @@ pub(super) fn try_import(
     parent: Option<&str>,
     archive: &[u8],
 ) -> Result<Applied, Error> {
-    store.import(&layer(name, parent), archive, ImportOptions::new(), &mut |_| {})
+    store.import(
+        &layer(name, parent),
+        archive,
+        ImportOptions::new(),
+        &mut |_| {},
+    )
 }
 
 pub(super) fn diff(store: &Overlay2, layer: &str, base: &Base) -> Vec<u8> {

@@ -25,15 +25,23 @@ impl Data {
 
     /// Pages that writing here would allocate.
     pub(super) fn new_pages(&self, offset: u64, len: usize) -> u64 {
-        pages(offset, len).filter(|page| !self.pages.contains_key(page)).count() as u64
+        pages(offset, len)
+            .filter(|page| !self.pages.contains_key(page))
+            .count() as u64
     }
 
     pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> usize {
         let left = usize::try_from(self.len.saturating_sub(offset)).unwrap_or(usize::MAX);
         let len = left.min(buffer.len());
-        for (index, byte) in buffer[..len].iter_mut().enumerate() {
-            let (page, at) = place(offset + index as u64);
-            *byte = self.pages.get(&page).map_or(0, |bytes| bytes[at]);
+        let mut done = 0;
+        while done < len {
+            let (page, at) = place(offset + done as u64);
+            let step = (PAGE_LEN - at).min(len - done);
+            match self.pages.get(&page) {
+                Some(bytes) => buffer[done..done + step].copy_from_slice(&bytes[at..at + step]),
+                None => buffer[done..done + step].fill(0),
+            }
+            done += step;
         }
         len
     }
@@ -52,7 +60,8 @@ impl Data {
 
     pub(super) fn set_len(&mut self, len: u64) {
         let (last, at) = place(len);
-        self.pages.retain(|page, _| *page < last || (*page == last && at > 0));
+        self.pages
+            .retain(|page, _| *page < last || (*page == last && at > 0));
         if let Some(bytes) = self.pages.get_mut(&last) {
             bytes[at..].fill(0);
         }

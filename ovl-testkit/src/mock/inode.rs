@@ -99,14 +99,21 @@ impl Inode {
         };
         Metadata {
             kind: self.kind(),
-            mode: if self.kind() == FileKind::Symlink { 0o777 } else { self.mode },
+            mode: if self.kind() == FileKind::Symlink {
+                0o777
+            } else {
+                self.mode
+            },
             uid: self.uid,
             gid: self.gid,
             nlink: self.nlink.max(1),
             size,
             blocks: self.blocks(),
             ino,
-            dev: DeviceNumber { major: 0, minor: dev },
+            dev: DeviceNumber {
+                major: 0,
+                minor: dev,
+            },
             rdev,
             mtime: self.mtime,
             ctime: self.ctime,
@@ -117,7 +124,10 @@ impl Inode {
 /// Time goes on with every change; the steps are odd, so that no time is a whole second by chance.
 fn time(clock: i64) -> Timestamp {
     let nanos = u32::try_from((clock * 1_234_567) % 1_000_000_000).unwrap_or(0);
-    Timestamp { secs: 1_600_000_000 + clock / 97, nanos }
+    Timestamp {
+        secs: 1_600_000_000 + clock / 97,
+        nanos,
+    }
 }
 
 pub(super) fn check_name(name: &OsStr) -> Result<()> {
@@ -125,7 +135,11 @@ pub(super) fn check_name(name: &OsStr) -> Result<()> {
     if bytes.len() > MAX_NAME_LEN {
         return Err(Errno::NAMETOOLONG);
     }
-    let bad = bytes.is_empty() || bytes == b"." || bytes == b".." || bytes.contains(&b'/') || bytes.contains(&0);
+    let bad = bytes.is_empty()
+        || bytes == b"."
+        || bytes == b".."
+        || bytes.contains(&b'/')
+        || bytes.contains(&0);
     if bad { Err(Errno::INVAL) } else { Ok(()) }
 }
 
@@ -287,7 +301,9 @@ impl State {
         if dir == above {
             return true;
         }
-        let Ok(entries) = self.entries(above) else { return false };
+        let Ok(entries) = self.entries(above) else {
+            return false;
+        };
         entries.values().any(|&ino| self.is_below(dir, ino))
     }
 

@@ -82,7 +82,10 @@ impl MockKernel {
     /// A kernel of this kind with an empty root directory.
     #[must_use]
     pub fn new(profile: KernelProfile) -> Self {
-        let process = ProcessId { pid: 1000, start_time: 1000 };
+        let process = ProcessId {
+            pid: 1000,
+            start_time: 1000,
+        };
         let state = State {
             inodes: BTreeMap::from([(ROOT, Inode::directory(0o755, 0))]),
             next_ino: ROOT + 1,
@@ -96,8 +99,15 @@ impl MockKernel {
             limits: BTreeMap::new(),
             full: Self::full(profile.fs_type),
         };
-        let shared = Shared { profile, state: Mutex::new(state), unlocked: Condvar::new() };
-        Self { shared: Arc::new(shared), process }
+        let shared = Shared {
+            profile,
+            state: Mutex::new(state),
+            unlocked: Condvar::new(),
+        };
+        Self {
+            shared: Arc::new(shared),
+            process,
+        }
     }
 
     /// The bundle that a store takes.
@@ -116,8 +126,14 @@ impl MockKernel {
     #[must_use]
     pub fn as_process(&self, pid: u32) -> Self {
         self.state().processes.insert(pid);
-        let process = ProcessId { pid, start_time: u64::from(pid) };
-        Self { shared: Arc::clone(&self.shared), process }
+        let process = ProcessId {
+            pid,
+            start_time: u64::from(pid),
+        };
+        Self {
+            shared: Arc::clone(&self.shared),
+            process,
+        }
     }
 
     /// Ends a process: its locks are released.
@@ -183,12 +199,17 @@ impl MockKernel {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl fmt::Debug for MockKernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MockKernel").field("process", &self.process).finish_non_exhaustive()
+        f.debug_struct("MockKernel")
+            .field("process", &self.process)
+            .finish_non_exhaustive()
     }
 }

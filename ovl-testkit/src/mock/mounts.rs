@@ -40,7 +40,13 @@ pub(super) enum Kind {
 impl Mount {
     pub(super) fn root() -> Self {
         let target = PathBuf::from("/");
-        Self { id: 1, target, point: 0, read_only: false, kind: Kind::Plain(ROOT) }
+        Self {
+            id: 1,
+            target,
+            point: 0,
+            read_only: false,
+            kind: Kind::Plain(ROOT),
+        }
     }
 }
 
@@ -123,7 +129,11 @@ impl State {
                 return Err(Errno::LOOP);
             }
             // Linux only warns of this; nothing good comes of it.
-            if self.mounts.iter().any(|mount| mount.uses(upper) || mount.uses(work)) {
+            if self
+                .mounts
+                .iter()
+                .any(|mount| mount.uses(upper) || mount.uses(work))
+            {
                 return Err(Errno::BUSY);
             }
             if self.child(work, OsStr::new("work"))?.is_none() {
@@ -132,7 +142,12 @@ impl State {
             }
         }
         let _ = profile;
-        Ok(Overlay { upper: upper.map(|(upper, _)| upper), work: upper.map(|(_, work)| work), lowers, xattrs })
+        Ok(Overlay {
+            upper: upper.map(|(upper, _)| upper),
+            work: upper.map(|(_, work)| work),
+            lowers,
+            xattrs,
+        })
     }
 }
 
@@ -188,8 +203,9 @@ impl Request {
             match (key, value) {
                 (b"lowerdir", Some(value)) => {
                     let paths = split(value, b':').into_iter();
-                    request.lowers =
-                        paths.map(|path| PathBuf::from(OsString::from_vec(unescape(path)))).collect();
+                    request.lowers = paths
+                        .map(|path| PathBuf::from(OsString::from_vec(unescape(path))))
+                        .collect();
                 }
                 (key, value) => request.set(key, value, profile)?,
             }
@@ -205,7 +221,9 @@ impl Request {
         for setting in settings {
             match setting {
                 Setting::Flag(key) => request.set(key.as_bytes(), None, profile)?,
-                Setting::Text(_, value) if value.len() > MAX_SETTING_LEN => return Err(Errno::INVAL),
+                Setting::Text(_, value) if value.len() > MAX_SETTING_LEN => {
+                    return Err(Errno::INVAL);
+                }
                 Setting::Text("lowerdir+", value) => request.lowers.push(PathBuf::from(value)),
                 Setting::Text(key, value) => {
                     request.set(key.as_bytes(), Some(value.as_bytes()), profile)?;
@@ -250,9 +268,10 @@ impl MockKernel {
         let mut state = self.state();
         let point = state.plain_dir(plan.target())?;
         let (kind, read_only) = match plan.action() {
-            MountAction::Bind { source } => {
-                (Kind::Plain(state.plain_dir(source)?), plan.access() == Access::ReadOnly)
-            }
+            MountAction::Bind { source } => (
+                Kind::Plain(state.plain_dir(source)?),
+                plan.access() == Access::ReadOnly,
+            ),
             MountAction::Overlay(call) => {
                 let mut request = match call {
                     OverlayCall::Data { data, .. } => Request::from_data(data.as_bytes(), profile)?,
@@ -269,7 +288,13 @@ impl MockKernel {
         let id = state.next_mount;
         state.next_mount += 1;
         let target = plan.target().to_owned();
-        state.mounts.push(Arc::new(Mount { id, target, point, read_only, kind }));
+        state.mounts.push(Arc::new(Mount {
+            id,
+            target,
+            point,
+            read_only,
+            kind,
+        }));
         Ok(())
     }
 }
@@ -277,10 +302,12 @@ impl MockKernel {
 impl MountBackend for MockKernel {
     fn features(&self) -> io::Result<MountFeatures> {
         let profile = self.profile();
-        Ok(MountFeatures::new(DataLimit::for_page_size(profile.page_size))
-            .lowerdir_plus(profile.lowerdir_plus)
-            .index(profile.index)
-            .user_namespace(profile.identity.user_namespace))
+        Ok(
+            MountFeatures::new(DataLimit::for_page_size(profile.page_size))
+                .lowerdir_plus(profile.lowerdir_plus)
+                .index(profile.index)
+                .user_namespace(profile.identity.user_namespace),
+        )
     }
 
     fn mount(&self, plan: &MountPlan) -> std::result::Result<(), MountError> {
@@ -290,7 +317,10 @@ impl MountBackend for MockKernel {
 
     fn unmount(&self, target: &Path, mode: UnmountMode) -> std::result::Result<(), MountError> {
         let mut state = self.state();
-        let Some(at) = state.mounts.iter().rposition(|mount| mount.target == target && mount.id > 1)
+        let Some(at) = state
+            .mounts
+            .iter()
+            .rposition(|mount| mount.target == target && mount.id > 1)
         else {
             return Err(MountError::unmount(target, Errno::INVAL.into()));
         };
@@ -303,13 +333,23 @@ impl MountBackend for MockKernel {
 
     fn mount_at(&self, path: &Path) -> io::Result<Option<MountInfo>> {
         let state = self.state();
-        Ok(state.mounts.iter().rev().find(|mount| mount.target == path).map(|mount| info(mount)))
+        Ok(state
+            .mounts
+            .iter()
+            .rev()
+            .find(|mount| mount.target == path)
+            .map(|mount| info(mount)))
     }
 
     fn mounts_below(&self, path: &Path) -> io::Result<Vec<MountInfo>> {
         let state = self.state();
         let below = |mount: &&Arc<Mount>| mount.target != path && mount.target.starts_with(path);
-        Ok(state.mounts.iter().filter(below).map(|mount| info(mount)).collect())
+        Ok(state
+            .mounts
+            .iter()
+            .filter(below)
+            .map(|mount| info(mount))
+            .collect())
     }
 }
 
@@ -318,5 +358,10 @@ fn info(mount: &Mount) -> MountInfo {
         Kind::Plain(_) => "mock",
         Kind::Overlay(_) => "overlay",
     };
-    MountInfo::new(mount.id, mount.target.clone(), fs_type.to_owned(), mount.read_only)
+    MountInfo::new(
+        mount.id,
+        mount.target.clone(),
+        fs_type.to_owned(),
+        mount.read_only,
+    )
 }

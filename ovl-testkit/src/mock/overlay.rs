@@ -48,7 +48,9 @@ impl State {
     }
 
     fn is_opaque(&self, overlay: &Overlay, ino: Ino) -> Result<bool> {
-        Ok(self.overlay_xattr(overlay, ino, "opaque")?.is_some_and(|value| value == b"y"))
+        Ok(self
+            .overlay_xattr(overlay, ino, "opaque")?
+            .is_some_and(|value| value == b"y"))
     }
 
     pub(super) fn overlay_lookup(
@@ -60,8 +62,13 @@ impl State {
         check_name(name)?;
         let mut merged = Merged::default();
         let upper = dir.upper.map(|ino| (ino, true));
-        for (part, is_upper) in upper.into_iter().chain(dir.lowers.iter().map(|&ino| (ino, false))) {
-            let Some(ino) = self.child(part, name)? else { continue };
+        for (part, is_upper) in upper
+            .into_iter()
+            .chain(dir.lowers.iter().map(|&ino| (ino, false)))
+        {
+            let Some(ino) = self.child(part, name)? else {
+                continue;
+            };
             let inode = self.inode(ino)?;
             if inode.is_whiteout() {
                 break;
@@ -86,7 +93,10 @@ impl State {
     /// The merged directory at a path.
     pub(super) fn overlay_dir(&self, overlay: &Overlay, path: &[OsString]) -> Result<Merged> {
         // An opaque root hides nothing: the kernel ignores the mark there.
-        let mut dir = Merged { upper: overlay.upper, lowers: overlay.lowers.clone() };
+        let mut dir = Merged {
+            upper: overlay.upper,
+            lowers: overlay.lowers.clone(),
+        };
         for name in path {
             match self.overlay_lookup(overlay, &dir, name)? {
                 Some(Entry::Directory(inner)) => dir = inner,
@@ -116,7 +126,10 @@ impl State {
     }
 
     fn below_has(&self, overlay: &Overlay, dir: &Merged, name: &OsStr) -> Result<bool> {
-        let lowers = Merged { upper: None, lowers: dir.lowers.clone() };
+        let lowers = Merged {
+            upper: None,
+            lowers: dir.lowers.clone(),
+        };
         Ok(self.overlay_lookup(overlay, &lowers, name)?.is_some())
     }
 
@@ -144,7 +157,10 @@ impl State {
         name: &OsStr,
     ) -> Result<Ino> {
         let dir = self.overlay_dir(overlay, path)?;
-        match self.overlay_lookup(overlay, &dir, name)?.ok_or(Errno::NOENT)? {
+        match self
+            .overlay_lookup(overlay, &dir, name)?
+            .ok_or(Errno::NOENT)?
+        {
             Entry::Object(ino, true) => Ok(ino),
             Entry::Object(ino, false) => {
                 let upper = self.copy_up_dir(overlay, path)?;
@@ -171,7 +187,10 @@ impl State {
         let copy = self.inode_mut(ino)?;
         (copy.uid, copy.gid, copy.mtime) = (original.uid, original.gid, original.mtime);
         let private = overlay.xattrs.prefix();
-        let kept = original.xattrs.into_iter().filter(|(name, _)| !is_private(private, name));
+        let kept = original
+            .xattrs
+            .into_iter()
+            .filter(|(name, _)| !is_private(private, name));
         copy.xattrs = kept.collect();
         copy.xattrs.insert(origin, from.to_be_bytes().to_vec());
         let parent = self.inode_mut(dir)?;
@@ -246,7 +265,10 @@ impl State {
         name: &OsStr,
     ) -> Result<()> {
         let dir = self.overlay_dir(overlay, path)?;
-        match self.overlay_lookup(overlay, &dir, name)?.ok_or(Errno::NOENT)? {
+        match self
+            .overlay_lookup(overlay, &dir, name)?
+            .ok_or(Errno::NOENT)?
+        {
             Entry::Directory(_) => return Err(Errno::ISDIR),
             Entry::Object(_, is_upper) => {
                 let upper = self.copy_up_dir(overlay, path)?;
@@ -265,7 +287,9 @@ impl State {
         name: &OsStr,
     ) -> Result<()> {
         let dir = self.overlay_dir(overlay, path)?;
-        let Entry::Directory(inner) = self.overlay_lookup(overlay, &dir, name)?.ok_or(Errno::NOENT)?
+        let Entry::Directory(inner) = self
+            .overlay_lookup(overlay, &dir, name)?
+            .ok_or(Errno::NOENT)?
         else {
             return Err(Errno::NOTDIR);
         };
@@ -290,7 +314,10 @@ impl State {
         (path, name): (&[OsString], &OsStr),
     ) -> Result<()> {
         let dir = self.overlay_dir(overlay, from_path)?;
-        match self.overlay_lookup(overlay, &dir, from)?.ok_or(Errno::NOENT)? {
+        match self
+            .overlay_lookup(overlay, &dir, from)?
+            .ok_or(Errno::NOENT)?
+        {
             Entry::Directory(_) => return Err(Errno::PERM),
             Entry::Object(..) => {}
         }
@@ -310,7 +337,9 @@ impl State {
         (path, name): (&[OsString], &OsStr),
     ) -> Result<()> {
         let source = self.overlay_dir(overlay, from_path)?;
-        let moved = self.overlay_lookup(overlay, &source, from)?.ok_or(Errno::NOENT)?;
+        let moved = self
+            .overlay_lookup(overlay, &source, from)?
+            .ok_or(Errno::NOENT)?;
         if let Entry::Directory(dir) = &moved
             && !dir.lowers.is_empty()
         {
@@ -347,5 +376,7 @@ impl State {
 /// Whether overlayfs keeps an attribute to itself; an escaped one is the user's.
 pub(super) fn is_private(prefix: &str, name: &OsStr) -> bool {
     let bytes = name.as_encoded_bytes();
-    bytes.strip_prefix(prefix.as_bytes()).is_some_and(|rest| !rest.starts_with(b"overlay."))
+    bytes
+        .strip_prefix(prefix.as_bytes())
+        .is_some_and(|rest| !rest.starts_with(b"overlay."))
 }

@@ -36,25 +36,39 @@ impl KernelProfile {
     /// Without the new mount API: everything goes through one data string.
     #[must_use]
     pub fn legacy() -> Self {
-        Self { lowerdir_plus: false, ..Self::modern() }
+        Self {
+            lowerdir_plus: false,
+            ..Self::modern()
+        }
     }
 
     /// Root of a user namespace that maps nobody else.
     #[must_use]
     pub fn rootless() -> Self {
         let quota = Enforcement::Unsupported;
-        Self { identity: Identity::single_id(), quota, ..Self::modern() }
+        Self {
+            identity: Identity::single_id(),
+            quota,
+            ..Self::modern()
+        }
     }
 
     /// Pages of 64 KiB, as some arm64 kernels have.
     #[must_use]
     pub fn large_pages() -> Self {
-        Self { page_size: 65536, lowerdir_plus: false, ..Self::modern() }
+        Self {
+            page_size: 65536,
+            lowerdir_plus: false,
+            ..Self::modern()
+        }
     }
 
     /// XFS with enforced quotas.
     #[must_use]
     pub fn xfs() -> Self {
-        Self { fs_type: FsType::XFS, ..Self::modern() }
+        Self {
+            fs_type: FsType::XFS,
+            ..Self::modern()
+        }
     }
 }

@@ -5,9 +5,7 @@ use std::path::Path;
 
 use ovl_diff::TreeBackend as _;
 use ovl_driver::FsType;
-use ovl_quota::{
-    Bytes, Enforcement, Limits, ProjectId, ProjectRange, QuotaBackend, Usage,
-};
+use ovl_quota::{Bytes, Enforcement, Limits, ProjectId, ProjectRange, QuotaBackend, Usage};
 use rustix::io::Errno;
 
 use super::inode::{Ino, Result};
@@ -17,7 +15,9 @@ use super::{MockKernel, State};
 impl State {
     /// Refuses what would go over a project's limit.
     pub(super) fn charge(&self, project: u32, inodes: u64, bytes: u64) -> Result<()> {
-        let Some(limits) = self.limits.get(&project).filter(|_| project != 0) else { return Ok(()) };
+        let Some(limits) = self.limits.get(&project).filter(|_| project != 0) else {
+            return Ok(());
+        };
         let (used_bytes, used_inodes) = self.used(project);
         let over = |limit: Option<u64>, used: u64, more: u64| {
             more > 0 && limit.is_some_and(|limit| used + more > limit)
@@ -28,15 +28,24 @@ impl State {
     }
 
     fn used(&self, project: u32) -> (u64, u64) {
-        let members = self.inodes.values().filter(|inode| inode.project == project && inode.nlink > 0);
-        members.fold((0, 0), |(bytes, inodes), inode| (bytes + inode.blocks() * 512, inodes + 1))
+        let members = self
+            .inodes
+            .values()
+            .filter(|inode| inode.project == project && inode.nlink > 0);
+        members.fold((0, 0), |(bytes, inodes), inode| {
+            (bytes + inode.blocks() * 512, inodes + 1)
+        })
     }
 }
 
 impl MockKernel {
     /// What an exceeded limit is called: XFS says that there is no space, ext4 names the quota.
     pub(super) fn full(fs_type: FsType) -> Errno {
-        if fs_type == FsType::XFS { Errno::NOSPC } else { Errno::DQUOT }
+        if fs_type == FsType::XFS {
+            Errno::NOSPC
+        } else {
+            Errno::DQUOT
+        }
     }
 
     fn directory(&self, path: &Path) -> io::Result<Ino> {
@@ -101,7 +110,11 @@ impl QuotaBackend for MockKernel {
         self.quotas_on()?;
         let state = self.state();
         let (bytes, inodes) = state.used(project.get());
-        let limits = state.limits.get(&project.get()).copied().unwrap_or(Limits::UNLIMITED);
+        let limits = state
+            .limits
+            .get(&project.get())
+            .copied()
+            .unwrap_or(Limits::UNLIMITED);
         Ok(Usage::new(Bytes::new(bytes), inodes, limits))
     }
 
@@ -114,6 +127,10 @@ impl QuotaBackend for MockKernel {
         let mut ids: Vec<u32> = living.map(|inode| inode.project).chain(limited).collect();
         ids.sort_unstable();
         ids.dedup();
-        Ok(ids.into_iter().filter_map(ProjectId::new).filter(|id| range.contains(*id)).collect())
+        Ok(ids
+            .into_iter()
+            .filter_map(ProjectId::new)
+            .filter(|id| range.contains(*id))
+            .collect())
     }
 }

@@ -53,7 +53,11 @@ struct Release {
 
 impl Drop for Release {
     fn drop(&mut self) {
-        let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self
+            .shared
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         state.locks.held.remove(&self.key);
         self.shared.unlocked.notify_all();
     }
@@ -110,7 +114,10 @@ impl SystemBackend for MockKernel {
         }
         loop {
             if let Some(key) = state.locks.take(ino, kind, self.process.pid) {
-                let release = Release { shared: Arc::clone(&self.shared), key };
+                let release = Release {
+                    shared: Arc::clone(&self.shared),
+                    key,
+                };
                 return Ok(Some(Lock::new(ino, release)));
             }
             if !wait {

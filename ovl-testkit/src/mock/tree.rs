@@ -59,11 +59,19 @@ impl MockDir {
     }
 
     fn writable(&self) -> Result<()> {
-        if self.mount.read_only { Err(Errno::ROFS) } else { Ok(()) }
+        if self.mount.read_only {
+            Err(Errno::ROFS)
+        } else {
+            Ok(())
+        }
     }
 
     fn same_mount(&self, other: &Self) -> Result<()> {
-        if self.mount.id == other.mount.id { Ok(()) } else { Err(Errno::XDEV) }
+        if self.mount.id == other.mount.id {
+            Ok(())
+        } else {
+            Err(Errno::XDEV)
+        }
     }
 
     fn overlay(&self) -> Option<(&Overlay, &[OsString])> {
@@ -100,13 +108,20 @@ impl MockDir {
             At::Plain(_) => At::Plain(ino),
             At::Merged(path) => At::Merged([&**path, &[name.to_owned()]].concat()),
         };
-        Self { mount: Arc::clone(&self.mount), at }
+        Self {
+            mount: Arc::clone(&self.mount),
+            at,
+        }
     }
 
     /// The root of what is mounted on a name, which is what the name stands for then.
     fn covering(&self, state: &State, name: &OsStr) -> Result<Option<Self>> {
-        let At::Plain(dir) = self.at else { return Ok(None) };
-        let Some(ino) = state.child(dir, name)? else { return Ok(None) };
+        let At::Plain(dir) = self.at else {
+            return Ok(None);
+        };
+        let Some(ino) = state.child(dir, name)? else {
+            return Ok(None);
+        };
         Ok(state.mounted_on(ino).map(Self::root_of))
     }
 
@@ -115,7 +130,10 @@ impl MockDir {
             Kind::Plain(root) => At::Plain(*root),
             Kind::Overlay(_) => At::Merged(Vec::new()),
         };
-        Self { mount: Arc::clone(mount), at }
+        Self {
+            mount: Arc::clone(mount),
+            at,
+        }
     }
 
     fn add(&self, state: &mut State, name: &OsStr, body: Body, mode: u32) -> Result<Ino> {
@@ -137,7 +155,11 @@ impl MockDir {
 
 impl MockKernel {
     /// The subject of a step that only looks.
-    fn locate(&self, state: &State, node: Node<'_>) -> io::Result<(Ino, u32, Option<&'static str>)> {
+    fn locate(
+        &self,
+        state: &State,
+        node: Node<'_>,
+    ) -> io::Result<(Ino, u32, Option<&'static str>)> {
         let private = |mount: &Mount| match &mount.kind {
             Kind::Overlay(overlay) => Some(overlay.xattrs.prefix()),
             Kind::Plain(_) => None,
@@ -145,7 +167,11 @@ impl MockKernel {
         Ok(match node {
             Node::File(file) => {
                 let file: &MockFile = file.inner()?;
-                let dev = MockDir { mount: Arc::clone(&file.mount), at: At::Plain(file.ino) }.dev();
+                let dev = MockDir {
+                    mount: Arc::clone(&file.mount),
+                    at: At::Plain(file.ino),
+                }
+                .dev();
                 (file.ino, dev, private(&file.mount))
             }
             Node::Dir(handle) => {
@@ -164,7 +190,11 @@ impl MockKernel {
     }
 
     /// The subject of a step that changes it, copied up where it must be.
-    fn locate_mut(&self, state: &mut State, node: Node<'_>) -> io::Result<(Ino, Option<&'static str>)> {
+    fn locate_mut(
+        &self,
+        state: &mut State,
+        node: Node<'_>,
+    ) -> io::Result<(Ino, Option<&'static str>)> {
         let (ino, _, private) = self.locate(state, node)?;
         let covering = match node {
             Node::Entry(handle, name) => dir(handle)?.covering(state, name)?,
@@ -185,7 +215,9 @@ impl MockKernel {
             },
         };
         found.writable()?;
-        let Some((overlay, path)) = found.overlay() else { return Ok((ino, private)) };
+        let Some((overlay, path)) = found.overlay() else {
+            return Ok((ino, private));
+        };
         let ino = match name {
             None => state.copy_up_dir(overlay, path)?,
             Some(name) => state.copy_up(overlay, path, name)?,
@@ -193,7 +225,11 @@ impl MockKernel {
         Ok((ino, private))
     }
 
-    fn change(&self, node: Node<'_>, change: impl FnOnce(&mut super::inode::Inode) -> Result<()>) -> io::Result<()> {
+    fn change(
+        &self,
+        node: Node<'_>,
+        change: impl FnOnce(&mut super::inode::Inode) -> Result<()>,
+    ) -> io::Result<()> {
         let mut state = self.state();
         let (ino, _) = self.locate_mut(&mut state, node)?;
         let now = state.tick();
@@ -227,7 +263,10 @@ impl TreeBackend for MockKernel {
             }
             Ok(found)
         };
-        let mut stack = vec![MockDir { mount: Arc::clone(root), at: At::Plain(ROOT) }];
+        let mut stack = vec![MockDir {
+            mount: Arc::clone(root),
+            at: At::Plain(ROOT),
+        }];
         let mut pending: Vec<OsString> = path.iter().rev().map(OsStr::to_owned).collect();
         let mut links = 0;
         while let Some(name) = pending.pop() {
@@ -255,7 +294,10 @@ impl TreeBackend for MockKernel {
                 }
             }
         }
-        stack.pop().map(DirHandle::new).ok_or_else(|| Errno::NOENT.into())
+        stack
+            .pop()
+            .map(DirHandle::new)
+            .ok_or_else(|| Errno::NOENT.into())
     }
 
     fn open_dir(&self, handle: &DirHandle, name: &OsStr) -> io::Result<DirHandle> {
@@ -279,7 +321,11 @@ impl TreeBackend for MockKernel {
         let mut entries = Vec::with_capacity(names.len());
         // Backwards, so that nobody relies on an order.
         for (name, ino) in names.into_iter().rev() {
-            entries.push(DirEntry { kind: state.inode(ino)?.kind(), name, ino });
+            entries.push(DirEntry {
+                kind: state.inode(ino)?.kind(),
+                name,
+                ino,
+            });
         }
         Ok(entries)
     }
@@ -298,8 +344,17 @@ impl TreeBackend for MockKernel {
 
     fn create_file(&self, handle: &DirHandle, name: &OsStr, mode: u32) -> io::Result<FileHandle> {
         let here = dir(handle)?;
-        let ino = here.add(&mut self.state(), name, Body::Regular(Data::default()), mode)?;
-        Ok(FileHandle::new(MockFile { mount: Arc::clone(&here.mount), ino, writable: true }))
+        let ino = here.add(
+            &mut self.state(),
+            name,
+            Body::Regular(Data::default()),
+            mode,
+        )?;
+        Ok(FileHandle::new(MockFile {
+            mount: Arc::clone(&here.mount),
+            ino,
+            writable: true,
+        }))
     }
 
     fn open_file(&self, handle: &DirHandle, name: &OsStr) -> io::Result<FileHandle> {
@@ -308,9 +363,18 @@ impl TreeBackend for MockKernel {
         match state.inode(ino)?.kind() {
             FileKind::Regular => {}
             FileKind::Symlink => return Err(Errno::LOOP.into()),
-            _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
+            _ => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "not a regular file",
+                ));
+            }
         }
-        Ok(FileHandle::new(MockFile { mount: Arc::clone(&here.mount), ino, writable: false }))
+        Ok(FileHandle::new(MockFile {
+            mount: Arc::clone(&here.mount),
+            ino,
+            writable: false,
+        }))
     }
 
     fn read_at(&self, file: &FileHandle, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
@@ -329,7 +393,9 @@ impl TreeBackend for MockKernel {
         let mut state = self.state();
         let now = state.tick();
         let inode = state.inode(file.ino)?;
-        let Body::Regular(contents) = &inode.body else { return Err(Errno::INVAL.into()) };
+        let Body::Regular(contents) = &inode.body else {
+            return Err(Errno::INVAL.into());
+        };
         let (project, pages) = (inode.project, contents.new_pages(offset, data.len()));
         state.charge(project, 0, pages * 4096)?;
         let inode = state.inode_mut(file.ino)?;
@@ -365,7 +431,10 @@ impl TreeBackend for MockKernel {
     }
 
     fn share_data(&self, _: &FileHandle, _: &FileHandle) -> io::Result<()> {
-        Err(io::Error::new(io::ErrorKind::Unsupported, "no data is shared here"))
+        Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "no data is shared here",
+        ))
     }
 
     fn create_symlink(&self, handle: &DirHandle, name: &OsStr, target: &OsStr) -> io::Result<()> {
@@ -374,7 +443,12 @@ impl TreeBackend for MockKernel {
             1..=MAX_TARGET_LEN => {}
             _ => return Err(Errno::NAMETOOLONG.into()),
         }
-        dir(handle)?.add(&mut self.state(), name, Body::Symlink(target.to_owned()), 0o777)?;
+        dir(handle)?.add(
+            &mut self.state(),
+            name,
+            Body::Symlink(target.to_owned()),
+            0o777,
+        )?;
         Ok(())
     }
 
@@ -494,7 +568,11 @@ impl TreeBackend for MockKernel {
             (inode.uid, inode.gid) = (uid, gid);
             if !inode.is_dir() {
                 // Setgid without execute permission marks mandatory locking and stays.
-                inode.mode &= if inode.mode & 0o010 == 0 { !0o4000 } else { !0o6000 };
+                inode.mode &= if inode.mode & 0o010 == 0 {
+                    !0o4000
+                } else {
+                    !0o6000
+                };
                 inode.xattrs.remove(OsStr::new("security.capability"));
             }
             Ok(())
@@ -539,13 +617,25 @@ impl TreeBackend for MockKernel {
         if rootless && name.as_encoded_bytes().starts_with(b"trusted.") {
             return Ok(None);
         }
-        Ok(state.inode(ino)?.xattrs.get(&stored_name(private, name)).cloned())
+        Ok(state
+            .inode(ino)?
+            .xattrs
+            .get(&stored_name(private, name))
+            .cloned())
     }
 
     fn set_xattr(&self, node: Node<'_>, name: &OsStr, value: &[u8]) -> io::Result<()> {
         let bytes = name.as_encoded_bytes();
-        let known = [&b"user."[..], b"trusted.", b"security.", b"system.posix_acl_"];
-        if !known.iter().any(|prefix| bytes.len() > prefix.len() && bytes.starts_with(prefix)) {
+        let known = [
+            &b"user."[..],
+            b"trusted.",
+            b"security.",
+            b"system.posix_acl_",
+        ];
+        if !known
+            .iter()
+            .any(|prefix| bytes.len() > prefix.len() && bytes.starts_with(prefix))
+        {
             return Err(Errno::OPNOTSUPP.into());
         }
         if bytes.len() > 255 {
@@ -567,7 +657,9 @@ impl TreeBackend for MockKernel {
         let now = state.tick();
         let inode = state.inode_mut(ino)?;
         inode.ctime = now;
-        inode.xattrs.insert(stored_name(private, name), value.to_vec());
+        inode
+            .xattrs
+            .insert(stored_name(private, name), value.to_vec());
         Ok(())
     }
 
@@ -575,7 +667,10 @@ impl TreeBackend for MockKernel {
         self.xattr(node, name)?.ok_or(Errno::NODATA)?;
         let mut state = self.state();
         let (ino, private) = self.locate_mut(&mut state, node)?;
-        state.inode_mut(ino)?.xattrs.remove(&stored_name(private, name));
+        state
+            .inode_mut(ino)?
+            .xattrs
+            .remove(&stored_name(private, name));
         Ok(())
     }
 
@@ -593,12 +688,16 @@ impl TreeBackend for MockKernel {
 
 /// Under which name a merged view shows a stored attribute.
 fn shown_name(private: Option<&str>, name: &OsStr) -> Option<OsString> {
-    let Some(prefix) = private else { return Some(name.to_owned()) };
+    let Some(prefix) = private else {
+        return Some(name.to_owned());
+    };
     if is_private(prefix, name) {
         return None;
     }
     let bytes = name.as_encoded_bytes();
-    let own = bytes.strip_prefix(prefix.as_bytes()).and_then(|rest| rest.strip_prefix(b"overlay."));
+    let own = bytes
+        .strip_prefix(prefix.as_bytes())
+        .and_then(|rest| rest.strip_prefix(b"overlay."));
     Some(match own {
         Some(own) => join(prefix, own),
         None => name.to_owned(),

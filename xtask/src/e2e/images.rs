@@ -24,18 +24,36 @@ impl Image {
     pub(super) fn mount(scratch: &Path, fs: FsKind) -> Result<Self> {
         let path = scratch.join(fs.name());
         std::fs::create_dir(&path)?;
-        let mut image = Self { path, device: None, mounted: false };
+        let mut image = Self {
+            path,
+            device: None,
+            mounted: false,
+        };
         let (device, magic) = match fs {
             FsKind::Tmpfs => ("ovl-e2e".to_owned(), 0x0102_1994),
-            FsKind::Xfs => (image.attach(scratch, &["mkfs.xfs", "-q", "-f"])?, 0x5846_5342),
+            FsKind::Xfs => (
+                image.attach(scratch, &["mkfs.xfs", "-q", "-f"])?,
+                0x5846_5342,
+            ),
             FsKind::Ext4 => (image.attach(scratch, &["mkfs.ext4", "-q", "-F"])?, 0xef53),
         };
-        mount(&*device, &image.path, fs.name(), MountFlags::empty(), None::<&std::ffi::CStr>)
-            .with_context(|| format!("cannot mount {device} as {}", fs.name()))?;
+        mount(
+            &*device,
+            &image.path,
+            fs.name(),
+            MountFlags::empty(),
+            None::<&std::ffi::CStr>,
+        )
+        .with_context(|| format!("cannot mount {device} as {}", fs.name()))?;
         image.mounted = true;
         // Nothing may be written before it is certain where it goes.
         let found = rustix::fs::statfs(&image.path)?.f_type;
-        ensure!(found == magic, "{} is not mounted at {}", fs.name(), image.path.display());
+        ensure!(
+            found == magic,
+            "{} is not mounted at {}",
+            fs.name(),
+            image.path.display()
+        );
         Ok(image)
     }
 
@@ -43,7 +61,11 @@ impl Image {
         let file = scratch.join(format!("{}.image", mkfs[0]));
         File::create(&file)?.set_len(IMAGE_LEN)?;
         run(Command::new(mkfs[0]).args(&mkfs[1..]).arg(&file))?;
-        let device = output(Command::new("losetup").args(["--find", "--show"]).arg(&file))?;
+        let device = output(
+            Command::new("losetup")
+                .args(["--find", "--show"])
+                .arg(&file),
+        )?;
         let device = device.trim().to_owned();
         self.device = Some(device.clone());
         Ok(device)

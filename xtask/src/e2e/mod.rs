@@ -35,7 +35,11 @@ pub(crate) struct Options {
 
 impl Options {
     pub(crate) fn for_ci(quick: bool) -> Self {
-        Self { quick, fs: Vec::new(), filter: None }
+        Self {
+            quick,
+            fs: Vec::new(),
+            filter: None,
+        }
     }
 }
 
@@ -88,12 +92,18 @@ const TOOLS: [(&str, &str); 9] = [
 ];
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    ensure!(rustix::process::geteuid().is_root(), "e2e mounts file systems: run it as root");
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "e2e mounts file systems: run it as root"
+    );
     for (tool, package) in TOOLS {
         let found = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"]
             .iter()
             .any(|dir| Path::new(dir).join(tool).exists());
-        ensure!(found, "{tool} is missing; install the Debian package {package}");
+        ensure!(
+            found,
+            "{tool} is missing; install the Debian package {package}"
+        );
     }
     let programs = step("static build", build)?;
 
@@ -101,13 +111,21 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).context("cannot make the mounts private")?;
     let scratch = tempfile::Builder::new().prefix("ovl-e2e").tempdir()?;
-    mount("ovl-e2e", scratch.path(), "tmpfs", MountFlags::empty(), Some(c"mode=0755"))
-        .context("cannot mount a tmpfs")?;
+    mount(
+        "ovl-e2e",
+        scratch.path(),
+        "tmpfs",
+        MountFlags::empty(),
+        Some(c"mode=0755"),
+    )
+    .context("cannot mount a tmpfs")?;
     let devices = loop_devices()?;
     let result = on_scratch(options, &programs, scratch.path());
     rustix::mount::unmount(scratch.path(), rustix::mount::UnmountFlags::DETACH)?;
-    let left: Vec<String> =
-        loop_devices()?.into_iter().filter(|device| !devices.contains(device)).collect();
+    let left: Vec<String> = loop_devices()?
+        .into_iter()
+        .filter(|device| !devices.contains(device))
+        .collect();
     scratch.close()?;
     result?;
     ensure!(left.is_empty(), "loop devices are left: {left:?}");
@@ -116,13 +134,25 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 fn on_scratch(options: &Options, programs: &Programs, scratch: &Path) -> Result<()> {
     let rootfs = step("debian root", || debian_root(scratch))?;
-    let chosen = if options.fs.is_empty() { FsKind::ALL.to_vec() } else { options.fs.clone() };
+    let chosen = if options.fs.is_empty() {
+        FsKind::ALL.to_vec()
+    } else {
+        options.fs.clone()
+    };
     let mut failed = Vec::new();
     for fs in chosen {
         let image = Image::mount(scratch, fs)?;
         let mut suite = Command::new(&programs.xtask);
-        suite.arg("suite").arg("--dir").arg(image.path()).args(["--fs", fs.name()]);
-        suite.arg("--ovl").arg(&programs.ovl).arg("--rootfs").arg(&rootfs);
+        suite
+            .arg("suite")
+            .arg("--dir")
+            .arg(image.path())
+            .args(["--fs", fs.name()]);
+        suite
+            .arg("--ovl")
+            .arg(&programs.ovl)
+            .arg("--rootfs")
+            .arg(&rootfs);
         suite.args(options.quick.then_some("--quick"));
         if let Some(filter) = &options.filter {
             suite.arg("--filter").arg(filter);
@@ -132,7 +162,11 @@ fn on_scratch(options: &Options, programs: &Programs, scratch: &Path) -> Result<
         }
         image.unmount()?;
     }
-    ensure!(failed.is_empty(), "the suite failed on {}", failed.join(", "));
+    ensure!(
+        failed.is_empty(),
+        "the suite failed on {}",
+        failed.join(", ")
+    );
     Ok(())
 }
 
@@ -155,24 +189,41 @@ fn build() -> Result<Programs> {
     let host = host.context("rustc does not say what it builds for")?;
     let metadata = output(cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
     let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
-    let target = metadata["target_directory"].as_str().context("no target directory")?;
+    let target = metadata["target_directory"]
+        .as_str()
+        .context("no target directory")?;
     let target = Path::new(target).join("static");
     let mut build = cargo();
-    build.args(["build", "--quiet", "--release", "--locked", "--target", host]);
-    build.args(["-p", "ovl-cli", "-p", "xtask", "--target-dir"]).arg(&target);
+    build.args([
+        "build",
+        "--quiet",
+        "--release",
+        "--locked",
+        "--target",
+        host,
+    ]);
+    build
+        .args(["-p", "ovl-cli", "-p", "xtask", "--target-dir"])
+        .arg(&target);
     crate::run(build.env("RUSTFLAGS", "-C target-feature=+crt-static"))?;
     let dir = target.join(host).join("release");
-    Ok(Programs { ovl: dir.join("ovl"), xtask: dir.join("xtask") })
+    Ok(Programs {
+        ovl: dir.join("ovl"),
+        xtask: dir.join("xtask"),
+    })
 }
 
 /// A Debian root file system as an archive.
 fn debian_root(scratch: &Path) -> Result<PathBuf> {
     let (dir, archive) = (scratch.join("debian"), scratch.join("root.tar"));
     let mut debootstrap = Command::new("debootstrap");
-    debootstrap.args(["--variant=minbase", "bookworm"]).arg(&dir);
+    debootstrap
+        .args(["--variant=minbase", "bookworm"])
+        .arg(&dir);
     output(&mut debootstrap)?;
     let mut tar = Command::new("tar");
-    tar.args(["--numeric-owner", "--xattrs", "--xattrs-include=*", "-cf"]).arg(&archive);
+    tar.args(["--numeric-owner", "--xattrs", "--xattrs-include=*", "-cf"])
+        .arg(&archive);
     output(tar.arg("-C").arg(&dir).arg("."))?;
     std::fs::remove_dir_all(&dir)?;
     Ok(archive)
@@ -181,7 +232,12 @@ fn debian_root(scratch: &Path) -> Result<PathBuf> {
 /// Runs everything on one file system and counts.
 pub(crate) fn suite(options: &SuiteOptions) -> Result<()> {
     let mut count = Count::default();
-    let wanted = |name: &str| options.filter.as_ref().is_none_or(|filter| name.contains(filter));
+    let wanted = |name: &str| {
+        options
+            .filter
+            .as_ref()
+            .is_none_or(|filter| name.contains(filter))
+    };
     for case in cases().into_iter().filter(|case| wanted(case.name)) {
         let dir = options.dir.join(case.name);
         std::fs::create_dir(&dir)?;
@@ -207,7 +263,11 @@ pub(crate) fn suite(options: &SuiteOptions) -> Result<()> {
         scenarios::unmount_below(&dir)?;
         std::fs::remove_dir_all(&dir)?;
     }
-    println!("{} passed, {} failed, 0 skipped", count.passed, count.failed.len());
+    println!(
+        "{} passed, {} failed, 0 skipped",
+        count.passed,
+        count.failed.len()
+    );
     if count.failed.is_empty() {
         return Ok(());
     }

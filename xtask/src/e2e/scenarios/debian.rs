@@ -17,45 +17,79 @@ pub(super) fn change_and_apply(place: &Place) -> Result<()> {
     let imported = ovl.ok(&["import", "base", &rootfs])?;
     let digest = output(Command::new("sha256sum").arg(&place.rootfs))?;
     let digest = digest.split(' ').next().unwrap_or_default();
-    ensure!(imported.starts_with(&format!("sha256:{digest}\n")), "wrong diff id: {imported}");
+    ensure!(
+        imported.starts_with(&format!("sha256:{digest}\n")),
+        "wrong diff id: {imported}"
+    );
     ovl.ok(&["create", "work", "--parent", "base", "--writable"])?;
     let root = ovl.mount(&["work"])?;
 
     let packages = output(Command::new("chroot").arg(&root).args(["dpkg", "-l"]))?;
-    ensure!(packages.lines().filter(|line| line.starts_with("ii ")).count() > 50, "dpkg -l: {packages}");
+    ensure!(
+        packages
+            .lines()
+            .filter(|line| line.starts_with("ii "))
+            .count()
+            > 50,
+        "dpkg -l: {packages}"
+    );
     let expected = change(&root)?;
     ovl.ok(&["unmount", "work"])?;
 
     let listed = ovl.ok(&["changes", "work"])?;
     let listed: Vec<&str> = listed.lines().collect();
-    let wanted: Vec<String> = expected.iter().map(|(path, kind)| format!("{kind} {path}")).collect();
+    let wanted: Vec<String> = expected
+        .iter()
+        .map(|(path, kind)| format!("{kind} {path}"))
+        .collect();
     for line in &wanted {
         ensure!(listed.contains(&&**line), "{line:?} is not listed");
     }
     for line in &listed {
-        ensure!(wanted.iter().any(|one| one == line), "{line:?} is listed and was not made");
+        ensure!(
+            wanted.iter().any(|one| one == line),
+            "{line:?} is listed and was not made"
+        );
     }
 
     let (first, second) = (place.dir.join("d.tar"), place.dir.join("d2.tar"));
     for file in [&first, &second] {
         ovl.ok(&["diff", "work", "-o", &file.to_string_lossy()])?;
     }
-    ensure!(fs::read(&first)? == fs::read(&second)?, "two diffs are not the same bytes");
+    ensure!(
+        fs::read(&first)? == fs::read(&second)?,
+        "two diffs are not the same bytes"
+    );
     for reader in ["tar", "bsdtar"] {
         let listed = Command::new(reader).arg("-tvf").arg(&first).output()?;
         let errors = String::from_utf8_lossy(&listed.stderr);
-        ensure!(listed.status.success() && errors.is_empty(), "{reader}: {errors}");
+        ensure!(
+            listed.status.success() && errors.is_empty(),
+            "{reader}: {errors}"
+        );
     }
-    ovl.ok(&["import", "again", "--parent", "base", &first.to_string_lossy()])?;
+    ovl.ok(&[
+        "import",
+        "again",
+        "--parent",
+        "base",
+        &first.to_string_lossy(),
+    ])?;
     let (work, again) = (ovl.mount(&["work"])?, ovl.mount(&["again"])?);
     assert_same(&work, &again)?;
     ovl.ok(&["unmount", "work"])?;
     ovl.ok(&["unmount", "again"])?;
     let third = place.dir.join("d3.tar");
     ovl.ok(&["diff", "again", "-o", &third.to_string_lossy()])?;
-    ensure!(fs::read(&first)? == fs::read(&third)?, "the diff of the copy has other bytes");
+    ensure!(
+        fs::read(&first)? == fs::read(&third)?,
+        "the diff of the copy has other bytes"
+    );
     ovl.ok(&["rm", "base", "work", "again"])?;
-    ensure!(ovl.ok(&["ls", "--json"])?.contains("\"layers\":[]"), "layers are left");
+    ensure!(
+        ovl.ok(&["ls", "--json"])?.contains("\"layers\":[]"),
+        "layers are left"
+    );
     ovl.assert_clean()
 }
 
@@ -69,14 +103,20 @@ fn change(root: &Path) -> Result<Expected> {
         let mut parent = Path::new(path).parent();
         while let Some(dir) = parent.filter(|dir| *dir != Path::new("/")) {
             // What is listed for its own sake stays so.
-            expected.entry(dir.to_string_lossy().into_owned()).or_insert('C');
+            expected
+                .entry(dir.to_string_lossy().into_owned())
+                .or_insert('C');
             parent = dir.parent();
         }
     };
     let at = |path: &str| root.join(path.trim_start_matches('/'));
 
     // The files of a package.
-    let files = output(Command::new("chroot").arg(root).args(["dpkg", "-L", "tzdata"]))?;
+    let files = output(
+        Command::new("chroot")
+            .arg(root)
+            .args(["dpkg", "-L", "tzdata"]),
+    )?;
     let mut removed = 0;
     for path in files.lines().filter(|path| path.starts_with('/')) {
         let is_file = fs::symlink_metadata(at(path)).is_ok_and(|found| !found.is_dir());
@@ -111,20 +151,35 @@ fn change(root: &Path) -> Result<Expected> {
     symlink("../etc/issue", at("/srv/new/link"))?;
     note('A', "/srv/new/link");
     let mut setfattr = Command::new("setfattr");
-    output(setfattr.args(["-n", "user.colour", "-v", "0x720a656400"]).arg(at("/etc/fstab")))?;
+    output(
+        setfattr
+            .args(["-n", "user.colour", "-v", "0x720a656400"])
+            .arg(at("/etc/fstab")),
+    )?;
     note('C', "/etc/fstab");
-    output(Command::new("setcap").arg("cap_net_raw,cap_net_admin+ep").arg(at("/usr/bin/env")))?;
+    output(
+        Command::new("setcap")
+            .arg("cap_net_raw,cap_net_admin+ep")
+            .arg(at("/usr/bin/env")),
+    )?;
     note('C', "/usr/bin/env");
     output(Command::new("mkfifo").arg(at("/srv/new/fifo")))?;
     note('A', "/srv/new/fifo");
-    output(Command::new("mknod").arg(at("/srv/new/null")).args(["c", "1", "3"]))?;
+    output(
+        Command::new("mknod")
+            .arg(at("/srv/new/null"))
+            .args(["c", "1", "3"]),
+    )?;
     note('A', "/srv/new/null");
 
     // A directory that goes, and one that is replaced.
     fs::remove_dir_all(at("/usr/share/doc/bash"))?;
     note('D', "/usr/share/doc/bash");
     for entry in fs::read_dir(at("/etc/skel"))? {
-        note('D', &format!("/etc/skel/{}", entry?.file_name().to_string_lossy()));
+        note(
+            'D',
+            &format!("/etc/skel/{}", entry?.file_name().to_string_lossy()),
+        );
     }
     fs::remove_dir_all(at("/etc/skel"))?;
     fs::create_dir(at("/etc/skel"))?;

@@ -19,11 +19,26 @@ type Scenario = fn(&Place) -> Result<()>;
 
 /// All scenarios by name.
 pub(super) const ALL: [(&str, Scenario); 5] = [
-    ("a_debian_root_is_changed_and_the_change_applied_elsewhere", debian::change_and_apply),
-    ("stacks_of_128_mount_from_short_and_long_homes", stacks::of_128),
-    ("the_deepest_absolute_stack_fits_and_one_more_is_refused", stacks::deepest_absolute),
-    ("bad_input_has_its_exit_code_and_changes_nothing", refusals::bad_input),
-    ("a_killed_import_leaves_a_working_store", refusals::killed_import),
+    (
+        "a_debian_root_is_changed_and_the_change_applied_elsewhere",
+        debian::change_and_apply,
+    ),
+    (
+        "stacks_of_128_mount_from_short_and_long_homes",
+        stacks::of_128,
+    ),
+    (
+        "the_deepest_absolute_stack_fits_and_one_more_is_refused",
+        stacks::deepest_absolute,
+    ),
+    (
+        "bad_input_has_its_exit_code_and_changes_nothing",
+        refusals::bad_input,
+    ),
+    (
+        "a_killed_import_leaves_a_working_store",
+        refusals::killed_import,
+    ),
 ];
 
 /// Where a scenario runs, and with what.
@@ -40,7 +55,10 @@ impl Place {
     }
 
     fn ovl(&self, home: &Path) -> Ovl {
-        Ovl { program: self.ovl.clone(), home: home.to_owned() }
+        Ovl {
+            program: self.ovl.clone(),
+            home: home.to_owned(),
+        }
     }
 }
 
@@ -53,13 +71,19 @@ struct Ovl {
 impl Ovl {
     fn command<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg("--home").arg(&self.home).args(arguments).stdin(Stdio::null());
+        command
+            .arg("--home")
+            .arg(&self.home)
+            .args(arguments)
+            .stdin(Stdio::null());
         command
     }
 
     fn output<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Result<Output> {
         let mut command = self.command(arguments);
-        command.output().with_context(|| format!("cannot run {command:?}"))
+        command
+            .output()
+            .with_context(|| format!("cannot run {command:?}"))
     }
 
     /// Runs a command that must succeed, and gives what it prints.
@@ -71,17 +95,30 @@ impl Ovl {
     fn fails<S: AsRef<OsStr>>(&self, code: i32, arguments: &[S]) -> Result<String> {
         let output = self.output(arguments)?;
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
-        let shown: Vec<_> = arguments.iter().map(|one| one.as_ref().to_string_lossy()).collect();
+        let shown: Vec<_> = arguments
+            .iter()
+            .map(|one| one.as_ref().to_string_lossy())
+            .collect();
         let found = output.status.code();
-        ensure!(found == Some(code), "ovl {shown:?} ended with {found:?}, not {code}: {message}");
+        ensure!(
+            found == Some(code),
+            "ovl {shown:?} ended with {found:?}, not {code}: {message}"
+        );
         ensure!(output.stdout.is_empty(), "ovl {shown:?} printed something");
-        ensure!(message.starts_with("ovl: ") && message.len() > 20, "ovl {shown:?} said {message:?}");
+        ensure!(
+            message.starts_with("ovl: ") && message.len() > 20,
+            "ovl {shown:?} said {message:?}"
+        );
         Ok(message)
     }
 
     fn mount(&self, arguments: &[&str]) -> Result<PathBuf> {
         let printed = self.ok(&[&["mount"], arguments].concat())?;
-        Ok(PathBuf::from(printed.strip_suffix('\n').context("mount printed no line")?))
+        Ok(PathBuf::from(
+            printed
+                .strip_suffix('\n')
+                .context("mount printed no line")?,
+        ))
     }
 
     /// Nothing may be mounted, staged or in the trash.
@@ -120,8 +157,13 @@ fn assert_same(one: &Path, other: &Path) -> Result<()> {
 
 fn mounts_below(path: &Path) -> Result<Vec<PathBuf>> {
     let table = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let targets = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
-    Ok(targets.filter(|target| target != path && target.starts_with(path)).collect())
+    let targets = table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(PathBuf::from);
+    Ok(targets
+        .filter(|target| target != path && target.starts_with(path))
+        .collect())
 }
 
 /// After a scenario that failed halfway.

@@ -16,18 +16,35 @@ pub(super) fn bad_input(place: &Place) -> Result<()> {
         let path = place.dir.join(name);
         fs::write(&path, bytes).map(|()| path.to_string_lossy().into_owned())
     };
-    let good = write("good.tar", &ArchiveBuilder::new().file("good", b"good").finish())?;
+    let good = write(
+        "good.tar",
+        &ArchiveBuilder::new().file("good", b"good").finish(),
+    )?;
     ovl.ok(&["import", "base", &good])?;
     ovl.ok(&["create", "open", "--parent", "base"])?;
     let before = ovl.ok(&["ls", "--json"])?;
 
-    for id in ["", ".", "..", "../x", "a/b", "/abs", "l", "-x", "a b", "opaque-bug-check1", "\u{e9}"] {
+    for id in [
+        "",
+        ".",
+        "..",
+        "../x",
+        "a/b",
+        "/abs",
+        "l",
+        "-x",
+        "a b",
+        "opaque-bug-check1",
+        "\u{e9}",
+    ] {
         ovl.fails(7, &["create", "--", id])?;
         ovl.fails(7, &["mount", "--", id])?;
         ovl.fails(7, &["rm", "--force", "--", id])?;
         ovl.fails(7, &["create", "child", &format!("--parent={id}")])?;
     }
-    for command in ["mount", "unmount", "rm", "inspect", "plan", "changes", "size"] {
+    for command in [
+        "mount", "unmount", "rm", "inspect", "plan", "changes", "size",
+    ] {
         ovl.fails(3, &[command, "unknown"])?;
     }
     ovl.fails(3, &["diff", "unknown"])?;
@@ -52,7 +69,13 @@ pub(super) fn bad_input(place: &Place) -> Result<()> {
         ("dotdot.tar", entry().file("../victim", b"x").finish()),
         ("absolute.tar", entry().file("/../victim", b"x").finish()),
         ("hardlink.tar", entry().hard_link("h", "../victim").finish()),
-        ("symlink.tar", entry().symlink("l", "../..").file("l/victim", b"x").finish()),
+        (
+            "symlink.tar",
+            entry()
+                .symlink("l", "../..")
+                .file("l/victim", b"x")
+                .finish(),
+        ),
         ("truncated.tar", truncated),
         ("text.tar", b"this is not an archive\n".repeat(50)),
         ("empty.tar", Vec::new()),
@@ -63,7 +86,10 @@ pub(super) fn bad_input(place: &Place) -> Result<()> {
         ovl.fails(7, &["import", "bad", "--parent", "base", &path])?;
         ovl.fails(7, &["apply", "open", &path])?;
     }
-    ensure!(ovl.ok(&["ls", "--json"])? == before, "the list of layers has changed");
+    ensure!(
+        ovl.ok(&["ls", "--json"])? == before,
+        "the list of layers has changed"
+    );
     ovl.assert_clean()?;
 
     let path = ovl.mount(&["open"])?;
@@ -75,12 +101,18 @@ pub(super) fn bad_input(place: &Place) -> Result<()> {
     ovl.fails(5, &["unmount", "open"])?;
     drop(held);
     ovl.ok(&["unmount", "open"])?;
-    ensure!(ovl.ok(&["ls", "--json"])? == before, "the list of layers has changed");
+    ensure!(
+        ovl.ok(&["ls", "--json"])? == before,
+        "the list of layers has changed"
+    );
 
     // A damaged layer is named and never mounted.
     fs::write(place.home().join("open/lower"), "")?;
     let message = ovl.fails(9, &["mount", "open"])?;
-    ensure!(message.contains("open/lower"), "the file is not named: {message}");
+    ensure!(
+        message.contains("open/lower"),
+        "the file is not named: {message}"
+    );
     ovl.ok(&["rm", "open", "base"])?;
     ovl.assert_clean()
 }

@@ -17,9 +17,15 @@ const HOME_LENS: [usize; 2] = [30, 200];
 fn home_of_len(place: &Place, len: usize) -> Result<PathBuf> {
     // The scratch directory may be longer than the shorter length, so these stand at the root of
     // the mount namespace's own tmpfs.
-    let base = place.dir.parent().context("the scratch directory has a parent")?;
+    let base = place
+        .dir
+        .parent()
+        .context("the scratch directory has a parent")?;
     let mut path = base.to_string_lossy().into_owned();
-    ensure!(path.len() + 2 <= len, "the scratch path {path} is longer than {len} bytes");
+    ensure!(
+        path.len() + 2 <= len,
+        "the scratch path {path} is longer than {len} bytes"
+    );
     path.push('/');
     while path.len() < len {
         // Components of at most 100 bytes.
@@ -39,8 +45,15 @@ fn home_of_len(place: &Place, len: usize) -> Result<PathBuf> {
 }
 
 fn remove_home(place: &Place, home: &Path) -> Result<()> {
-    let base = place.dir.parent().context("the scratch directory has a parent")?;
-    let first = home.strip_prefix(base)?.components().next().context("a home below it")?;
+    let base = place
+        .dir
+        .parent()
+        .context("the scratch directory has a parent")?;
+    let first = home
+        .strip_prefix(base)?
+        .components()
+        .next()
+        .context("a home below it")?;
     fs::remove_dir_all(base.join(first))?;
     Ok(())
 }
@@ -63,10 +76,16 @@ fn build(ovl: &Ovl, depth: usize) -> Result<()> {
 fn assert_shows(path: &Path, depth: usize) -> Result<()> {
     for level in 0..=depth {
         let found = fs::read_to_string(path.join(format!("layer-{level}")))?;
-        ensure!(found == format!("s{level}"), "layer {level} shows {found:?}");
+        ensure!(
+            found == format!("s{level}"),
+            "layer {level} shows {found:?}"
+        );
     }
     let top = fs::read_to_string(path.join("top"))?;
-    ensure!(top == format!("s{depth}"), "the top of {depth} shows {top:?}");
+    ensure!(
+        top == format!("s{depth}"),
+        "the top of {depth} shows {top:?}"
+    );
     Ok(())
 }
 
@@ -88,7 +107,11 @@ pub(super) fn of_128(place: &Place) -> Result<()> {
 }
 
 pub(super) fn deepest_absolute(place: &Place) -> Result<()> {
-    let lens = if place.quick { &HOME_LENS[..1] } else { &HOME_LENS[..] };
+    let lens = if place.quick {
+        &HOME_LENS[..1]
+    } else {
+        &HOME_LENS[..]
+    };
     for &len in lens {
         let home = home_of_len(place, len)?;
         let ovl = place.ovl(&home);
@@ -104,15 +127,27 @@ pub(super) fn deepest_absolute(place: &Place) -> Result<()> {
             }
             deepest = depth;
         }
-        ensure!((5..DEPTH).contains(&deepest), "the deepest absolute stack has {deepest} layers");
+        ensure!(
+            (5..DEPTH).contains(&deepest),
+            "the deepest absolute stack has {deepest} layers"
+        );
         let planned: Value = serde_json::from_slice(&plan(deepest)?.stdout)?;
         let (used, limit) = (&planned["data"]["len"], &planned["data"]["limit"]);
-        let (used, limit) = (used.as_u64().context("len")?, limit.as_u64().context("limit")?);
+        let (used, limit) = (
+            used.as_u64().context("len")?,
+            limit.as_u64().context("limit")?,
+        );
         let page = u64::try_from(rustix::param::page_size())?;
         let entry = u64::try_from(len + "/l/".len() + 26 + 1)?;
-        ensure!(limit == page - 1 && used <= limit, "{used} of {limit} bytes");
+        ensure!(
+            limit == page - 1 && used <= limit,
+            "{used} of {limit} bytes"
+        );
         // The next layer's name is longer by at most one digit, in two places.
-        ensure!(used + entry + 2 > limit, "one more would fit: {used} + {entry} of {limit}");
+        ensure!(
+            used + entry + 2 > limit,
+            "one more would fit: {used} + {entry} of {limit}"
+        );
 
         let top = format!("s{deepest}");
         let path = ovl.mount(&[&top, "--strategy", "mount-absolute"])?;
@@ -120,9 +155,17 @@ pub(super) fn deepest_absolute(place: &Place) -> Result<()> {
         ovl.ok(&["unmount", &top])?;
         let next = format!("s{}", deepest + 1);
         let message = ovl.fails(7, &["mount", &next, "--strategy", "mount-absolute"])?;
-        ensure!(message.contains(&limit.to_string()), "no limit in {message:?}");
-        let needed = message.split_whitespace().filter_map(|word| word.parse::<u64>().ok());
-        ensure!(needed.max().is_some_and(|needed| needed > limit), "no length in {message:?}");
+        ensure!(
+            message.contains(&limit.to_string()),
+            "no limit in {message:?}"
+        );
+        let needed = message
+            .split_whitespace()
+            .filter_map(|word| word.parse::<u64>().ok());
+        ensure!(
+            needed.max().is_some_and(|needed| needed > limit),
+            "no length in {message:?}"
+        );
         // Left to itself, the plan takes another way.
         let path = ovl.mount(&[&next])?;
         assert_shows(&path, deepest + 1)?;
