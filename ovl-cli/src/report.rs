@@ -307,7 +307,7 @@ impl Report {
                     }
                 }
                 (MountAction::Bind { source }, _) => {
-                    lines += &format!("source    {}\n", text(source))
+                    lines += &format!("source    {}\n", text(source));
                 }
                 _ => {}
             }

@@ -85,6 +85,9 @@ pub enum DiffError {
         /// The file.
         path: PathBuf,
     },
+    /// The layer was removed or replaced while it was read.
+    #[error("the layer was removed or replaced while it was read")]
+    Gone,
     /// A name that an archive reserves for deletions.
     #[error(
         "{} has a name that would delete something when the archive is applied; rename or remove it",

@@ -38,8 +38,8 @@ pub use copy::{copy_layer, copy_root_attributes, fold_layer};
 pub use emit::DiffSummary;
 pub use error::{ApplyError, DiffError, EscapedPath, TreeError};
 pub use host::HostTree;
-pub use naive::{compare, diff_trees, size_of_changes};
-pub use native::{LayerSize, changes, diff, size, sync_layer};
+pub use naive::{compare, diff_trees, diff_trees_confirmed, size_of_changes};
+pub use native::{LayerSize, changes, diff, diff_confirmed, size, sync_layer};
 pub use remove::remove_tree;
 pub use tree::{
     DeviceNumber, DirEntry, DirHandle, FileHandle, FileKind, Metadata, Node, NodeKind, RenameMode,

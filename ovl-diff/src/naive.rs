@@ -38,11 +38,27 @@ pub fn diff_trees(
     base: &ViewDir,
     output: impl Write,
 ) -> Result<DiffSummary, DiffError> {
+    diff_trees_confirmed(view, tree, base, output, || Ok(()))
+}
+
+/// As [`diff_trees`], but asks `confirm` before the archive is ended, as
+/// [`diff_confirmed`](crate::diff_confirmed) does.
+///
+/// # Errors
+///
+/// As for [`diff_trees`], and what `confirm` gives.
+pub fn diff_trees_confirmed(
+    view: View<'_>,
+    tree: &ViewDir,
+    base: &ViewDir,
+    output: impl Write,
+    confirm: impl FnOnce() -> Result<(), DiffError>,
+) -> Result<DiffSummary, DiffError> {
     let few = FewHandles::new(view.tree());
     let view = View::new(&few, view.xattrs());
     let mut emitter = Emitter::new(view, output);
     let result = diff_into(&mut emitter, view, tree, base);
-    emitter.end(result)
+    emitter.end(result.and_then(|()| confirm()))
 }
 
 /// Adds up the size of what is added or modified in `tree` against `base`, as [`size`](crate::size)
@@ -60,19 +76,10 @@ pub fn size_of_changes(
     let view = View::new(&few, view.xattrs());
     let mut size = LayerSize::default();
     let mut seen = HashSet::new();
+    let mut cursor = Cursor::new(tree);
     for change in walk(view, tree, base)?.changes {
-        if change.kind() == ChangeKind::Deleted {
-            continue;
-        }
-        let path = change.path();
-        let parent = path.parent().unwrap_or(Path::new(""));
-        let Some(dir) = view.descend(tree, parent.iter()).on("open", parent)? else {
-            continue;
-        };
-        let found = view
-            .lookup(&dir, path.file_name().unwrap_or_default())
-            .on("look at", path)?;
-        if let Some(metadata) = found.metadata()
+        if change.kind() != ChangeKind::Deleted
+            && let Some(metadata) = cursor.find(view, change.path())?.metadata()
             && (metadata.nlink < 2
                 || metadata.is_dir()
                 || seen.insert((metadata.dev, metadata.ino)))
@@ -100,8 +107,7 @@ fn diff_into<W: Write>(
     let mut found = walked.relinked();
     found.extend(walked.changes);
     found.sort_by(|one, other| one.path().cmp(other.path()));
-    // Siblings come one after another, so the directory of the last path is kept.
-    let mut current: (PathBuf, ViewDir) = (PathBuf::new(), tree.clone());
+    let mut cursor = Cursor::new(tree);
     for change in found {
         let path = change.path();
         let parent = path.parent().unwrap_or(Path::new(""));
@@ -110,14 +116,7 @@ fn diff_into<W: Write>(
             emitter.whiteout(parent, name)?;
             continue;
         }
-        if current.0 != parent {
-            let dir = view.descend(tree, parent.iter()).on("open", parent)?;
-            let dir = dir.ok_or_else(|| DiffError::Changed {
-                path: parent.to_owned(),
-            })?;
-            current = (parent.to_owned(), dir);
-        }
-        match view.lookup(&current.1, name).on("look at", path)? {
+        match cursor.find(view, path)? {
             Found::Directory(dir, metadata) if !dir.is_empty() => {
                 emitter.directory(&dir.parts()[0], path, &metadata)?;
             }
@@ -133,6 +132,50 @@ fn diff_into<W: Write>(
         }
     }
     Ok(())
+}
+
+/// Finds paths that come in order: the directories on the way to the last one are kept.
+struct Cursor {
+    /// From the root down.
+    dirs: Vec<ViewDir>,
+    path: PathBuf,
+}
+
+impl Cursor {
+    fn new(root: &ViewDir) -> Self {
+        Self {
+            dirs: vec![root.clone()],
+            path: PathBuf::new(),
+        }
+    }
+
+    fn find(&mut self, view: View<'_>, path: &Path) -> Result<Found, DiffError> {
+        let parent = path.parent().unwrap_or(Path::new(""));
+        while !parent.starts_with(&self.path) {
+            self.path.pop();
+            self.dirs.pop();
+        }
+        for name in parent
+            .strip_prefix(&self.path)
+            .unwrap_or(Path::new(""))
+            .iter()
+        {
+            let path = self.path.join(name);
+            let Found::Directory(dir, _) = self.lookup(view, name, &path)? else {
+                return Ok(Found::Nothing);
+            };
+            self.dirs.push(dir);
+            self.path = path;
+        }
+        self.lookup(view, path.file_name().unwrap_or_default(), path)
+    }
+
+    fn lookup(&self, view: View<'_>, name: &OsStr, path: &Path) -> Result<Found, DiffError> {
+        let Some(dir) = self.dirs.last() else {
+            return Ok(Found::Nothing);
+        };
+        Ok(view.lookup(dir, name).on("look at", path)?)
+    }
 }
 
 type Inode = (DeviceNumber, u64);

@@ -31,11 +31,28 @@ pub fn diff(
     root_opaque: bool,
     output: impl Write,
 ) -> Result<DiffSummary, DiffError> {
+    diff_confirmed(view, upper, lowers, root_opaque, output, || Ok(()))
+}
+
+/// As [`diff`], but asks `confirm` before the archive is ended: when what was read turns out not to
+/// be the layer any more, the output is broken off instead.
+///
+/// # Errors
+///
+/// As for [`diff`], and what `confirm` gives.
+pub fn diff_confirmed(
+    view: View<'_>,
+    upper: &DirHandle,
+    lowers: &[DirHandle],
+    root_opaque: bool,
+    output: impl Write,
+    confirm: impl FnOnce() -> Result<(), DiffError>,
+) -> Result<DiffSummary, DiffError> {
     let tree = FewHandles::new(view.tree());
     let view = View::new(&tree, view.xattrs());
     let mut emitter = Emitter::new(view, output);
     let result = diff_into(&mut emitter, view, upper, lowers, root_opaque);
-    emitter.end(result)
+    emitter.end(result.and_then(|()| confirm()))
 }
 
 fn diff_into<W: Write>(

@@ -264,6 +264,10 @@ impl Error {
                 ..
             } => ErrorKind::Busy,
             Self::Diff {
+                source: DiffError::Gone,
+                ..
+            } => ErrorKind::NotFound,
+            Self::Diff {
                 source: DiffError::Elsewhere { .. },
                 ..
             } => ErrorKind::Unsupported,

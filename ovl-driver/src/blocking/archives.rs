@@ -1,10 +1,10 @@
 //! Archives in and out, and what a layer changes.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 
 use ovl_diff::{
-    ApplyOptions, ApplySummary, Change, DiffSummary, DirHandle, LayerSize, Progress, TreeError,
-    ViewDir, copy_layer, copy_root_attributes, fold_layer,
+    ApplyOptions, ApplySummary, Change, DiffError, DiffSummary, DirHandle, LayerSize, Node,
+    Progress, TreeError, ViewDir, copy_layer, copy_root_attributes, fold_layer,
 };
 use ovl_layout::{LayerId, LowerChain, SealReason};
 
@@ -99,7 +99,7 @@ impl Overlay2 {
             return Err(Error::Io {
                 operation: "apply the archive to",
                 path: self.layout.layer(id).dir().to_owned(),
-                source: std::io::Error::other("the layer was replaced meanwhile; try again"),
+                source: io::Error::other("the layer was replaced meanwhile; try again"),
             });
         }
         staged.exchange(id)?;
@@ -167,15 +167,15 @@ impl Overlay2 {
         let result = match self.base_view(&layer, base)? {
             None => {
                 let lowers = self.hidden_lowers(&layer, &stack)?;
-                ovl_diff::diff(
-                    self.view(),
-                    &stack.upper,
-                    &lowers,
-                    layer.root_opaque(),
-                    output,
-                )
+                let (view, opaque) = (self.view(), layer.root_opaque());
+                let confirm = || self.confirm(&[&layer]);
+                ovl_diff::diff_confirmed(view, &stack.upper, &lowers, opaque, output, confirm)
             }
-            Some(base) => ovl_diff::diff_trees(self.view(), &stack.merged(), &base, output),
+            Some(base) => {
+                let confirm = || self.confirm(&base.layers(&layer));
+                let (view, merged) = (self.view(), stack.merged());
+                ovl_diff::diff_trees_confirmed(view, &merged, &base.shown, output, confirm)
+            }
         };
         result.map_err(|source| Error::Diff {
             id: id.clone(),
@@ -196,8 +196,10 @@ impl Overlay2 {
             None => {
                 let lowers = self.hidden_lowers(&layer, &stack)?;
                 ovl_diff::changes(self.view(), &stack.upper, &lowers, layer.root_opaque())
+                    .and_then(|changes| self.confirm(&[&layer]).map(|()| changes))
             }
-            Some(base) => ovl_diff::compare(self.view(), &stack.merged(), &base),
+            Some(base) => ovl_diff::compare(self.view(), &stack.merged(), &base.shown)
+                .and_then(|changes| self.confirm(&base.layers(&layer)).map(|()| changes)),
         };
         result.map_err(|source| Error::Diff {
             id: id.clone(),
@@ -218,7 +220,7 @@ impl Overlay2 {
             None => self.size_of(id, &self.diff_dir(&layer)?),
             Some(base) => {
                 let merged = self.stack(&layer)?.merged();
-                ovl_diff::size_of_changes(self.view(), &merged, &base).map_err(|source| {
+                ovl_diff::size_of_changes(self.view(), &merged, &base.shown).map_err(|source| {
                     Error::Diff {
                         id: id.clone(),
                         source,
@@ -287,13 +289,39 @@ impl Overlay2 {
     }
 
     /// What `base` shows; `None` for the parent, which needs no comparison.
-    fn base_view(&self, layer: &Layer, base: &Base) -> Result<Option<ViewDir>, Error> {
+    fn base_view(&self, layer: &Layer, base: &Base) -> Result<Option<BaseView>, Error> {
+        let view = |shown, layer| Ok(Some(BaseView { shown, layer }));
         match base {
             Base::Parent => Ok(None),
-            Base::Empty => Ok(Some(ViewDir::default())),
+            Base::Empty => view(ViewDir::default(), None),
             Base::Layer(id) if self.parent_of(layer)?.as_ref() == Some(id) => Ok(None),
-            Base::Layer(id) => Ok(Some(self.parent(id)?.stack.merged())),
+            Base::Layer(id) => {
+                let Parent { layer, stack } = self.parent(id)?;
+                view(stack.merged(), Some(layer))
+            }
         }
+    }
+
+    /// Nothing locks a layer while it is read. A removal takes its name away before its contents, so
+    /// that what still has its name was whole all the time.
+    fn confirm(&self, layers: &[&Layer]) -> Result<(), DiffError> {
+        for layer in layers {
+            let tree = self.kernel.tree();
+            let look = |node| {
+                let failed = |source| TreeError::new("look at", layer.id.as_str().as_ref(), source);
+                tree.metadata(node).map_err(failed)
+            };
+            let named = match look(Node::Entry(&self.home, layer.id.as_ref())) {
+                Err(error) if error.source.kind() == io::ErrorKind::NotFound => {
+                    return Err(DiffError::Gone);
+                }
+                result => result?,
+            };
+            if named.ino != look(Node::Dir(&layer.dir))?.ino {
+                return Err(DiffError::Gone);
+            }
+        }
+        Ok(())
     }
 
     /// The layers below for comparison: those of the parent, also where an opaque root hides them.
@@ -302,6 +330,19 @@ impl Overlay2 {
             Some(parent) if layer.root_opaque() => Ok(self.parent(&parent)?.layers()),
             _ => Ok(stack.lowers.clone()),
         }
+    }
+}
+
+/// What a layer is compared with.
+struct BaseView {
+    shown: ViewDir,
+    layer: Option<Layer>,
+}
+
+impl BaseView {
+    /// The layers that must still be there when the comparison is done.
+    fn layers<'a>(&'a self, compared: &'a Layer) -> Vec<&'a Layer> {
+        self.layer.iter().chain([compared]).collect()
     }
 }
 

@@ -24,6 +24,7 @@ list! {
     docker_diff_and_apply_of_10_files,
     docker_changes_of_20_files,
     sizes_count_each_inode_once,
+    a_layer_removed_while_it_is_read_gives_no_whole_archive,
 }
 
 fn base(store: &Overlay2) {
@@ -397,7 +398,7 @@ fn an_opaque_root_hides_everything_below(subject: &Subject) {
     create(&store, "child", Some("cut"));
     for name in ["cut", "child"] {
         with_mount(&store, name, |path| {
-            assert_eq!(subject.names(path), ["only"], "{name}")
+            assert_eq!(subject.names(path), ["only"], "{name}");
         });
     }
     let info = store.inspect(&id("cut")).expect("inspect");
@@ -518,4 +519,40 @@ fn sizes_count_each_inode_once(subject: &Subject) {
     let all = store.size(&id("top"), &Base::Empty).expect("size");
     assert_eq!((all.apparent, all.inodes), (9, 4));
     subject.assert_clean(&store);
+}
+
+/// Output that removes the layer it is made of as soon as something is written.
+struct Removing<'a> {
+    store: &'a Overlay2,
+    bytes: Vec<u8>,
+}
+
+impl std::io::Write for Removing<'_> {
+    fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
+        if self.store.contains(&id("base")).expect("contains") {
+            self.store.remove(&id("base"), false).expect("remove");
+        }
+        self.bytes.extend_from_slice(buffer);
+        Ok(buffer.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn a_layer_removed_while_it_is_read_gives_no_whole_archive(subject: &Subject) {
+    let store = subject.store();
+    // More than any buffer holds back.
+    let archive = ArchiveBuilder::new().file("large", &[7; 3_000_000]);
+    import(&store, "base", None, &archive.file("small", b"x").finish());
+    let (store, bytes) = (&store, Vec::new());
+    let mut output = Removing { store, bytes };
+    let result = store.diff(&id("base"), &Base::Parent, &mut output);
+    let error = result.expect_err("it is gone");
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    let refused = try_import(store, "copy", None, &output.bytes).expect_err("no whole archive");
+    assert_eq!(refused.kind(), ErrorKind::InvalidInput, "{refused}");
+    store.reclaim().expect("reclaim");
+    subject.assert_clean(store);
 }

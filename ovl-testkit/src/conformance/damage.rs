@@ -26,7 +26,7 @@ fn stack(subject: &Subject) -> Overlay2 {
     let store = subject.store();
     create(&store, "base", None);
     with_mount(&store, "base", |path| {
-        subject.write(&path.join("secret"), b"base")
+        subject.write(&path.join("secret"), b"base");
     });
     create(&store, "middle", Some("base"));
     create(&store, "top", Some("middle"));
@@ -159,7 +159,7 @@ fn a_damaged_layer_can_be_removed(subject: &Subject) {
         create(&store, "top", Some("middle"));
     }
     with_mount(&store, "top", |path| {
-        assert_eq!(subject.read(&path.join("secret")), b"base")
+        assert_eq!(subject.read(&path.join("secret")), b"base");
     });
 }
 

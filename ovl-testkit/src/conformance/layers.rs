@@ -161,14 +161,14 @@ fn an_id_that_exists_is_refused_and_keeps_its_contents(subject: &Subject) {
     create(&store, "one", None);
     create(&store, "other", None);
     with_mount(&store, "one", |path| {
-        subject.write(&path.join("kept"), b"kept")
+        subject.write(&path.join("kept"), b"kept");
     });
     for parent in [None, Some("other"), Some("missing")] {
         let error = store.create(&layer("one", parent)).expect_err("it exists");
         assert_eq!(error.kind(), ErrorKind::AlreadyExists, "{error}");
     }
     with_mount(&store, "one", |path| {
-        assert_eq!(subject.read(&path.join("kept")), b"kept")
+        assert_eq!(subject.read(&path.join("kept")), b"kept");
     });
     assert!(!store.inspect(&id("other")).expect("inspect").sealed);
     subject.assert_clean(&store);
@@ -237,13 +237,13 @@ fn a_removed_layer_is_gone_and_its_id_is_free(subject: &Subject) {
     let store = subject.store();
     create(&store, "again", None);
     with_mount(&store, "again", |path| {
-        subject.write(&path.join("old"), b"old")
+        subject.write(&path.join("old"), b"old");
     });
     store.remove(&id("again"), false).expect("remove");
     assert_eq!(store.layers().expect("layers").layers, []);
     create(&store, "again", None);
     with_mount(&store, "again", |path| {
-        assert_eq!(subject.names(path), [""; 0])
+        assert_eq!(subject.names(path), [""; 0]);
     });
     assert_eq!(store.reclaim().expect("reclaim").layers, 1);
     subject.assert_clean(&store);

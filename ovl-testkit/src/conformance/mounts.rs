@@ -114,11 +114,11 @@ fn a_sealed_layer_mounts_read_only(subject: &Subject) {
     let store = subject.store();
     create(&store, "base", None);
     with_mount(&store, "base", |path| {
-        subject.write(&path.join("file"), b"base")
+        subject.write(&path.join("file"), b"base");
     });
     create(&store, "middle", Some("base"));
     with_mount(&store, "middle", |path| {
-        subject.write(&path.join("other"), b"middle")
+        subject.write(&path.join("other"), b"middle");
     });
     create(&store, "top", Some("middle"));
     for name in ["base", "middle"] {
@@ -148,7 +148,7 @@ fn an_open_layer_mounts_writable_with_and_without_a_parent(subject: &Subject) {
     let store = subject.store();
     create(&store, "base", None);
     with_mount(&store, "base", |path| {
-        subject.write(&path.join("in-base"), b"1")
+        subject.write(&path.join("in-base"), b"1");
     });
     create(&store, "top", Some("base"));
     with_mount(&store, "top", |path| {
@@ -159,7 +159,7 @@ fn an_open_layer_mounts_writable_with_and_without_a_parent(subject: &Subject) {
     assert_eq!(subject.names(&diff("base")), ["in-base"]);
     assert_eq!(subject.names(&diff("top")), ["in-base", "in-top"]);
     with_mount(&store, "top", |path| {
-        assert_eq!(subject.names(path), ["in-top"])
+        assert_eq!(subject.names(path), ["in-top"]);
     });
     subject.assert_clean(&store);
 }
