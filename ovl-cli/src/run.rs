@@ -8,8 +8,7 @@ use std::str::FromStr;
 use clap::CommandFactory as _;
 use ovl_driver::blocking::Overlay2;
 use ovl_driver::{
-    Base, CreateLayer, Durability, Error, ErrorKind, ImportOptions, Kernel, MountRequest,
-    OpenOptions,
+    Base, CreateLayer, Durability, Error, ImportOptions, Kernel, MountRequest, OpenOptions,
 };
 use ovl_layout::LayerId;
 use ovl_mount::{OverlayOptions, UnmountMode};
@@ -24,8 +23,10 @@ use crate::report::Report;
 pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Completions { shell } => {
-            clap_complete::generate(*shell, &mut Cli::command(), "ovl", &mut io::stdout());
-            return Ok(());
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "ovl", &mut script);
+            let written = io::stdout().lock().write_all(&script);
+            return written.map_err(|error| Failure::output(&error));
         }
         Command::Man => {
             let page = clap_mangen::Man::new(Cli::command());
@@ -193,14 +194,41 @@ impl Program {
             store.inspect(&id)?;
         }
         let failed = |error| Failure::io("write", path, &error);
-        let mut output = BufWriter::with_capacity(1 << 17, File::create(path).map_err(failed)?);
-        let result = store.diff(&id, &base, &mut output);
-        if let Err(error) = result {
-            drop(output);
-            // Half an archive is worse than none; the first error is the one to report.
-            let _ = std::fs::remove_file(path);
-            return Err(error.into());
+        let replaced = match std::fs::metadata(path) {
+            Ok(found) => found.is_file(),
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        if !replaced {
+            // A device or pipe takes what comes, and stays.
+            let output = File::options().write(true).open(path).map_err(failed)?;
+            let mut output = BufWriter::with_capacity(1 << 17, output);
+            store.diff(&id, &base, &mut output)?;
+            return output.flush().map_err(failed);
         }
+        // Whatever goes wrong, what was there before stays.
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".{}.partial", std::process::id()));
+        let partial = PathBuf::from(name);
+        let written = self.diff_to(&store, &id, &base, &partial);
+        let done = written.and_then(|()| std::fs::rename(&partial, path).map_err(failed));
+        if done.is_err() {
+            // The first error is the one to report.
+            let _ = std::fs::remove_file(&partial);
+        }
+        done
+    }
+
+    fn diff_to(
+        &self,
+        store: &Overlay2,
+        id: &LayerId,
+        base: &Base,
+        path: &Path,
+    ) -> Result<(), Failure> {
+        let failed = |error| Failure::io("write", path, &error);
+        let file = File::options().write(true).create_new(true).open(path);
+        let mut output = BufWriter::with_capacity(1 << 17, file.map_err(failed)?);
+        store.diff(id, base, &mut output)?;
         output.flush().map_err(failed)
     }
 
@@ -217,27 +245,30 @@ impl Program {
             // Only one can be the program's own; none is kept quiet.
             Some(_) => failure.report(self.report.json),
         };
-        let mut layers = Vec::new();
-        for id in ids {
-            match store.inspect(&id) {
-                Ok(info) => layers.push((info.chain.len(), id)),
-                Err(error) if error.kind() == ErrorKind::Damaged => layers.push((usize::MAX, id)),
-                Err(Error::LayerNotFound { .. }) if args.force => {}
-                Err(error) => fail(error.into()),
+        // Whatever order they are given in, children go before their parents: what cannot go yet is
+        // tried again as long as others go.
+        let mut pending = ids;
+        pending.sort();
+        pending.dedup();
+        while !pending.is_empty() {
+            let (mut kept, before) = (Vec::new(), pending.len());
+            for id in pending {
+                match store.remove(&id, args.force) {
+                    Err(error @ Error::HasChildren { .. }) => kept.push((id, error)),
+                    Err(Error::LayerNotFound { .. }) if args.force => {}
+                    Err(error) => fail(error.into()),
+                    Ok(()) => {}
+                }
             }
-        }
-        // Children before parents.
-        layers.sort_by(|one, other| other.cmp(one));
-        layers.dedup();
-        for (_, id) in layers {
-            match store.remove(&id, args.force) {
-                Err(Error::LayerNotFound { .. }) if args.force => {}
-                Err(error) => fail(error.into()),
-                Ok(()) => {}
+            if kept.len() == before {
+                kept.drain(..).for_each(|(_, error)| fail(error.into()));
             }
+            pending = kept.into_iter().map(|(id, _)| id).collect();
         }
-        if !args.defer {
-            store.reclaim()?;
+        if !args.defer
+            && let Err(error) = store.reclaim()
+        {
+            fail(error.into());
         }
         first.map_or(Ok(()), Err)
     }

@@ -76,6 +76,27 @@ pub enum Error {
         /// Where.
         target: PathBuf,
     },
+    /// Something is mounted on the layer's mount point that this store did not mount.
+    #[error(
+        "the mount at {} was not made by this store; unmount it with umount(8) if nobody uses it",
+        EscapedPath(target)
+    )]
+    #[non_exhaustive]
+    ForeignMount {
+        /// The layer.
+        id: LayerId,
+        /// Where.
+        target: PathBuf,
+    },
+    /// The layer is mounted in another mount namespace, where this process cannot reach it.
+    #[error(
+        "the layer {id} is mounted in another mount namespace; unmount it there, or end the processes in it"
+    )]
+    #[non_exhaustive]
+    MountedElsewhere {
+        /// The layer.
+        id: LayerId,
+    },
     /// The layer is mounted in another way than asked for.
     #[error("the layer {id} is mounted with {present}, not with {wanted}; unmount it first")]
     #[non_exhaustive]
@@ -106,10 +127,12 @@ pub enum Error {
         /// Its children.
         children: Vec<LayerId>,
     },
-    /// A child of this layer is being made.
-    #[error("a child of the layer {id} is being made; try again when that is done")]
+    /// A child of this layer is being made, or an archive is being applied to it.
+    #[error(
+        "the layer {id} is in use: a child is being made or an archive applied; try again when that is done"
+    )]
     #[non_exhaustive]
-    ChildInFlight {
+    InFlight {
         /// The layer.
         id: LayerId,
     },
@@ -233,9 +256,11 @@ impl Error {
             | Self::NotMounted { .. } => ErrorKind::NotFound,
             Self::AlreadyExists { .. } => ErrorKind::AlreadyExists,
             Self::Mounted { .. }
+            | Self::ForeignMount { .. }
+            | Self::MountedElsewhere { .. }
             | Self::MountedDifferently { .. }
             | Self::HasChildren { .. }
-            | Self::ChildInFlight { .. }
+            | Self::InFlight { .. }
             | Self::Sealed { .. } => ErrorKind::Busy,
             Self::NotAHome { .. } | Self::Depth { .. } => ErrorKind::InvalidInput,
             Self::Plan {
@@ -287,10 +312,12 @@ impl Error {
             | Self::ParentNotFound { id, .. }
             | Self::AlreadyExists { id }
             | Self::Mounted { id, .. }
+            | Self::ForeignMount { id, .. }
+            | Self::MountedElsewhere { id }
             | Self::MountedDifferently { id, .. }
             | Self::NotMounted { id }
             | Self::HasChildren { id, .. }
-            | Self::ChildInFlight { id }
+            | Self::InFlight { id }
             | Self::Sealed { id }
             | Self::Depth { id, .. }
             | Self::Plan { id, .. }

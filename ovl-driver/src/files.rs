@@ -20,9 +20,10 @@ pub(crate) fn read(
     };
     let len = tree.metadata(Node::File(&file))?.size;
     if len > MAX_FILE_LEN {
-        return Err(io::Error::other(format!(
-            "it has {len} bytes, at most {MAX_FILE_LEN} are expected"
-        )));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("it has {len} bytes, at most {MAX_FILE_LEN} are expected"),
+        ));
     }
     let mut contents = Vec::new();
     let mut buffer = [0; 4096];
@@ -32,7 +33,10 @@ pub(crate) fn read(
             len => contents.extend_from_slice(&buffer[..len]),
         }
         if contents.len() as u64 > MAX_FILE_LEN {
-            return Err(io::Error::other("it grows while it is read"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "it grows while it is read",
+            ));
         }
     }
 }

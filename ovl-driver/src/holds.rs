@@ -13,6 +13,8 @@ const FIRST_LINE: &str = "ovl-holds 1";
 pub(crate) struct Holds {
     /// The boot in which the mount was made.
     pub(crate) boot: String,
+    /// The mount namespace in which it was made.
+    pub(crate) namespace: u64,
     pub(crate) access: Access,
     pub(crate) label: Option<String>,
     /// As text: only compared and shown.
@@ -49,8 +51,7 @@ impl Holds {
         }
     }
 
-    /// Reads the file; `None` when it does not hold what it should, which is as good as no file:
-    /// the mount table is the truth.
+    /// Reads the file; `None` when it does not hold what it should.
     pub(crate) fn parse(contents: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(contents).ok()?.strip_suffix('\n')?;
         let mut lines = text.split('\n');
@@ -59,6 +60,7 @@ impl Holds {
         }
         let mut holds = Self {
             boot: String::new(),
+            namespace: 0,
             access: Access::ReadOnly,
             label: None,
             options: String::new(),
@@ -69,6 +71,7 @@ impl Holds {
             let (key, value) = line.split_once(' ')?;
             match key {
                 "boot" => value.clone_into(&mut holds.boot),
+                "namespace" => holds.namespace = value.parse().ok()?,
                 "access" if value == "writable" => holds.access = Access::Writable,
                 "access" if value == "read-only" => holds.access = Access::ReadOnly,
                 "label" => holds.label = Some(value.to_owned()),
@@ -94,7 +97,13 @@ impl fmt::Display for Holds {
             Access::Writable => "writable",
             Access::ReadOnly => "read-only",
         };
-        writeln!(f, "{FIRST_LINE}\nboot {}\naccess {access}", self.boot)?;
+        let Self {
+            boot, namespace, ..
+        } = self;
+        writeln!(
+            f,
+            "{FIRST_LINE}\nboot {boot}\nnamespace {namespace}\naccess {access}"
+        )?;
         if let Some(label) = &self.label {
             writeln!(f, "label {label}")?;
         }
@@ -138,6 +147,7 @@ mod tests {
     fn holds() -> Holds {
         Holds {
             boot: "b".to_owned(),
+            namespace: 4,
             access: Access::Writable,
             label: Some("u:r:t:s0".to_owned()),
             options: "nodev".to_owned(),

@@ -84,6 +84,21 @@ impl SystemBackend for HostSystem {
         }
     }
 
+    fn mount_namespace(&self) -> io::Result<u64> {
+        Ok(std::fs::metadata("/proc/self/ns/mnt")?.ino())
+    }
+
+    fn is_namespace_alive(&self, namespace: u64) -> io::Result<bool> {
+        for entry in std::fs::read_dir("/proc")?.flatten() {
+            // Others are gone meanwhile, no processes, or somebody else's.
+            let found = std::fs::metadata(entry.path().join("ns/mnt"));
+            if found.is_ok_and(|found| found.ino() == namespace) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     fn identity(&self) -> io::Result<Identity> {
         let path = "/proc/self/ns/user";
         let user_namespace = match fs::metadata(path) {

@@ -32,6 +32,19 @@ pub trait SystemBackend: fmt::Debug + Send + Sync + 'static {
     /// When the process table cannot be read.
     fn is_alive(&self, process: ProcessId) -> io::Result<bool>;
 
+    /// A number of the caller's mount namespace, unique while the namespace lasts.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn mount_namespace(&self) -> io::Result<u64>;
+
+    /// Whether a process that the caller can see is in a mount namespace. One that only an open
+    /// file or a bind mount keeps has none.
+    ///
+    /// # Errors
+    /// When the process table cannot be read.
+    fn is_namespace_alive(&self, namespace: u64) -> io::Result<bool>;
+
     /// The ids that the caller's user namespace maps.
     ///
     /// # Errors

@@ -67,7 +67,7 @@ impl Overlay2 {
     ) -> Result<Applied, Error> {
         let lock = self.lock_layer(id, LockKind::Exclusive)?;
         let locked = lock.ino();
-        let layer = self.changeable(id)?;
+        let layer = self.changeable(id, None)?;
         let stack = self.stack(&layer)?;
         let parent_id = self.parent_of(&layer)?;
         let parent = match &parent_id {
@@ -75,32 +75,24 @@ impl Overlay2 {
             None => None,
         };
         let mut staged = self.stage(parent.as_ref(), layer.chain.clone())?;
+        // From here on nobody mounts, removes or replaces the layer.
+        staged.replace(id, layer.link)?;
         drop(lock);
 
-        let built = self.build_on(id, &mut staged, &stack, archive, options, progress);
-        // Without a lock, the layer may have been removed under the work.
-        let summary = built.map_err(|error| match self.layer(id) {
-            Err(gone @ Error::LayerNotFound { .. }) => gone,
-            _ => error,
-        })?;
+        let summary = self.build_on(id, &mut staged, &stack, archive, options, progress)?;
         let was_opaque = layer.root_opaque();
         staged.record.root_opaque = was_opaque || (summary.root_opaque && parent_id.is_some());
         if staged.record.root_opaque {
             staged.chain = LowerChain::default();
         }
         let size = self.size_of(id, &staged.diff)?;
-        staged.take_link(layer.link);
         staged.complete(false)?;
 
-        // Whatever happened meanwhile must not be lost.
+        // A child may have sealed it, and other programs know nothing of our staging.
         let lock = self.lock_layer(id, LockKind::Exclusive)?;
-        self.changeable(id)?;
+        self.changeable(id, Some(&staged))?;
         if lock.ino() != locked {
-            return Err(Error::Io {
-                operation: "apply the archive to",
-                path: self.layout.layer(id).dir().to_owned(),
-                source: io::Error::other("the layer was replaced meanwhile; try again"),
-            });
+            return Err(Error::InFlight { id: id.clone() });
         }
         staged.exchange(id)?;
         Ok(Applied { summary, size })
@@ -269,9 +261,9 @@ impl Overlay2 {
     }
 
     /// The layer, if its contents may change now.
-    fn changeable(&self, id: &LayerId) -> Result<Layer, Error> {
+    fn changeable(&self, id: &LayerId, own: Option<&Staged<'_>>) -> Result<Layer, Error> {
         // In this order: a child seals its parent before it leaves staging.
-        let in_flight = self.has_staged_child(id)?;
+        let in_flight = self.is_in_flight(id, own)?;
         let layer = self.layer(id)?;
         if let Some(state) = self.mount_state(&layer)? {
             return Err(Error::Mounted {
@@ -283,7 +275,7 @@ impl Overlay2 {
             return Err(Error::Sealed { id: id.clone() });
         }
         if in_flight {
-            return Err(Error::ChildInFlight { id: id.clone() });
+            return Err(Error::InFlight { id: id.clone() });
         }
         Ok(layer)
     }

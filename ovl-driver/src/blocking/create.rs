@@ -109,7 +109,8 @@ impl Overlay2 {
         let dir = tree.open_dir(&self.home, id.as_ref());
         let dir = dir.map_err(|error| Error::io("open", &path, error))?;
         match tree.create_file(&dir, OsStr::new(names::COMMITTED), 0o600) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            // Whoever made it may not have waited for the disk yet.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             result => {
                 result.map_err(|error| Error::io("seal", &path, error))?;
             }

@@ -82,11 +82,18 @@ impl Overlay2 {
                     .iter()
                     .all(|entry| entry.name == names::STORE_DIR || entry.name == "lost+found");
                 match (is_empty, options.create) {
-                    (false, _) => {
-                        return Err(Error::NotAHome {
-                            home: home.to_owned(),
-                        });
-                    }
+                    // Another process may have finished making it meanwhile.
+                    (false, _) => match files::open_dir(tree, &home_dir, names::LINK_DIR) {
+                        Ok(Some(links)) => links,
+                        Ok(None) => {
+                            return Err(Error::NotAHome {
+                                home: home.to_owned(),
+                            });
+                        }
+                        Err(error) => {
+                            return Err(Error::io("open", home.join(names::LINK_DIR), error));
+                        }
+                    },
                     (true, false) => {
                         return Err(Error::HomeNotFound {
                             home: home.to_owned(),

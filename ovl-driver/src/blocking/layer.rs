@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
 
 use ovl_diff::{DirHandle, FileKind, Node};
 use ovl_layout::{LayerId, LayerRecord, LinkId, LinkIdError, LowerChain, names, parse_link_target};
@@ -70,7 +71,7 @@ impl Overlay2 {
         };
         let read = |name: &str| {
             files::read(tree, &dir, name)
-                .map_err(|error| Error::io("read", paths.dir().join(name), error))
+                .map_err(|error| unreadable(id, paths.dir().join(name), error))
         };
         let damaged = |name: &str, problem: &dyn ToString| {
             Error::damaged(id, paths.dir().join(name), problem.to_string())
@@ -247,5 +248,16 @@ fn with_source(error: &dyn std::error::Error) -> String {
     match error.source() {
         None => error.to_string(),
         Some(source) => format!("{error}: {source}"),
+    }
+}
+
+/// A small file that is no file, or too large to be one of the store's, is damage and no I/O error.
+fn unreadable(id: &LayerId, file: PathBuf, error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => Error::damaged(id, file, error),
+        _ if Errno::from_io_error(&error) == Some(Errno::LOOP) => {
+            Error::damaged(id, file, "a symbolic link")
+        }
+        _ => Error::io("read", file, error),
     }
 }

@@ -3,9 +3,7 @@ use std::io;
 use std::path::PathBuf;
 
 use ovl_layout::{LayerId, names};
-use ovl_mount::{
-    Access, MountError, MountFeatures, MountInfo, MountPlan, OverlaySpec, UnmountMode,
-};
+use ovl_mount::{Access, MountError, MountFeatures, MountPlan, OverlaySpec, UnmountMode};
 
 use super::Overlay2;
 use super::home::OwnDirs;
@@ -15,6 +13,19 @@ use crate::files;
 use crate::holds::{Holds, describe};
 use crate::system::LockKind;
 use crate::types::{Hold, MountRequest, MountState};
+
+/// What is mounted for a layer.
+pub(super) enum Found {
+    Nothing,
+    /// A mount of this store, perhaps held by nobody any more.
+    Ours(Holds),
+    /// The same in a mount namespace out of reach, in which processes still run.
+    Elsewhere(Holds),
+    /// Something that this store did not mount.
+    Foreign {
+        read_only: bool,
+    },
+}
 
 impl Overlay2 {
     /// Mounts a layer, or adds a hold to its mount, and gives the path.
@@ -27,7 +38,7 @@ impl Overlay2 {
     ///
     /// [`Error::LayerNotFound`]; [`Error::Damaged`] for a stack that cannot be trusted;
     /// [`Error::MountedDifferently`] for another label or other options than those of the mount;
-    /// [`Error::ChildInFlight`] for an open layer on which a child is being made; [`Error::Plan`];
+    /// [`Error::InFlight`] for an open layer on which a child is being made; [`Error::Plan`];
     /// [`Error::Mount`]. Nothing is left mounted.
     ///
     /// # Privileges
@@ -38,7 +49,7 @@ impl Overlay2 {
         let own = self.own_dirs()?;
         let _lock = self.lock_layer(id, LockKind::Exclusive)?;
         // In this order: a child seals its parent before it leaves staging.
-        let in_flight = self.has_staged_child(id)?;
+        let in_flight = self.is_in_flight(id, None)?;
         let layer = self.layer(id)?;
         let target = self.layout.layer(id).merged().to_owned();
         let label = request
@@ -50,7 +61,7 @@ impl Overlay2 {
             Hold::Persistent => None,
             Hold::Process => Some(self.process()?),
         };
-        if let Some((_, mut holds)) = self.mounted(&own, &layer)? {
+        if let Some(mut holds) = self.mounted(&own, &layer)? {
             if (&holds.label, &holds.options) != (&label, &options) {
                 return Err(Error::MountedDifferently {
                     id: id.clone(),
@@ -63,7 +74,7 @@ impl Overlay2 {
             return Ok(target);
         }
         if !layer.committed && in_flight {
-            return Err(Error::ChildInFlight { id: id.clone() });
+            return Err(Error::InFlight { id: id.clone() });
         }
         let plan = self.plan_for(&layer, request)?;
         let tree = self.kernel.tree();
@@ -75,12 +86,15 @@ impl Overlay2 {
             .map_err(|error| Error::io("create", &target, error))?;
         let mut holds = Holds {
             boot: self.boot()?,
+            namespace: self.namespace()?,
             access: plan.access(),
             label,
             options,
             persistent: 0,
             processes: Vec::new(),
         };
+        // Without a hold, but before the mount: what a kill leaves behind is known to be ours.
+        self.write_holds(&own, id, &holds)?;
         holds.add(process);
         let result = self
             .kernel
@@ -97,8 +111,9 @@ impl Overlay2 {
                 })
             });
         if result.is_err() {
-            // The first error is the one to report; an empty mount point harms nobody.
+            // The first error is the one to report; what stays harms nobody.
             let _ = tree.remove_dir(&layer.dir, OsStr::new(names::MERGED));
+            let _ = files::remove(tree, &own.holds, id.as_str());
         }
         result.map(|()| target)
     }
@@ -118,7 +133,7 @@ impl Overlay2 {
         let _lock = self.lock_layer(id, LockKind::Exclusive)?;
         let layer = self.layer(id)?;
         let own = self.own_dirs_if_any()?.ok_or_else(not_mounted)?;
-        let (_, mut holds) = self.mounted(&own, &layer)?.ok_or_else(not_mounted)?;
+        let mut holds = self.mounted(&own, &layer)?.ok_or_else(not_mounted)?;
         holds.release(self.process()?);
         if holds.total() > 0 {
             self.write_holds(&own, id, &holds)?;
@@ -214,63 +229,75 @@ impl Overlay2 {
         let Some(own) = self.own_dirs_if_any()? else {
             return Ok(None);
         };
-        let Some((info, holds)) = self.read_mounted(&own, layer)? else {
-            return Ok(None);
-        };
-        Ok(Some(MountState {
-            target: info.target,
+        let target = self.layout.layer(&layer.id).merged().to_owned();
+        let state = |holds: Holds| MountState {
+            target: target.clone(),
             access: holds.access,
             label: holds.label,
             options: holds.options,
             persistent: holds.persistent,
             processes: holds.processes,
-        }))
+        };
+        Ok(match self.read_mounted(&own, layer)? {
+            Found::Nothing => None,
+            Found::Ours(holds) | Found::Elsewhere(holds) => Some(state(holds)),
+            Found::Foreign { read_only } => Some(MountState {
+                target: target.clone(),
+                access: match read_only {
+                    true => Access::ReadOnly,
+                    false => Access::Writable,
+                },
+                label: None,
+                options: String::new(),
+                persistent: 0,
+                processes: Vec::new(),
+            }),
+        })
     }
 
-    /// The layer's mount and who holds it. A mount that nobody holds is a leftover of a process
-    /// that was killed, and taken away.
-    fn mounted(&self, own: &OwnDirs, layer: &Layer) -> Result<Option<(MountInfo, Holds)>, Error> {
-        if let Some(found) = self.read_mounted(own, layer)? {
-            if found.1.total() > 0 {
-                return Ok(Some(found));
+    /// Who holds the layer's mount. One of ours that nobody holds is a leftover of a process that
+    /// was killed, and taken away; one that is not ours, or out of reach, is left alone.
+    fn mounted(&self, own: &OwnDirs, layer: &Layer) -> Result<Option<Holds>, Error> {
+        let id = layer.id.clone();
+        match self.read_mounted(own, layer)? {
+            Found::Nothing => {}
+            Found::Ours(holds) if holds.total() > 0 => return Ok(Some(holds)),
+            Found::Ours(_) => self.take_down(own, layer, UnmountMode::Now)?,
+            Found::Elsewhere(_) => return Err(Error::MountedElsewhere { id }),
+            Found::Foreign { .. } => {
+                let target = self.layout.layer(&id).merged().to_owned();
+                return Err(Error::ForeignMount { id, target });
             }
-            self.take_down(own, layer, UnmountMode::Now)?;
         }
         files::remove(self.kernel.tree(), &own.holds, layer.id.as_str())
             .map_err(|error| Error::io("remove", self.holds_path(&layer.id), error))?;
         Ok(None)
     }
 
-    fn read_mounted(
-        &self,
-        own: &OwnDirs,
-        layer: &Layer,
-    ) -> Result<Option<(MountInfo, Holds)>, Error> {
+    /// What is mounted for a layer, here or in another mount namespace.
+    pub(super) fn read_mounted(&self, own: &OwnDirs, layer: &Layer) -> Result<Found, Error> {
         let target = self.layout.layer(&layer.id).merged().to_owned();
         let info = self.kernel.mount().mount_at(&target);
-        let Some(info) = info.map_err(|error| Error::io("look for a mount at", &target, error))?
-        else {
-            return Ok(None);
-        };
+        let info = info.map_err(|error| Error::io("look for a mount at", &target, error))?;
+        let path = self.holds_path(&layer.id);
         let contents = files::read(self.kernel.tree(), &own.holds, layer.id.as_str())
-            .map_err(|error| Error::io("read", self.holds_path(&layer.id), error))?;
+            .map_err(|error| Error::io("read", &path, error))?;
+        let holds = contents.as_deref().map(Holds::parse);
         let boot = self.boot()?;
-        let unheld = || Holds {
-            boot: boot.clone(),
-            access: if info.read_only {
-                Access::ReadOnly
-            } else {
-                Access::Writable
-            },
-            label: None,
-            options: String::new(),
-            persistent: 0,
-            processes: Vec::new(),
+        let holds = match (holds, &info) {
+            // Not ours to read, and nothing that it could speak of.
+            (Some(None), None) => None,
+            (Some(None), Some(_)) => {
+                let problem = "it does not say who holds the mount; unmount that with umount(8) if nobody uses it";
+                return Err(Error::damaged(&layer.id, path, problem));
+            }
+            (holds, _) => holds.flatten().filter(|holds| holds.boot == boot),
         };
-        let holds = contents.and_then(|contents| Holds::parse(&contents));
-        let mut holds = holds
-            .filter(|holds| holds.boot == boot)
-            .unwrap_or_else(unheld);
+        let Some(mut holds) = holds else {
+            return Ok(info.map_or(Found::Nothing, |info| Found::Foreign {
+                read_only: info.read_only,
+            }));
+        };
         let mut alive = Vec::with_capacity(holds.processes.len());
         for (process, count) in holds.processes {
             let running = self.kernel.system().is_alive(process);
@@ -279,7 +306,18 @@ impl Overlay2 {
             alive.extend(running.then_some((process, count)));
         }
         holds.processes = alive;
-        Ok(Some((info, holds)))
+        if info.is_some() {
+            return Ok(Found::Ours(holds));
+        }
+        let elsewhere = holds.namespace != self.namespace()? && {
+            let alive = self.kernel.system().is_namespace_alive(holds.namespace);
+            alive.map_err(|e| Error::io("look for the mount namespace of", &target, e))?
+        };
+        Ok(if elsewhere {
+            Found::Elsewhere(holds)
+        } else {
+            Found::Nothing
+        })
     }
 
     /// Unmounts and removes what belongs to the mount.
@@ -331,6 +369,11 @@ impl Overlay2 {
     fn boot(&self) -> Result<String, Error> {
         let boot = self.kernel.system().boot_id();
         boot.map_err(|error| Error::io("read the boot id for", self.home(), error))
+    }
+
+    fn namespace(&self) -> Result<u64, Error> {
+        let namespace = self.kernel.system().mount_namespace();
+        namespace.map_err(|error| Error::io("find the mount namespace for", self.home(), error))
     }
 
     fn process(&self) -> Result<crate::system::ProcessId, Error> {

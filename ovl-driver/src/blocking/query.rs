@@ -33,8 +33,8 @@ impl Overlay2 {
                 Ok(summary) => list.layers.push(summary),
                 // Removed meanwhile.
                 Err(Error::LayerNotFound { id: missing, .. }) if missing == id => {}
-                Err(error @ Error::Damaged { .. }) => list.broken.push(BrokenLayer { id, error }),
-                Err(error) => return Err(error),
+                // One layer that cannot be read does not hide the others.
+                Err(error) => list.broken.push(BrokenLayer { id, error }),
             }
         }
         Ok(list)

@@ -1,15 +1,29 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 
-use ovl_diff::{Node, RenameMode, TreeError, remove_tree};
-use ovl_layout::{LayerId, LinkId, names, parse_link_target};
+use ovl_diff::{DirHandle, Node, RenameMode, TreeBackend, TreeError, remove_tree};
+use ovl_layout::{LayerId, LayerRecord, LinkId, LowerChain, names, parse_link_target};
 use ovl_mount::UnmountMode;
 
 use super::Overlay2;
+use super::mounting::Found;
 use crate::error::Error;
 use crate::files;
 use crate::system::LockKind;
 use crate::types::Reclaimed;
+
+/// What a damaged layer stands on, as far as that can be told.
+enum Stands {
+    Alone,
+    On(LayerId),
+    Unknown,
+}
+
+/// Our record of a layer. Whatever is in the way of reading it, there is none then.
+fn readable_record(tree: &dyn TreeBackend, dir: &DirHandle) -> Option<LayerRecord> {
+    let contents = files::read(tree, dir, names::RECORD).ok().flatten()?;
+    LayerRecord::parse_file(&contents).ok()
+}
 
 impl Overlay2 {
     /// Removes a layer: it is gone at once and as a whole. Its space is free after
@@ -21,7 +35,7 @@ impl Overlay2 {
     /// # Errors
     ///
     /// [`Error::LayerNotFound`]; [`Error::Mounted`]; [`Error::HasChildren`];
-    /// [`Error::ChildInFlight`]; [`Error::Io`].
+    /// [`Error::InFlight`]; [`Error::Io`].
     ///
     /// # Compatibility
     ///
@@ -32,8 +46,8 @@ impl Overlay2 {
         let _lock = self.lock_layer(id, LockKind::Exclusive)?;
         let tree = self.kernel.tree();
         // First, since a child seals its parent before it leaves staging.
-        if self.has_staged_child(id)? {
-            return Err(Error::ChildInFlight { id: id.clone() });
+        if self.is_in_flight(id, None)? {
+            return Err(Error::InFlight { id: id.clone() });
         }
         // A damaged layer can be removed too: what cannot be read is only left out of the checks.
         let layer = match self.layer(id) {
@@ -59,23 +73,30 @@ impl Overlay2 {
         let mounted = mounted
             .map_err(|e| Error::io("look for a mount at", &target, e))?
             .is_some();
-        if mounted {
-            let held = match &layer {
-                Some(layer) => self
-                    .mount_state(layer)?
-                    .is_some_and(|state| state.holds() > 0),
-                None => true,
+        if !force {
+            let found = match &layer {
+                Some(layer) => Some(self.read_mounted(&own, layer)?),
+                None => None,
             };
-            if held && !force {
-                return Err(Error::Mounted {
-                    id: id.clone(),
-                    target,
-                });
+            match found {
+                // Ours without a hold is what a killed process left.
+                Some(Found::Ours(holds)) if holds.total() == 0 => {}
+                Some(Found::Elsewhere(_)) => {
+                    return Err(Error::MountedElsewhere { id: id.clone() });
+                }
+                _ if mounted => {
+                    return Err(Error::Mounted {
+                        id: id.clone(),
+                        target,
+                    });
+                }
+                _ => {}
             }
-            let mode = if force {
-                UnmountMode::Lazy
-            } else {
-                UnmountMode::Now
+        }
+        if mounted {
+            let mode = match force {
+                true => UnmountMode::Lazy,
+                false => UnmountMode::Now,
             };
             let unmounted = self.kernel.mount().unmount(&target, mode);
             unmounted.map_err(|source| Error::Mount {
@@ -104,9 +125,9 @@ impl Overlay2 {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`] at the first step that fails; calling again goes on.
+    /// [`Error::Io`] for the first thing that cannot be removed, after all others were.
     pub fn reclaim(&self) -> Result<Reclaimed, Error> {
-        let mut reclaimed = Reclaimed::default();
+        let (mut reclaimed, mut failed) = (Reclaimed::default(), None);
         let own = self.own_dirs()?;
         let (tree, path) = (
             self.kernel.tree(),
@@ -117,10 +138,12 @@ impl Overlay2 {
                 Ok(()) => reclaimed.layers += 1,
                 // Somebody else was there first.
                 Err(TreeError { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(Error::tree(&path, error)),
+                Err(error) => {
+                    failed.get_or_insert(Error::tree(&path, error));
+                }
             }
         }
-        Ok(reclaimed)
+        failed.map_or(Ok(reclaimed), Err)
     }
 
     /// The layers whose parent is `id`.
@@ -141,8 +164,12 @@ impl Overlay2 {
                 }
                 // Removed meanwhile.
                 Err(Error::LayerNotFound { .. }) => false,
-                // What it stands on cannot be told from a damaged layer, so its link must do.
-                Err(Error::Damaged { .. }) => false,
+                Err(error @ Error::Damaged { .. }) => match self.damaged_parent(&other)? {
+                    Stands::On(parent) => parent == *id,
+                    Stands::Alone => false,
+                    // Nobody can tell whether removing this one would lose what it shows.
+                    Stands::Unknown => return Err(error),
+                },
                 Err(error) => return Err(error),
             };
             if below {
@@ -153,14 +180,34 @@ impl Overlay2 {
         Ok(children)
     }
 
+    /// What a layer that is otherwise damaged stands on.
+    fn damaged_parent(&self, id: &LayerId) -> Result<Stands, Error> {
+        let (tree, paths) = (self.kernel.tree(), self.layout.layer(id));
+        let failed = |error| Error::io("read", paths.dir(), error);
+        let Some(dir) = files::open_dir(tree, &self.home, id.as_str()).map_err(failed)? else {
+            return Ok(Stands::Alone);
+        };
+        if let Some(record) = readable_record(tree, &dir) {
+            return Ok(record.parent.map_or(Stands::Alone, Stands::On));
+        }
+        if !files::exists(tree, &dir, names::LOWER).map_err(failed)? {
+            return Ok(Stands::Alone);
+        }
+        let contents = files::read(tree, &dir, names::LOWER).ok().flatten();
+        let chain = contents.and_then(|contents| LowerChain::parse_file(&contents).ok());
+        let parent = chain.and_then(|chain| chain.parent());
+        let parent = parent.and_then(|link| self.resolve(id, link).ok());
+        Ok(parent.map_or(Stands::Unknown, Stands::On))
+    }
+
     /// The link of a damaged layer, where at least that can be read.
     fn readable_link(&self, id: &LayerId) -> Result<Option<LinkId>, Error> {
         let (tree, path) = (self.kernel.tree(), self.layout.layer(id).dir().to_owned());
         let dir = tree.open_dir(&self.home, id.as_ref());
         let dir = dir.map_err(|error| Error::io("open", &path, error))?;
-        let contents = files::read(tree, &dir, names::LINK);
-        let contents = contents.map_err(|error| Error::io("read the link of", &path, error))?;
-        Ok(contents.and_then(|contents| LinkId::parse_file(&contents).ok()))
+        let contents = files::read(tree, &dir, names::LINK).ok().flatten();
+        let link = contents.and_then(|contents| LinkId::parse_file(&contents).ok());
+        Ok(link.or_else(|| readable_record(tree, &dir).map(|record| record.link)))
     }
 
     /// Removes a layer's link, if that is the layer the link leads to.

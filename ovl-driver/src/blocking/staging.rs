@@ -22,6 +22,8 @@ use crate::files;
 use crate::system::{Lock, LockKind};
 
 const SCRATCH: &str = "incoming";
+/// Names the layer that a staged one will be swapped with.
+const REPLACES: &str = "replaces";
 
 /// A layer under construction; dropping it takes it away again.
 pub(super) struct Staged<'a> {
@@ -148,8 +150,13 @@ impl Overlay2 {
         Ok(LinkId::from_entropy(entropy))
     }
 
-    /// Whether somebody is building a layer on `id` right now.
-    pub(super) fn has_staged_child(&self, id: &LayerId) -> Result<bool, Error> {
+    /// Whether somebody is building a layer on `id`, or one that will replace it, right now. What
+    /// `own_work` builds does not count.
+    pub(super) fn is_in_flight(
+        &self,
+        id: &LayerId,
+        own_work: Option<&Staged<'_>>,
+    ) -> Result<bool, Error> {
         let Some(own) = self.own_dirs_if_any()? else {
             return Ok(false);
         };
@@ -160,12 +167,20 @@ impl Overlay2 {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 result => result.map_err(|error| Error::io("open", path.join(&name), error))?,
             };
-            let record = files::read(tree, &dir, names::RECORD)
-                .map_err(|error| Error::io("read", path.join(&name), error))?;
-            let parent = record
+            if own_work.is_some_and(|staged| staged.name == name) {
+                continue;
+            }
+            let read = |file| {
+                files::read(tree, &dir, file)
+                    .map_err(|error| Error::io("read", path.join(&name).join(file), error))
+            };
+            let parent = read(names::RECORD)?
                 .and_then(|contents| LayerRecord::parse_file(&contents).ok())
                 .and_then(|record| record.parent);
-            if parent.as_ref() != Some(id) {
+            let replaced = read(REPLACES)?;
+            let concerns =
+                parent.as_ref() == Some(id) || replaced.as_deref() == Some(id.as_str().as_bytes());
+            if !concerns {
                 continue;
             }
             // Whoever builds it holds the lock.
@@ -323,9 +338,12 @@ impl Staged<'_> {
             .map_err(|error| self.failed(error.operation)(error.source))
     }
 
-    /// Gives the layer the link of one that it is to replace.
-    pub(super) fn take_link(&mut self, link: LinkId) {
+    /// Says that the layer `id`, which the caller has locked, will be replaced by this one: until
+    /// then it is in use.
+    pub(super) fn replace(&mut self, id: &LayerId, link: LinkId) -> Result<(), Error> {
         self.record.link = link;
+        let (tree, id) = (self.store.kernel.tree(), id.as_str().as_bytes());
+        files::create(tree, &self.dir, REPLACES, 0o600, id, false).map_err(self.failed("write"))
     }
 
     /// Makes the complete layer visible as `id`, or says that the id is taken.
@@ -371,6 +389,7 @@ impl Staged<'_> {
     pub(super) fn exchange(mut self, id: &LayerId) -> Result<(), Error> {
         let store = self.store;
         let (tree, path) = (store.kernel.tree(), store.layout.layer(id).dir().to_owned());
+        files::remove(tree, &self.dir, REPLACES).map_err(self.failed("remove"))?;
         let mode = RenameMode::Exchange;
         tree.rename(
             &self.own.staging,

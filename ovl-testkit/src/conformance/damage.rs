@@ -19,6 +19,8 @@ list! {
     row_140_a_link_to_another_layer_is_damage,
     row_142_a_diff_that_is_no_directory_is_damage,
     a_damaged_layer_can_be_removed,
+    the_parent_of_a_damaged_layer_stays,
+    a_small_file_of_another_kind_or_size_is_damage,
     a_rewritten_layer_is_read_as_the_other_program_left_it,
 }
 
@@ -176,4 +178,62 @@ fn a_rewritten_layer_is_read_as_the_other_program_left_it(subject: &Subject) {
         (info.recorded, info.parent, info.chain),
         (false, None, Vec::new())
     );
+}
+
+fn the_parent_of_a_damaged_layer_stays(subject: &Subject) {
+    for (name, contents) in [
+        ("lower", Some(&b"garbled"[..])),
+        ("link", None),
+        ("link", Some(b"")),
+    ] {
+        let store = stack(subject);
+        let file = store.layout().layer(&id("top")).dir().join(name);
+        subject.unlink(&file);
+        if let Some(contents) = contents {
+            subject.write(&file, contents);
+        }
+        let error = store
+            .remove(&id("middle"), true)
+            .expect_err("top stands on it");
+        assert!(
+            matches!(error, Error::HasChildren { .. }),
+            "{name}: {error}"
+        );
+        // Without our record nobody can tell any more.
+        if name == "lower" {
+            subject.unlink(&store.layout().layer(&id("top")).dir().join(".ovl-layer"));
+            let error = store
+                .remove(&id("middle"), true)
+                .expect_err("it may stand on it");
+            assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
+        }
+        assert!(store.contains(&id("middle")).expect("contains"));
+        subject.remove_tree(store.home());
+    }
+}
+
+fn a_small_file_of_another_kind_or_size_is_damage(subject: &Subject) {
+    for name in ["link", "lower"] {
+        for kind in ["fifo", "directory", "link", "large"] {
+            let store = stack(subject);
+            let file = store.layout().layer(&id("top")).dir().join(name);
+            subject.unlink(&file);
+            match kind {
+                "fifo" => subject.fifo(&file),
+                "directory" => subject.mkdir(&file, 0o755),
+                "link" => subject.symlink(&file, "../base/link"),
+                _ => subject.write(&file, &[b'x'; 100_000]),
+            }
+            assert_damaged(subject, &store, &file);
+            let list = store.layers().expect("the others can be listed");
+            assert_eq!(
+                (list.layers.len(), list.broken.len()),
+                (2, 1),
+                "{name} {kind}"
+            );
+            store.remove(&id("top"), true).expect("it can be removed");
+            store.reclaim().expect("reclaim");
+            subject.remove_tree(store.home());
+        }
+    }
 }

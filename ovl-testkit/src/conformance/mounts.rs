@@ -2,11 +2,12 @@
 
 use std::ffi::OsStr;
 
-use ovl_driver::{Error, ErrorKind, Hold, MountRequest};
+use ovl_driver::{Error, ErrorKind, Hold, ImportOptions, MountRequest};
 use ovl_mount::{Access, MountError, OverlayOptions, UnmountMode};
 
 use super::support::{create, id, import, layer, mount, unmount, with_mount};
 use super::{Subject, list};
+use crate::archive::ArchiveBuilder;
 
 list! {
     a_mount_lasts_as_long_as_it_is_held,
@@ -18,6 +19,9 @@ list! {
     a_mounted_layer_is_not_removed_unless_forced,
     other_options_than_the_mounts_are_refused,
     a_mount_that_nobody_holds_is_replaced,
+    a_mount_that_is_not_ours_is_left_alone,
+    an_unreadable_hold_file_is_damage_and_unmounts_nothing,
+    a_layer_that_is_being_replaced_is_in_use,
     the_mount_point_goes_with_the_mount,
     a_hold_of_this_process_counts,
     unmounting_all_takes_every_layers_mount_and_nothing_else,
@@ -223,7 +227,12 @@ fn a_mount_that_nobody_holds_is_replaced(subject: &Subject) {
     create(&store, "top", Some("base"));
     let path = mount(&store, "top");
     // As after a kill between the mount and the note of its hold.
-    subject.unlink(&store.layout().store_dir().join("holds/top"));
+    let holds = store.layout().store_dir().join("holds/top");
+    let noted = String::from_utf8(subject.read(&holds)).expect("text");
+    subject.rewrite(
+        &holds,
+        noted.replace("persistent 1", "persistent 0").as_bytes(),
+    );
     let error = store
         .create(&layer("child", Some("top")))
         .expect_err("it is mounted writable");
@@ -291,5 +300,101 @@ fn unmounting_all_takes_every_layers_mount_and_nothing_else(subject: &Subject) {
         .unmount(&id("one"), UnmountMode::Now)
         .expect_err("no hold is left");
     assert!(matches!(error, Error::NotMounted { .. }), "{error}");
+    subject.assert_clean(&store);
+}
+
+fn a_mount_that_is_not_ours_is_left_alone(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    create(&store, "top", Some("base"));
+    let path = mount(&store, "top");
+    subject.write(&path.join("kept"), b"kept");
+    // As another program, or a person, would have mounted it.
+    subject.unlink(&store.layout().store_dir().join("holds/top"));
+    let request = MountRequest::new();
+    let errors = [
+        store.mount(&id("top"), &request).err(),
+        store.unmount(&id("top"), UnmountMode::Now).err(),
+        store.remove(&id("top"), false).err(),
+        store.create(&layer("child", Some("top"))).err(),
+    ];
+    for error in errors {
+        let error = error.expect("somebody else uses it");
+        assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+    }
+    assert_eq!(subject.read(&path.join("kept")), b"kept");
+    store.remove(&id("top"), true).expect("forced");
+    store.reclaim().expect("reclaim");
+    subject.assert_clean(&store);
+}
+
+fn an_unreadable_hold_file_is_damage_and_unmounts_nothing(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    create(&store, "top", Some("base"));
+    let path = mount(&store, "top");
+    subject.write(&path.join("kept"), b"kept");
+    subject.rewrite(&store.layout().store_dir().join("holds/top"), b"garbage");
+    let errors = [
+        store.mount(&id("top"), &MountRequest::new()).err(),
+        store.unmount(&id("top"), UnmountMode::Now).err(),
+        store.remove(&id("top"), false).err(),
+    ];
+    for error in errors {
+        let error = error.expect("nobody knows who holds it");
+        assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
+    }
+    assert_eq!(subject.read(&path.join("kept")), b"kept");
+    store.remove(&id("top"), true).expect("forced");
+    store.reclaim().expect("reclaim");
+    subject.assert_clean(&store);
+}
+
+/// An archive that tries to use the layer it is applied to.
+struct Using<'a> {
+    store: &'a ovl_driver::blocking::Overlay2,
+    archive: &'a [u8],
+}
+
+impl std::io::Read for Using<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let (store, top) = (self.store, id("top"));
+        let archive = ArchiveBuilder::new().file("other", b"o").finish();
+        let options = ImportOptions::new();
+        let errors = [
+            store.mount(&top, &MountRequest::new()).err(),
+            store.remove(&top, true).err(),
+            store.apply(&top, &*archive, options, &mut |_| {}).err(),
+        ];
+        for error in errors {
+            let error = error.expect("an archive is being applied");
+            assert!(matches!(error, Error::InFlight { .. }), "{error}");
+            assert_eq!(error.kind(), ErrorKind::Busy);
+        }
+        self.archive.read(buffer)
+    }
+}
+
+fn a_layer_that_is_being_replaced_is_in_use(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    create(&store, "top", Some("base"));
+    with_mount(&store, "top", |path| {
+        subject.write(&path.join("before"), b"b")
+    });
+    let archive = ArchiveBuilder::new().file("applied", b"a").finish();
+    let (using, options) = (&store, ImportOptions::new());
+    let source = Using {
+        store: using,
+        archive: &archive,
+    };
+    store
+        .apply(&id("top"), source, options, &mut |_| {})
+        .expect("apply");
+    with_mount(&store, "top", |path| {
+        assert_eq!(subject.names(path), ["applied", "before"]);
+    });
+    let diff = store.layout().layer(&id("top")).dir().to_owned();
+    assert!(!subject.exists(&diff.join("replaces")));
     subject.assert_clean(&store);
 }

@@ -88,6 +88,14 @@ impl SystemBackend for MockKernel {
         Ok(self.state().processes.contains(&process.pid))
     }
 
+    fn mount_namespace(&self) -> io::Result<u64> {
+        Ok(1)
+    }
+
+    fn is_namespace_alive(&self, namespace: u64) -> io::Result<bool> {
+        Ok(namespace == 1)
+    }
+
     fn identity(&self) -> io::Result<Identity> {
         Ok(self.profile().identity.clone())
     }
