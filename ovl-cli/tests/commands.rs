@@ -328,3 +328,72 @@ fn completions_and_the_manual_need_no_store() {
     assert!(manual.stdout.starts_with(b".ie") || manual.stdout.starts_with(b".TH"));
     assert!(run(&["--help"]).status.success());
 }
+
+#[test]
+fn a_diff_that_fails_keeps_what_the_file_was() {
+    let Some(store) = store("a_diff_that_fails_keeps_what_the_file_was") else {
+        return;
+    };
+    two_layers(&store);
+    let kept = store.write("kept.tar", b"precious");
+    std::fs::write(store.path("home/open/diff/.wh.reserved"), "").unwrap();
+    store.fails(7, &["diff", "open", "-o", &kept]);
+    assert_eq!(std::fs::read(&kept).unwrap(), b"precious");
+    let left = std::fs::read_dir(store.path("")).unwrap().flatten();
+    let partial = left.filter(|entry| entry.file_name().to_string_lossy().contains("partial"));
+    assert_eq!(partial.count(), 0);
+    std::fs::remove_file(store.path("home/open/diff/.wh.reserved")).unwrap();
+    store.ok(&["diff", "open", "-o", &kept]);
+    assert!(std::fs::read(&kept).unwrap().len() >= 1024);
+    // A device stays one.
+    let full = store.run(&["diff", "base", "-o", "/dev/full"]);
+    assert_eq!(full.status.code(), Some(8));
+    assert!(!std::fs::symlink_metadata("/dev/full").unwrap().is_file());
+}
+
+#[test]
+fn a_child_with_an_opaque_root_goes_before_its_parent() {
+    let Some(store) = store("a_child_with_an_opaque_root_goes_before_its_parent") else {
+        return;
+    };
+    two_layers(&store);
+    let opaque = store.write(
+        "opaque.tar",
+        &archive(&[("x", b"x"), (".wh..wh..opq", b"")]),
+    );
+    store.ok(&["import", "aop", "--parent", "base", &opaque]);
+    store.ok(&["rm", "open", "base", "aop", "base"]);
+    assert_eq!(
+        json(&store.ok(&["ls", "--json"]))["layers"],
+        Value::Array(Vec::new())
+    );
+}
+
+#[test]
+fn a_mount_in_another_namespace_is_in_use_until_that_ends() {
+    let Some(store) = store("a_mount_in_another_namespace_is_in_use_until_that_ends") else {
+        return;
+    };
+    let script = "ovl create base; ovl create work --parent base
+         h=$(dirname $(ovl inspect base | sed -n 's/^diff *//p'))/..
+         mkfifo $h/ready $h/go
+         unshare --mount sh -c \"$OVL --home $h mount work >/dev/null; echo >$h/ready; read x <$h/go\" &
+         read x <$h/ready
+         for c in 'rm work' 'mount work' 'unmount work' 'create k --parent work' 'apply work /dev/null'; do
+             code=0; ovl $c >/dev/null 2>&1 || code=$?; test $code = 5 || { echo \"$c: $code\"; exit 51; }
+         done
+         echo >$h/go; wait
+         ovl create k --parent work; ovl rm k work base";
+    let Some(output) = store.script(script) else {
+        return;
+    };
+    let (printed, errors) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert!(
+        output.status.success(),
+        "{:?}: {printed}{errors}",
+        output.status
+    );
+}

@@ -99,6 +99,7 @@ impl Store {
         );
         let output = command
             .args(["sh", "-c", &setup])
+            .env("OVL", env!("CARGO_BIN_EXE_ovl"))
             .env_remove("OVL_HOME")
             .output()
             .ok()?;
