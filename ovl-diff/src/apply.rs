@@ -1,24 +1,24 @@
 //! Builds a layer's directory from an archive.
 
+mod dress;
+mod links;
+
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::Path;
 
 use ovl_layout::XattrNamespace;
 
 use crate::archive::{
     ArchiveEntry, ArchiveReader, ArchiveSummary, BadArchive, BadReason, EntryKind, ReadLimits,
 };
-use crate::copy::{Private, clear_attributes, copy_object, drop_inherited};
 use crate::error::{ApplyError, Context as _, TreeError};
 use crate::handles::FewHandles;
 use crate::place::{EnterError, Entered, Position, make_opaque, remove_any};
-use crate::tree::{DeviceNumber, DirHandle, FileKind, Metadata, Node, NodeKind, TreeBackend};
+use crate::tree::{DeviceNumber, DirHandle, FileKind, Node, NodeKind, TreeBackend};
 use crate::view::{Found, View};
 use crate::whiteout::{EntryName, MAX_NAME_LEN, classify};
-use crate::xattrs::{StoredName, stored_name};
 
 /// Symbolic links that one path may lead through, as in the kernel.
 const MAX_LINKS: usize = 40;
@@ -368,23 +368,6 @@ impl Applier<'_> {
         self.dress_directory(entry, existed)
     }
 
-    /// Gives the current directory the attributes of its entry.
-    fn dress_directory(&mut self, entry: &ArchiveEntry, existed: bool) -> Result<(), Stop> {
-        let dir = self.position.upper()?;
-        let path = self.position.path().to_owned();
-        if existed {
-            // The later entry replaces the earlier one's attributes, not only adds to them.
-            clear_attributes(self.position.view(), Node::Dir(&dir))
-                .on("remove attributes of", &path)?;
-        }
-        self.owner_mode_xattrs(entry, Node::Dir(&dir), FileKind::Directory, &path)?;
-        if existed || !entry.xattrs.is_empty() {
-            self.position.note_default_acl()?;
-        }
-        self.position.set_mtime(entry.mtime);
-        Ok(())
-    }
-
     fn regular<R: Read>(
         &mut self,
         entry: &ArchiveEntry,
@@ -446,97 +429,6 @@ impl Applier<'_> {
         self.dress(entry, Node::Entry(dir, name), FileKind::Fifo, &path)
     }
 
-    fn hard_link(&mut self, target: &[u8], parents: &[&OsStr], name: &OsStr) -> Result<(), Stop> {
-        let target = components(target).map_err(|reason| match reason {
-            BadReason::PathEscape => Stop::Bad(BadReason::LinkEscape),
-            other => Stop::Bad(other),
-        })?;
-        let Some((&target_name, target_parents)) = target.split_last() else {
-            return Err(Stop::Bad(BadReason::BadHardLink));
-        };
-        if target_name == name && target_parents == parents {
-            return Err(Stop::Bad(BadReason::DanglingHardLink));
-        }
-        self.resolve(target_parents)?;
-        let path = self.position.path_of(target_name);
-        let upper = self.position.upper_if_any();
-        let view = self.position.view();
-        let in_upper = match &upper {
-            Some(dir) => view.entry(dir, target_name).on("look at", &path)?,
-            None => None,
-        };
-        let (from, metadata) = match (in_upper, upper) {
-            (Some(metadata), Some(dir)) => (dir, metadata),
-            _ => {
-                let below = self.position.below().clone();
-                match view.lookup(&below, target_name).on("look at", &path)? {
-                    Found::Nothing => return Err(Stop::Bad(BadReason::DanglingHardLink)),
-                    Found::Directory(..) => return Err(Stop::Bad(BadReason::BadHardLink)),
-                    Found::Object(_, metadata) if metadata.kind == FileKind::Socket => {
-                        return Err(Stop::Bad(BadReason::BadHardLink));
-                    }
-                    Found::Object(dir, metadata) => {
-                        (self.copy_up(&dir, target_name, &metadata)?, metadata)
-                    }
-                }
-            }
-        };
-        if metadata.is_dir() || metadata.is_whiteout_device() {
-            return Err(Stop::Bad(BadReason::BadHardLink));
-        }
-        self.resolve(parents)?;
-        let dir = self.position.upper()?;
-        let path = self.position.path_of(name);
-        if let Some(existing) = self
-            .position
-            .view()
-            .entry(&dir, name)
-            .on("look at", &path)?
-        {
-            let source = self
-                .tree
-                .metadata(Node::Entry(&from, target_name))
-                .on("look at", &path)?;
-            if (existing.dev, existing.ino) == (source.dev, source.ino) {
-                return Ok(());
-            }
-        }
-        match self.create(&dir, name, |tree| {
-            tree.hard_link(&from, target_name, &dir, name)
-        })? {
-            // It was in the directory that has made way for the link.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(Stop::Bad(BadReason::DanglingHardLink));
-            }
-            result => result.on("link", &path)?,
-        }
-        self.position.touch();
-        Ok(())
-    }
-
-    /// Copies a lower layer's object into this layer, at its own place, so that it can be linked.
-    fn copy_up(
-        &mut self,
-        from: &DirHandle,
-        name: &OsStr,
-        metadata: &Metadata,
-    ) -> Result<DirHandle, TreeError> {
-        let to = self.position.upper()?;
-        let path = self.position.path_of(name);
-        let (view, inherits) = (self.position.view(), self.position.inherits());
-        copy_object(
-            view,
-            (from, name),
-            metadata,
-            (&to, name),
-            Private::Drop,
-            inherits,
-        )
-        .on("copy up", &path)?;
-        self.position.touch();
-        Ok(to)
-    }
-
     /// Hides what the layers below have at `name`, and nothing that this archive has put there.
     fn whiteout(&mut self, name: &OsStr) -> Result<(), TreeError> {
         let path = self.position.path_of(name);
@@ -575,110 +467,6 @@ impl Applier<'_> {
             self.root_opaque = true;
         }
         self.position.cut()
-    }
-
-    fn dress(
-        &mut self,
-        entry: &ArchiveEntry,
-        node: Node<'_>,
-        kind: FileKind,
-        path: &Path,
-    ) -> Result<(), Stop> {
-        if self.position.inherits() {
-            drop_inherited(self.tree, node).on("change", path)?;
-        }
-        self.owner_mode_xattrs(entry, node, kind, path)?;
-        Ok(self
-            .tree
-            .set_mtime(node, entry.mtime)
-            .on("set the time of", path)?)
-    }
-
-    /// In this order: a change of owner clears setuid bits and capabilities.
-    fn owner_mode_xattrs(
-        &mut self,
-        entry: &ArchiveEntry,
-        node: Node<'_>,
-        kind: FileKind,
-        path: &Path,
-    ) -> Result<(), Stop> {
-        let (uid, gid) = self.owner(entry)?;
-        self.tree
-            .set_owner(node, uid, gid)
-            .on("set the owner of", path)?;
-        if kind != FileKind::Symlink {
-            self.tree
-                .set_mode(node, entry.mode)
-                .on("set the mode of", path)?;
-        }
-        for (name, value) in &entry.xattrs {
-            match stored_name(self.options.xattrs, name) {
-                StoredName::Skip => self.skipped_xattrs += 1,
-                StoredName::Keep(name) => self.xattr(node, kind, &name, value, path)?,
-            }
-        }
-        Ok(())
-    }
-
-    fn xattr(
-        &mut self,
-        node: Node<'_>,
-        kind: FileKind,
-        name: &OsStr,
-        value: &[u8],
-        path: &Path,
-    ) -> Result<(), Stop> {
-        let user = name.as_bytes().starts_with(b"user.");
-        if user && !matches!(kind, FileKind::Directory | FileKind::Regular) {
-            self.skipped_xattrs += 1;
-            return Ok(());
-        }
-        let refused = || {
-            let (name, problem) = (name.as_bytes().to_vec(), "the kernel refuses its value");
-            Stop::Bad(BadReason::BadXattr { name, problem })
-        };
-        // The kernel would store it, and refuse to read it ever after.
-        if value.is_empty() && name == "security.capability" {
-            return Err(refused());
-        }
-        self.tree.set_xattr(node, name, value).map_err(|source| {
-            // ext4 keeps all attributes of a file in one block and calls its end "no space".
-            let too_large = source.kind() == io::ErrorKind::StorageFull
-                || source.kind() == io::ErrorKind::ArgumentListTooLong;
-            if too_large && value.len() > 1024 {
-                let name = name.as_bytes().to_vec();
-                return Stop::Bad(BadReason::XattrTooLarge {
-                    name,
-                    len: value.len(),
-                });
-            }
-            // Capabilities and access control lists have a form.
-            if source.kind() == io::ErrorKind::InvalidInput {
-                return refused();
-            }
-            Stop::Tree(TreeError::new("set an attribute of", path, source))
-        })
-    }
-
-    fn owner(&mut self, entry: &ArchiveEntry) -> Result<(u32, u32), Stop> {
-        let maps = |ranges: &Option<Vec<Range<u64>>>, id: u32| {
-            ranges
-                .as_ref()
-                .is_none_or(|all| all.iter().any(|one| one.contains(&u64::from(id))))
-        };
-        let (uid, gid) = (entry.uid, entry.gid);
-        let mapped = (maps(&self.options.uids, uid), maps(&self.options.gids, gid));
-        if mapped == (true, true) {
-            return Ok((uid, gid));
-        }
-        if !self.options.squash {
-            return Err(Stop::Bad(BadReason::UnmappedOwner { uid, gid }));
-        }
-        self.squashed += 1;
-        Ok((
-            if mapped.0 { uid } else { 0 },
-            if mapped.1 { gid } else { 0 },
-        ))
     }
 }
 

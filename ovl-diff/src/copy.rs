@@ -41,7 +41,7 @@ pub(crate) fn copy_object(
         FileKind::Regular => {
             let source_file = tree.open_file(from, name)?;
             let file = tree.create_file(to, to_name, 0o600)?;
-            copy_data(tree, &source_file, &file)?;
+            copy_data(tree, &source_file, metadata, &file)?;
             let (source, target) = (Node::File(&source_file), Node::File(&file));
             if inherits {
                 drop_inherited(tree, target)?;
@@ -143,25 +143,30 @@ pub fn copy_root_attributes(
     .on("copy the attributes of", path)
 }
 
-fn copy_data(tree: &dyn TreeBackend, from: &FileHandle, to: &FileHandle) -> io::Result<()> {
+fn copy_data(
+    tree: &dyn TreeBackend,
+    from: &FileHandle,
+    metadata: &Metadata,
+    to: &FileHandle,
+) -> io::Result<()> {
     match tree.share_data(from, to) {
         Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
         result => return result,
     }
-    let size = tree.metadata(Node::File(from))?.size;
-    let mut buffer = vec![
-        0;
-        BUFFER_LEN
-            .min(usize::try_from(size).unwrap_or(BUFFER_LEN))
-            .max(1)
-    ];
+    let (size, dense) = (metadata.size, metadata.is_dense());
+    let whole = usize::try_from(size).unwrap_or(BUFFER_LEN);
+    let mut buffer = vec![0; BUFFER_LEN.min(whole)];
     let mut offset = 0;
-    while let Some(extent) = tree.next_extent(from, offset)? {
+    loop {
+        let next = match dense {
+            true => (offset < size).then_some(offset..size),
+            false => tree.next_extent(from, offset)?,
+        };
+        let Some(extent) = next else { break };
         offset = extent.start;
         while offset < extent.end {
-            let want = usize::try_from(extent.end - offset)
-                .unwrap_or(BUFFER_LEN)
-                .min(buffer.len());
+            let left = usize::try_from(extent.end - offset).unwrap_or(BUFFER_LEN);
+            let want = left.min(buffer.len());
             let len = tree.read_at(from, offset, &mut buffer[..want])?;
             if len == 0 {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
@@ -170,7 +175,11 @@ fn copy_data(tree: &dyn TreeBackend, from: &FileHandle, to: &FileHandle) -> io::
             offset += len as u64;
         }
     }
-    tree.set_len(to, size)
+    if dense {
+        Ok(())
+    } else {
+        tree.set_len(to, size)
+    }
 }
 
 /// A directory and its copy, on the way down.

@@ -156,12 +156,13 @@ impl<'a, W: Write> Emitter<'a, W> {
         };
         let (xattrs, _) = read_xattrs(self.view, Node::File(&file), path)?;
         let end = metadata.size;
+        let known = if metadata.is_dense() { end } else { 0 };
         let mut contents = Contents {
             tree,
             file: &file,
             offset: 0,
             end,
-            data: 0..0,
+            data: 0..known,
             error: None,
         };
         let kind = MemberKind::Regular { size: end };
@@ -306,9 +307,6 @@ struct Contents<'a> {
 }
 
 impl Contents<'_> {
-    /// Files of one block at most are not worth the question where their data is.
-    const SMALL: u64 = 64 * 1024;
-
     fn next(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = usize::try_from(self.end - self.offset).unwrap_or(usize::MAX);
         let want = left.min(buffer.len());
@@ -316,14 +314,9 @@ impl Contents<'_> {
             return Ok(0);
         }
         if self.offset >= self.data.end {
-            self.data = if self.end <= Self::SMALL {
-                0..self.end
-            } else {
-                let rest = self.end..self.end;
-                self.tree
-                    .next_extent(self.file, self.offset)?
-                    .unwrap_or(rest)
-            };
+            let rest = self.end..self.end;
+            let next = self.tree.next_extent(self.file, self.offset)?;
+            self.data = next.unwrap_or(rest);
         }
         if self.offset < self.data.start {
             let hole = self.data.start.min(self.end) - self.offset;

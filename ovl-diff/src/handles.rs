@@ -16,6 +16,8 @@ use crate::tree::{
 /// Directories that are open at once. A process can have 1024 descriptors by default, and a stack
 /// of layers needs up to 500 for the roots.
 const MAX_OPEN: usize = 256;
+/// On a long way down, one directory in so many stays open longer, so that the way back is short.
+const SPACING: usize = 32;
 
 /// The same tree with handles that are closed when many others have been opened since, and opened
 /// again by their names when they are needed.
@@ -25,8 +27,9 @@ const MAX_OPEN: usize = 256;
 /// taken too, and never closed.
 pub(crate) struct FewHandles<'a> {
     tree: &'a dyn TreeBackend,
-    /// The directories that are open, and some that were, in the order of their opening.
-    open: Mutex<VecDeque<Weak<Dir>>>,
+    /// The directories that are open, and some that were, in the order of their opening, with their
+    /// depths.
+    open: Mutex<VecDeque<(Weak<Dir>, usize)>>,
 }
 
 /// What a handle of this tree holds.
@@ -36,6 +39,8 @@ struct Dir {
     /// `None` only while it is dropped.
     parent: Option<Parent>,
     name: OsString,
+    /// Below a directory that the backend itself has opened, from 1.
+    depth: usize,
     state: Mutex<State>,
 }
 
@@ -125,12 +130,20 @@ impl<'a> FewHandles<'a> {
         {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             if open.len() >= MAX_OPEN {
-                open.retain(|dir| dir.strong_count() > 0);
-                if open.len() > MAX_OPEN / 4 * 3 {
-                    surplus.extend(open.drain(..MAX_OPEN / 4));
+                open.retain(|(dir, _)| dir.strong_count() > 0);
+                let mut excess = open.len().saturating_sub(MAX_OPEN / 4 * 3);
+                for spacing in [SPACING, usize::MAX] {
+                    open.retain(|(dir, depth)| {
+                        let close = excess > 0 && depth % spacing != 0;
+                        if close {
+                            excess -= 1;
+                            surplus.push(dir.clone());
+                        }
+                        !close
+                    });
                 }
             }
-            open.push_back(Arc::downgrade(dir));
+            open.push_back((Arc::downgrade(dir), dir.depth));
         }
         for dir in surplus.iter().filter_map(Weak::upgrade) {
             let Some(handle) = dir.state().handle.take() else {
@@ -168,14 +181,14 @@ impl TreeBackend for FewHandles<'_> {
 
     fn open_dir(&self, dir: &DirHandle, name: &OsStr) -> io::Result<DirHandle> {
         let handle = self.tree.open_dir(&self.real(dir)?, name)?;
-        let parent = match dir.inner::<Handle>() {
-            Ok(Handle(dir)) => Parent::Dir(dir.clone()),
-            Err(_) => Parent::Given(dir.clone()),
+        let (parent, depth) = match dir.inner::<Handle>() {
+            Ok(Handle(dir)) => (Parent::Dir(dir.clone()), dir.depth + 1),
+            Err(_) => (Parent::Given(dir.clone()), 1),
         };
-        let (parent, name) = (Some(parent), name.to_owned());
         let dir = Arc::new(Dir {
-            parent,
-            name,
+            parent: Some(parent),
+            name: name.to_owned(),
+            depth,
             state: Mutex::default(),
         });
         self.keep(&dir, handle)?;

@@ -33,6 +33,8 @@ struct Frame {
     touched: bool,
     /// What is made in it gets an access control list that nobody asked for.
     inherits: bool,
+    /// The owner that a new object in it has, once one was made.
+    owner_of_new: Option<(u32, u32)>,
 }
 
 /// Whether a directory was there before.
@@ -73,6 +75,7 @@ impl<'a> Position<'a> {
             mtime: Some(metadata.mtime),
             touched: true,
             inherits: has_default_acl(view, upper).on("look at", &path)?,
+            owner_of_new: None,
         };
         Ok(Self {
             view,
@@ -113,25 +116,44 @@ impl<'a> Position<'a> {
         self.frames[top].touched = true;
     }
 
-    /// Sets the time that the current directory has in the end.
-    pub(crate) fn set_mtime(&mut self, mtime: Timestamp) {
-        let top = self.frames.len() - 1;
-        self.frames[top].mtime = Some(mtime);
-        self.frames[top].touched = true;
-    }
-
     /// What is made in the current directory inherits its default access control list, which has
     /// to be taken back.
     pub(crate) fn inherits(&self) -> bool {
         self.frames[self.frames.len() - 1].inherits
     }
 
-    /// Looks whether the current directory has a default access control list now.
-    pub(crate) fn note_default_acl(&mut self) -> Result<(), TreeError> {
+    /// The owner that a new object in the current directory has: the first one tells.
+    pub(crate) fn owner_of_new(
+        &mut self,
+        new: Node<'_>,
+        path: &Path,
+    ) -> Result<(u32, u32), TreeError> {
         let top = self.frames.len() - 1;
-        if let Some(dir) = &self.frames[top].upper {
-            let inherits = has_default_acl(self.view, dir).on("look at", &self.path)?;
-            self.frames[top].inherits = inherits;
+        owner_of_new(self.view, &mut self.frames[top], new, path)
+    }
+
+    /// The same for the current directory itself, when it is new.
+    pub(crate) fn owner_of_new_directory(
+        &mut self,
+        new: Node<'_>,
+    ) -> Result<(u32, u32), TreeError> {
+        let parent = self.frames.len().saturating_sub(2);
+        owner_of_new(self.view, &mut self.frames[parent], new, &self.path)
+    }
+
+    /// The current directory has the attributes of its entry now, and this time in the end.
+    pub(crate) fn dressed(
+        &mut self,
+        mtime: Timestamp,
+        acl_may_differ: bool,
+    ) -> Result<(), TreeError> {
+        let (view, top) = (self.view, self.frames.len() - 1);
+        let frame = &mut self.frames[top];
+        frame.mtime = Some(mtime);
+        frame.touched = true;
+        frame.owner_of_new = None;
+        if acl_may_differ && let Some(dir) = &frame.upper {
+            frame.inherits = has_default_acl(view, dir).on("look at", &self.path)?;
         }
         Ok(())
     }
@@ -214,7 +236,6 @@ impl<'a> Position<'a> {
         let mtime = below_metadata.map(|metadata| metadata.mtime);
         let name = name.to_owned();
         let (upper, touched) = (None, false);
-        let inherits = false;
         self.push(Frame {
             name,
             upper,
@@ -223,7 +244,8 @@ impl<'a> Position<'a> {
             over_whiteout,
             mtime,
             touched,
-            inherits,
+            inherits: false,
+            owner_of_new: None,
         });
         Ok(None)
     }
@@ -273,6 +295,7 @@ impl<'a> Position<'a> {
             mtime: None,
             touched: true,
             inherits: false,
+            owner_of_new: None,
         });
         Ok(Entered::Created)
     }
@@ -382,6 +405,7 @@ impl<'a> Position<'a> {
             mtime: Some(metadata.mtime),
             touched: false,
             inherits: names.iter().any(|name| name == DEFAULT_ACL),
+            owner_of_new: None,
         });
         Ok(())
     }
@@ -403,6 +427,20 @@ impl<'a> Position<'a> {
         self.path.push(&frame.name);
         self.frames.push(frame);
     }
+}
+
+/// Depends on the caller, and on the directory's setgid bit or the mount options.
+fn owner_of_new(
+    view: View<'_>,
+    parent: &mut Frame,
+    new: Node<'_>,
+    path: &Path,
+) -> Result<(u32, u32), TreeError> {
+    if let Some(owner) = parent.owner_of_new {
+        return Ok(owner);
+    }
+    let metadata = view.tree().metadata(new).on("look at", path)?;
+    Ok(*parent.owner_of_new.insert((metadata.uid, metadata.gid)))
 }
 
 fn has_default_acl(view: View<'_>, dir: &DirHandle) -> io::Result<bool> {

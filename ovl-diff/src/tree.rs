@@ -349,6 +349,12 @@ impl Metadata {
         self.kind == FileKind::CharDevice && self.rdev == DeviceNumber::default()
     }
 
+    /// Whether as much is allocated as the size says: such a file has no holes. Others may have
+    /// none either, where the file system compresses.
+    pub(crate) fn is_dense(&self) -> bool {
+        self.blocks.saturating_mul(512) >= self.size
+    }
+
     /// Whether this is a directory.
     #[must_use]
     pub fn is_dir(&self) -> bool {

@@ -4,6 +4,7 @@
 
 mod apply;
 mod archive;
+mod diff;
 mod host_tree;
 mod law;
 mod support;

@@ -187,6 +187,35 @@ fn row_107_owners_reach_as_far_as_linux_has_them() {
 }
 
 #[test]
+fn a_directory_that_gives_its_group_away_gives_it_to_nobody_who_has_another() {
+    each(|scene| {
+        let mut entries = vec![Entry::dir("d").mode(0o2775).owner(0, 50)];
+        for (n, gid) in [50, 0, 50, 7, 0].into_iter().enumerate() {
+            entries.push(Entry::file(format!("d/f{n}"), b"").owner(0, gid));
+            entries.push(Entry::dir(format!("d/d{n}")).owner(0, gid));
+            entries.push(Entry::symlink(format!("d/l{n}"), "x").owner(0, gid));
+            entries.push(Entry::dir("d").mode(0o2775).owner(0, gid));
+            entries.push(Entry::fifo(format!("d/p{n}")).owner(0, 0));
+            entries.push(Entry::dir("d").mode(0o755).owner(0, gid));
+            entries.push(Entry::file(format!("d/d{n}/inner"), b"").owner(1, 0));
+        }
+        let applied = scene.stack(&[]).apply(&entries);
+        for entry in entries.iter().filter(|entry| entry.name != b"d") {
+            let name = std::str::from_utf8(&entry.name).unwrap();
+            let seen = applied.at(name);
+            assert_eq!(
+                (seen.uid.into(), seen.gid.into()),
+                (entry.uid, entry.gid),
+                "{name}"
+            );
+            if entry.typeflag != b'2' {
+                assert_eq!(seen.mode, entry.mode, "{name}");
+            }
+        }
+    });
+}
+
+#[test]
 fn row_108_an_owner_that_is_not_mapped_is_refused_or_squashed() {
     each(|scene| {
         let mut options = ApplyOptions::new(scene.xattrs);

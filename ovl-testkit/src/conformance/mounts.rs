@@ -380,7 +380,7 @@ fn a_layer_that_is_being_replaced_is_in_use(subject: &Subject) {
     create(&store, "base", None);
     create(&store, "top", Some("base"));
     with_mount(&store, "top", |path| {
-        subject.write(&path.join("before"), b"b")
+        subject.write(&path.join("before"), b"b");
     });
     let archive = ArchiveBuilder::new().file("applied", b"a").finish();
     let (using, options) = (&store, ImportOptions::new());
