@@ -116,7 +116,16 @@ impl Program {
     }
 
     /// For commands that make a home where there is none, in a directory of its own.
-    fn open_or_make(&self, durability: Durability) -> Result<Overlay2, Failure> {
+    fn open_or_make(
+        &self,
+        layer: &CreateLayer,
+        durability: Durability,
+    ) -> Result<Overlay2, Failure> {
+        if layer.parent.is_some() {
+            // It stands on nothing in a new home.
+            let options = OpenOptions::new().durability(durability);
+            return Ok(Overlay2::open(Kernel::host(), &self.home, options)?);
+        }
         if let Some(parent) = self.home.parent() {
             std::fs::create_dir_all(parent)
                 .map_err(|error| Failure::io("create", parent, &error))?;
@@ -141,7 +150,7 @@ impl Program {
 
     fn create(&self, args: &args::Create) -> Result<(), Failure> {
         let layer = new_layer(&args.id, args.parent.as_deref())?;
-        let store = self.open_or_make(Durability::Layer)?;
+        let store = self.open_or_make(&layer, Durability::Layer)?;
         match args.writable {
             true => store.create_writable(&layer)?,
             false => store.create(&layer)?,
@@ -152,10 +161,13 @@ impl Program {
     fn import(&self, args: &args::Import) -> Result<(), Failure> {
         let layer = new_layer(&args.id, args.parent.as_deref())?;
         let input = Input::open(&args.file)?;
-        let store = self.open_or_make(match args.durability {
-            args::Durability::None => Durability::None,
-            args::Durability::Layer => Durability::Layer,
-        })?;
+        let store = self.open_or_make(
+            &layer,
+            match args.durability {
+                args::Durability::None => Durability::None,
+                args::Durability::Layer => Durability::Layer,
+            },
+        )?;
         let applied = input.with_progress(|archive, progress| {
             store.import(&layer, archive, foreign(&args.foreign), progress)
         })?;

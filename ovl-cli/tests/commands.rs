@@ -97,6 +97,7 @@ fn what_is_not_there_is_exit_code_3() {
         return;
     };
     let message = store.fails(3, &["ls"]);
+    store.fails(3, &["create", "child", "--parent", "unknown"]);
     assert!(message.contains("no layer store"), "{message}");
     assert!(
         !store.path("home").exists(),

@@ -27,7 +27,7 @@ const MAX_COMPONENTS: usize = 4096;
 /// Longest text of a symbolic link, in bytes: `PATH_MAX` less the NUL.
 const MAX_TARGET_LEN: usize = 4095;
 const BUFFER_LEN: usize = 256 * 1024;
-/// A run of zero bytes of this length becomes a hole.
+/// A block of zero bytes of this length becomes a hole.
 const HOLE_LEN: usize = 4096;
 
 /// How an archive is applied.
@@ -388,12 +388,12 @@ impl Applier<'_> {
                 break;
             }
             let chunk = &self.buffer[..len];
-            let is_hole = len >= HOLE_LEN && chunk.iter().all(|&byte| byte == 0);
-            if !is_hole {
+            for run in data_runs(chunk, offset) {
+                let at = offset + run.start as u64;
+                written = offset + run.end as u64;
                 self.tree
-                    .write_at(&file, offset, chunk)
+                    .write_at(&file, at, &chunk[run])
                     .on("write", &path)?;
-                written = offset + len as u64;
             }
             offset += len as u64;
         }
@@ -470,6 +470,25 @@ impl Applier<'_> {
     }
 }
 
+/// The parts of a file's contents at `offset` that are to be written: whole blocks of zeros are left
+/// out.
+fn data_runs(chunk: &[u8], offset: u64) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    let mut start = 0;
+    while start < chunk.len() {
+        let into_block = usize::try_from((offset + start as u64) % HOLE_LEN as u64).unwrap_or(0);
+        let end = (start + HOLE_LEN - into_block).min(chunk.len());
+        let is_hole = end - start == HOLE_LEN && chunk[start..end].iter().all(|&byte| byte == 0);
+        match runs.last_mut() {
+            _ if is_hole => {}
+            Some(run) if run.end == start => run.end = end,
+            _ => runs.push(start..end),
+        }
+        start = end;
+    }
+    runs
+}
+
 enum PlaceError {
     Stop(Stop),
     Apply(ApplyError),
@@ -517,4 +536,26 @@ fn components(path: &[u8]) -> Result<Vec<&OsStr>, BadReason> {
         return Err(BadReason::PathTooDeep);
     }
     Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_blocks_of_zeros_are_holes_wherever_a_read_begins() {
+        let mut chunk = vec![0; 4 * HOLE_LEN];
+        assert_eq!(data_runs(&chunk, 0), []);
+        chunk[HOLE_LEN + 1] = 1;
+        let second = HOLE_LEN..2 * HOLE_LEN;
+        assert_eq!(data_runs(&chunk, 0), std::slice::from_ref(&second));
+        // The parts of blocks at both ends are written: the rest of them may be data.
+        let shifted = data_runs(&chunk, 7);
+        assert_eq!(
+            shifted,
+            [0..2 * HOLE_LEN - 7, 4 * HOLE_LEN - 7..4 * HOLE_LEN]
+        );
+        let dense = vec![1; 3 * HOLE_LEN + 5];
+        assert_eq!(data_runs(&dense, 3).len(), 1);
+    }
 }

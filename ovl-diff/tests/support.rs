@@ -130,6 +130,13 @@ impl Scene {
         self.tree().write_at(&file, 0, contents).unwrap();
     }
 
+    /// Whether the file system can store this time.
+    pub(crate) fn keeps_time(&self, time: Timestamp) -> bool {
+        let layer = self.layer();
+        self.tree().set_mtime(Node::Dir(&layer), time).unwrap();
+        self.tree().metadata(Node::Dir(&layer)).unwrap().mtime == time
+    }
+
     /// What the kernel leaves where a name was removed.
     pub(crate) fn whiteout(&self, parent: &DirHandle, name: &str) {
         let kind = NodeKind::CharDevice(DeviceNumber::default());

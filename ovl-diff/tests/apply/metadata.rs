@@ -376,23 +376,27 @@ fn row_117_times_before_the_epoch_and_after_2038_are_exact() {
             (1 << 32, 0),
             ((1 << 34) - 1, 0),
         ];
+        let times = times.map(|(secs, nanos)| at(secs, nanos));
+        let (kept, clamped): (Vec<_>, Vec<_>) =
+            times.into_iter().partition(|time| scene.keeps_time(*time));
+        if !clamped.is_empty() {
+            skip(&format!("times that this file system has not: {clamped:?}"));
+        }
         let mut entries: Vec<Entry> = Vec::new();
-        for (n, (secs, nanos)) in times.into_iter().enumerate() {
+        for (n, time) in kept.iter().enumerate() {
+            let (secs, nanos) = (time.secs, time.nanos);
             entries.push(Entry::file(format!("f{n}"), b"").mtime(secs, nanos));
             entries.push(Entry::dir(format!("d{n}")).mtime(secs, nanos));
             entries.push(Entry::symlink(format!("l{n}"), "x").mtime(secs, nanos));
         }
         let applied = scene.stack(&[]).apply(&entries);
-        for (n, (secs, nanos)) in times.into_iter().enumerate() {
+        for (n, time) in kept.into_iter().enumerate() {
             for kind in ["f", "d", "l"] {
-                assert_eq!(applied.at(&format!("{kind}{n}")).mtime, at(secs, nanos));
+                assert_eq!(applied.at(&format!("{kind}{n}")).mtime, time);
             }
         }
-        for time in ["1e30", "x", "", "99999999999999999999", "1.5x"] {
+        for time in ["1e30", "x", "99999999999999999999", "1.5x"] {
             let entry = Entry::file("f", b"").record("mtime", time);
-            if time.is_empty() {
-                continue;
-            }
             let reason = scene.stack(&[]).refused(&[entry]);
             assert!(
                 matches!(reason, BadReason::BadNumber { .. }),

@@ -2,7 +2,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 
 use ovl_diff::{DirHandle, Node, RenameMode, TreeBackend, TreeError, remove_tree};
-use ovl_layout::{LayerId, LayerRecord, LinkId, LowerChain, names, parse_link_target};
+use ovl_layout::{LINK_ID_LEN, LayerId, LayerRecord, LinkId, LowerChain, names, parse_link_target};
 use ovl_mount::UnmountMode;
 
 use super::Overlay2;
@@ -134,6 +134,11 @@ impl Overlay2 {
             self.layout.store_dir().join(names::TRASH),
         );
         for name in files::dirs(tree, &own.trash).map_err(|e| Error::io("list", &path, e))? {
+            // A kill may have come between the layer and its link.
+            let link = name.as_encoded_bytes().get(..LINK_ID_LEN);
+            if let Some(link) = link.and_then(|bytes| LinkId::parse_file(bytes).ok()) {
+                self.unlink_staged(OsStr::new(link.as_str()))?;
+            }
             match remove_tree(tree, &own.trash, &name) {
                 Ok(()) => reclaimed.layers += 1,
                 // Somebody else was there first.

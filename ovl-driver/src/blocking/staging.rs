@@ -225,7 +225,7 @@ impl Overlay2 {
     }
 
     /// Removes the link of a layer that was never published; a link that leads to a layer stays.
-    fn unlink_staged(&self, name: &OsStr) -> Result<(), Error> {
+    pub(super) fn unlink_staged(&self, name: &OsStr) -> Result<(), Error> {
         let tree = self.kernel.tree();
         let target = match tree.read_link(&self.links, name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),

@@ -20,6 +20,7 @@ list! {
     a_removed_layer_is_gone_and_its_id_is_free,
     a_home_is_only_made_where_there_is_nothing,
     what_a_killed_process_left_in_staging_is_taken_away,
+    a_link_that_a_killed_removal_left_goes_with_the_trash,
     two_handles_on_one_home_see_the_same_layers,
     the_list_says_who_stands_on_whom,
 }
@@ -343,5 +344,18 @@ fn the_list_says_who_stands_on_whom(subject: &Subject) {
     assert_eq!(info.chain, [id("a"), id("b")]);
     assert_eq!(info.mount.expect("mounted").persistent, 1);
     unmount(&store, "c");
+    subject.assert_clean(&store);
+}
+
+fn a_link_that_a_killed_removal_left_goes_with_the_trash(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    create(&store, "gone", None);
+    let link = store.inspect(&id("gone")).expect("inspect").link;
+    store.remove(&id("gone"), false).expect("remove");
+    // As if the removal had ended before it came to the link.
+    subject.symlink(&store.layout().link(link), "../gone/diff");
+    store.reclaim().expect("reclaim");
+    assert!(!subject.exists(&store.layout().link(link)));
     subject.assert_clean(&store);
 }
