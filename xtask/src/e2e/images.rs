@@ -4,18 +4,82 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::FsKind;
+use super::mounts::{assert_mounted, mounts_below};
 use crate::{output, run};
 
 /// Room on a file system; the file behind it is sparse.
 const IMAGE_LEN: u64 = 3 << 30;
 
-/// A mounted file system; dropping it takes mount and loop device away.
+/// A tmpfs that everything lies on; dropping it takes it away with all that is mounted below.
+pub(super) struct Scratch {
+    dir: tempfile::TempDir,
+    mounted: bool,
+}
+
+impl Scratch {
+    /// The mount namespace must be ours alone.
+    pub(super) fn mount() -> Result<Self> {
+        // Not where the environment says: the length of this path counts in the scenarios.
+        let dir = tempfile::Builder::new()
+            .prefix("ovl-e2e")
+            .tempdir_in("/tmp")?;
+        let mut scratch = Self {
+            dir,
+            mounted: false,
+        };
+        let options = Some(c"mode=0755");
+        mount(
+            "ovl-e2e",
+            scratch.path(),
+            "tmpfs",
+            MountFlags::empty(),
+            options,
+        )
+        .context("cannot mount a tmpfs")?;
+        scratch.mounted = true;
+        assert_mounted(scratch.path(), FsKind::Tmpfs.magic())?;
+        Ok(scratch)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// What is still mounted or attached below; nothing, when all went well.
+    pub(super) fn left(&self) -> Result<Vec<String>> {
+        let mounts = mounts_below(self.path())?;
+        let mut left: Vec<String> = mounts
+            .iter()
+            .map(|mount| format!("a mount at {}", mount.display()))
+            .collect();
+        let listed = Command::new("losetup")
+            .args(["--noheadings", "--output", "NAME,BACK-FILE"])
+            .output()
+            .context("cannot run losetup")?;
+        let listed = String::from_utf8_lossy(&listed.stdout);
+        let path = self.path().to_string_lossy();
+        let devices = listed.lines().filter(|line| line.contains(&*path));
+        left.extend(devices.map(|line| format!("the loop device {}", line.trim())));
+        Ok(left)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if self.mounted {
+            let _ = unmount(self.path(), UnmountFlags::DETACH);
+        }
+    }
+}
+
+/// A mounted file system; dropping it takes it away.
 pub(super) struct Image {
     path: PathBuf,
+    /// Until the mount holds it.
     device: Option<String>,
     mounted: bool,
 }
@@ -29,13 +93,10 @@ impl Image {
             device: None,
             mounted: false,
         };
-        let (device, magic) = match fs {
-            FsKind::Tmpfs => ("ovl-e2e".to_owned(), 0x0102_1994),
-            FsKind::Xfs => (
-                image.attach(scratch, &["mkfs.xfs", "-q", "-f"])?,
-                0x5846_5342,
-            ),
-            FsKind::Ext4 => (image.attach(scratch, &["mkfs.ext4", "-q", "-F"])?, 0xef53),
+        let device = match fs {
+            FsKind::Tmpfs => "ovl-e2e".to_owned(),
+            FsKind::Xfs => image.attach(scratch, &["mkfs.xfs", "-q", "-f"])?,
+            FsKind::Ext4 => image.attach(scratch, &["mkfs.ext4", "-q", "-F"])?,
         };
         mount(
             &*device,
@@ -46,14 +107,10 @@ impl Image {
         )
         .with_context(|| format!("cannot mount {device} as {}", fs.name()))?;
         image.mounted = true;
-        // Nothing may be written before it is certain where it goes.
-        let found = rustix::fs::statfs(&image.path)?.f_type;
-        ensure!(
-            found == magic,
-            "{} is not mounted at {}",
-            fs.name(),
-            image.path.display()
-        );
+        assert_mounted(&image.path, fs.magic())?;
+        // A device in use goes with its last user, so the mount takes it away even when this
+        // program is killed and only its mount namespace ends.
+        image.detach()?;
         Ok(image)
     }
 
@@ -69,6 +126,13 @@ impl Image {
         let device = device.trim().to_owned();
         self.device = Some(device.clone());
         Ok(device)
+    }
+
+    fn detach(&mut self) -> Result<()> {
+        match self.device.take() {
+            Some(device) => run(Command::new("losetup").args(["--detach", &device])),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -88,14 +152,6 @@ impl Drop for Image {
         if self.mounted {
             let _ = unmount(&self.path, UnmountFlags::DETACH);
         }
-        if let Some(device) = &self.device {
-            let _ = Command::new("losetup").args(["--detach", device]).status();
-        }
+        let _ = self.detach();
     }
-}
-
-/// The loop devices in use.
-pub(super) fn loop_devices() -> Result<Vec<String>> {
-    let listed = output(Command::new("losetup").args(["--noheadings", "--output", "NAME"]))?;
-    Ok(listed.lines().map(|line| line.trim().to_owned()).collect())
 }

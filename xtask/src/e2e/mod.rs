@@ -3,22 +3,25 @@
 //! Everything happens in a mount namespace of its own and on a tmpfs that only exists there, so that
 //! nothing is left mounted or written whatever happens.
 
+mod compare;
 mod images;
+mod mounts;
 mod scenarios;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use clap::{Args, ValueEnum};
 use nix::sched::{CloneFlags, unshare};
 use ovl_driver::Kernel;
 use ovl_testkit::conformance::{Subject, cases};
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::mount::{MountPropagationFlags, mount_change};
 
 use crate::{cargo, output};
-use images::{Image, loop_devices};
+use images::{Image, Scratch};
+use mounts::unmount_below;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -31,6 +34,9 @@ pub(crate) struct Options {
     /// Only cases and scenarios whose name holds this
     #[arg(long, value_name = "NAME")]
     filter: Option<String>,
+    /// Leave everything there until a line comes on standard input
+    #[arg(long)]
+    keep: bool,
 }
 
 impl Options {
@@ -39,6 +45,7 @@ impl Options {
             quick,
             fs: Vec::new(),
             filter: None,
+            keep: false,
         }
     }
 }
@@ -57,6 +64,8 @@ pub(crate) struct SuiteOptions {
     quick: bool,
     #[arg(long)]
     filter: Option<String>,
+    #[arg(long)]
+    keep: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -74,6 +83,15 @@ impl FsKind {
             Self::Tmpfs => "tmpfs",
             Self::Xfs => "xfs",
             Self::Ext4 => "ext4",
+        }
+    }
+
+    /// What `statfs` says of it, from linux/magic.h.
+    fn magic(self) -> rustix::fs::FsWord {
+        match self {
+            Self::Tmpfs => 0x0102_1994,
+            Self::Xfs => 0x5846_5342,
+            Self::Ext4 => 0xef53,
         }
     }
 }
@@ -110,37 +128,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS).context("cannot enter a mount namespace")?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).context("cannot make the mounts private")?;
-    let scratch = tempfile::Builder::new().prefix("ovl-e2e").tempdir()?;
-    mount(
-        "ovl-e2e",
-        scratch.path(),
-        "tmpfs",
-        MountFlags::empty(),
-        Some(c"mode=0755"),
-    )
-    .context("cannot mount a tmpfs")?;
-    let devices = loop_devices()?;
+    let scratch = Scratch::mount()?;
     let result = on_scratch(options, &programs, scratch.path());
-    rustix::mount::unmount(scratch.path(), rustix::mount::UnmountFlags::DETACH)?;
-    let left: Vec<String> = loop_devices()?
-        .into_iter()
-        .filter(|device| !devices.contains(device))
-        .collect();
-    scratch.close()?;
+    let left = scratch.left()?;
+    drop(scratch);
     result?;
-    ensure!(left.is_empty(), "loop devices are left: {left:?}");
+    ensure!(left.is_empty(), "this is left: {}", left.join(", "));
     Ok(())
 }
 
 fn on_scratch(options: &Options, programs: &Programs, scratch: &Path) -> Result<()> {
     let rootfs = step("debian root", || debian_root(scratch))?;
-    let chosen = if options.fs.is_empty() {
-        FsKind::ALL.to_vec()
-    } else {
-        options.fs.clone()
-    };
-    let mut failed = Vec::new();
-    for fs in chosen {
+    let chosen = |fs: &FsKind| options.fs.is_empty() || options.fs.contains(fs);
+    let (mut failed, mut images) = (Vec::new(), Vec::new());
+    for fs in FsKind::ALL.into_iter().filter(chosen) {
         let image = Image::mount(scratch, fs)?;
         let mut suite = Command::new(&programs.xtask);
         suite
@@ -154,13 +155,21 @@ fn on_scratch(options: &Options, programs: &Programs, scratch: &Path) -> Result<
             .arg("--rootfs")
             .arg(&rootfs);
         suite.args(options.quick.then_some("--quick"));
+        suite.args(options.keep.then_some("--keep"));
         if let Some(filter) = &options.filter {
             suite.arg("--filter").arg(filter);
         }
         if step(fs.name(), || crate::run(&mut suite)).is_err() {
             failed.push(fs.name());
         }
-        image.unmount()?;
+        if options.keep {
+            images.push(image);
+        } else {
+            image.unmount()?;
+        }
+    }
+    if options.keep {
+        wait(scratch)?;
     }
     ensure!(
         failed.is_empty(),
@@ -168,6 +177,17 @@ fn on_scratch(options: &Options, programs: &Programs, scratch: &Path) -> Result<
         failed.join(", ")
     );
     Ok(())
+}
+
+/// Nobody else sees this mount namespace, but whoever may look at this process.
+fn wait(scratch: &Path) -> Result<()> {
+    println!(
+        "e2e: kept at /proc/{}/root{}; Enter takes it away",
+        std::process::id(),
+        scratch.display()
+    );
+    std::io::stdin().read_line(&mut String::new())?;
+    unmount_below(scratch)
 }
 
 fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
@@ -232,61 +252,74 @@ fn debian_root(scratch: &Path) -> Result<PathBuf> {
 /// Runs everything on one file system and counts.
 pub(crate) fn suite(options: &SuiteOptions) -> Result<()> {
     let mut count = Count::default();
-    let wanted = |name: &str| {
-        options
-            .filter
-            .as_ref()
-            .is_none_or(|filter| name.contains(filter))
-    };
-    for case in cases().into_iter().filter(|case| wanted(case.name)) {
-        let dir = options.dir.join(case.name);
-        std::fs::create_dir(&dir)?;
-        count.run(case.name, || {
-            (case.run)(&Subject::new(Kernel::host(), &dir));
+    for case in cases() {
+        count.run(options, case.name, |dir| {
+            (case.run)(&Subject::new(Kernel::host(), dir));
             Ok(())
         });
-        std::fs::remove_dir_all(&dir)?;
     }
     for (name, scenario) in scenarios::ALL {
-        if !wanted(name) {
-            continue;
-        }
-        let dir = options.dir.join(name);
-        std::fs::create_dir(&dir)?;
-        let place = scenarios::Place {
-            dir: dir.clone(),
-            ovl: options.ovl.clone(),
-            rootfs: options.rootfs.clone(),
-            quick: options.quick,
-        };
-        count.run(name, || scenario(&place));
-        scenarios::unmount_below(&dir)?;
-        std::fs::remove_dir_all(&dir)?;
+        count.run(options, name, |dir| {
+            scenario(&scenarios::Place {
+                dir: dir.to_owned(),
+                ovl: options.ovl.clone(),
+                rootfs: options.rootfs.clone(),
+                quick: options.quick,
+            })
+        });
     }
+    let Count {
+        passed,
+        failed,
+        skipped,
+    } = count;
     println!(
-        "{} passed, {} failed, 0 skipped",
-        count.passed,
-        count.failed.len()
+        "{passed} passed, {} failed, {skipped} skipped",
+        failed.len()
     );
-    if count.failed.is_empty() {
-        return Ok(());
-    }
-    bail!("{} on {}", count.failed.join(", "), options.fs.name())
+    ensure!(
+        passed + failed.len() > 0,
+        "no case and no scenario has the filter in its name"
+    );
+    ensure!(
+        failed.is_empty(),
+        "{} on {}",
+        failed.join(", "),
+        options.fs.name()
+    );
+    Ok(())
 }
 
 #[derive(Default)]
 struct Count {
     passed: usize,
     failed: Vec<String>,
+    /// Not asked for.
+    skipped: usize,
 }
 
 impl Count {
-    fn run(&mut self, name: &str, work: impl FnOnce() -> Result<()>) {
+    fn run(&mut self, options: &SuiteOptions, name: &str, work: impl FnOnce(&Path) -> Result<()>) {
+        let filter = options.filter.as_deref().unwrap_or_default();
+        if !name.contains(filter) {
+            self.skipped += 1;
+            return;
+        }
         let start = Instant::now();
-        // A case panics as a test does; the message has been printed by then.
-        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
-        let result = caught.unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked")));
+        let dir = options.dir.join(name);
+        let result = std::fs::create_dir(&dir)
+            .map_err(Into::into)
+            .and_then(|()| {
+                // A case panics as a test does; the message has been printed by then.
+                std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(&dir)))
+                    .unwrap_or_else(|_| Err(anyhow!("it panicked")))
+            });
         let took = start.elapsed().as_secs_f64();
+        // What one leaves behind must not be the next one's trouble.
+        let result = match options.keep {
+            true => result,
+            false => result.and(clear(&dir)),
+        };
         match result {
             Ok(()) => {
                 println!("test {name} ... ok ({took:.2} s)");
@@ -298,4 +331,9 @@ impl Count {
             }
         }
     }
+}
+
+fn clear(dir: &Path) -> Result<()> {
+    unmount_below(dir)?;
+    std::fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))
 }

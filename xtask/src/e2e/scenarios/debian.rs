@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::Path;
@@ -38,19 +38,7 @@ pub(super) fn change_and_apply(place: &Place) -> Result<()> {
 
     let listed = ovl.ok(&["changes", "work"])?;
     let listed: Vec<&str> = listed.lines().collect();
-    let wanted: Vec<String> = expected
-        .iter()
-        .map(|(path, kind)| format!("{kind} {path}"))
-        .collect();
-    for line in &wanted {
-        ensure!(listed.contains(&&**line), "{line:?} is not listed");
-    }
-    for line in &listed {
-        ensure!(
-            wanted.iter().any(|one| one == line),
-            "{line:?} is listed and was not made"
-        );
-    }
+    assert_listed(&listed, &expected)?;
 
     let (first, second) = (place.dir.join("d.tar"), place.dir.join("d2.tar"));
     for file in [&first, &second] {
@@ -91,6 +79,32 @@ pub(super) fn change_and_apply(place: &Place) -> Result<()> {
         "layers are left"
     );
     ovl.assert_clean()
+}
+
+/// Exactly what was done, each path once, and a directory before what is in it.
+fn assert_listed(listed: &[&str], expected: &Expected) -> Result<()> {
+    let wanted: BTreeSet<String> = expected
+        .iter()
+        .map(|(path, kind)| format!("{kind} {path}"))
+        .collect();
+    for line in &wanted {
+        ensure!(listed.contains(&&**line), "{line:?} is not listed");
+    }
+    let mut seen = BTreeSet::new();
+    for line in listed {
+        ensure!(
+            wanted.contains(*line),
+            "{line:?} is listed and was not made"
+        );
+        let path = Path::new(&line[2..]);
+        ensure!(seen.insert(path), "{line:?} is listed twice");
+        let parent = path.parent().filter(|dir| *dir != Path::new("/"));
+        ensure!(
+            parent.is_none_or(|dir| seen.contains(dir)),
+            "{line:?} comes before its directory"
+        );
+    }
+    Ok(())
 }
 
 /// The changes that must be listed, by path.

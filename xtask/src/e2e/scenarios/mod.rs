@@ -5,14 +5,15 @@ mod refusals;
 mod stacks;
 
 use std::ffi::OsStr;
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use ovl_diff::HostTree;
-use ovl_testkit::{differences, snapshot_at};
-use rustix::mount::{UnmountFlags, unmount};
+use ovl_testkit::snapshot_at;
+
+use super::compare;
+use super::mounts::mounts_below;
 
 /// A scenario.
 type Scenario = fn(&Place) -> Result<()>;
@@ -139,37 +140,12 @@ impl Ovl {
     }
 }
 
-/// What two mounted trees differ in: names, types, contents, owners, modes, times, link counts,
-/// attributes.
+/// Fails unless two mounted trees are the same, to the kernel and to the store's own reader.
 fn assert_same(one: &Path, other: &Path) -> Result<()> {
+    compare::assert_same(one, other)?;
     let tree = HostTree::default();
     let (one, other) = (snapshot_at(&tree, one)?, snapshot_at(&tree, other)?);
     ensure!(one.len() > 1, "the tree is empty");
-    if let Some(words) = differences(&one, &other) {
-        let mut short: String = words.chars().take(2000).collect();
-        if short.len() < words.len() {
-            let _ = write!(short, "...");
-        }
-        anyhow::bail!("the trees differ: {short}");
-    }
-    Ok(())
-}
-
-fn mounts_below(path: &Path) -> Result<Vec<PathBuf>> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let targets = table
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(PathBuf::from);
-    Ok(targets
-        .filter(|target| target != path && target.starts_with(path))
-        .collect())
-}
-
-/// After a scenario that failed halfway.
-pub(super) fn unmount_below(path: &Path) -> Result<()> {
-    for target in mounts_below(path)?.into_iter().rev() {
-        unmount(&target, UnmountFlags::DETACH)?;
-    }
+    ensure!(one == other, "the store's reader sees other trees");
     Ok(())
 }
