@@ -29,6 +29,8 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Tell the whole story in a throw-away home, and check it
     Demo(Demo),
+    /// Make a home with settings of its own
+    Init(Init),
     /// Show what this home and this kernel can do
     Status,
     /// Make an empty layer
@@ -47,6 +49,8 @@ pub(crate) enum Command {
     Mount(Mount),
     /// Release a mount; the last one unmounts
     Unmount(Unmount),
+    /// Unmount all layers, whoever holds them
+    UnmountAll(UnmountAll),
     /// Remove layers
     Rm(Rm),
     /// List the layers
@@ -69,6 +73,28 @@ pub(crate) struct Demo {
     /// An archive to use as the base layer, instead of files of this machine
     #[arg(long, value_name = "FILE")]
     pub(crate) rootfs: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Init {
+    /// Layers that may stand below a layer; Docker cannot use more than 128
+    #[arg(long, value_name = "N", default_value_t = ovl_layout::DOCKER_MAX_DEPTH)]
+    pub(crate) max_depth: usize,
+    /// What is on disk when a command is done [default: layer]
+    #[arg(long, value_name = "none|layer|full")]
+    pub(crate) durability: Option<String>,
+    /// User ids: N from C inside containers are those from H on disk; several with commas between
+    #[arg(long, value_name = "C:H:N")]
+    pub(crate) uid_map: Option<String>,
+    /// The same for group ids [default: the map of user ids]
+    #[arg(long, value_name = "C:H:N")]
+    pub(crate) gid_map: Option<String>,
+    /// Bytes that a writable layer may take, where its maker does not say
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) size: Option<String>,
+    /// The project id after which the home's own begin
+    #[arg(long, value_name = "N")]
+    pub(crate) project_base: Option<u32>,
 }
 
 #[derive(Debug, Args)]
@@ -109,18 +135,10 @@ pub(crate) struct Import {
     #[arg(long, value_name = "ID")]
     pub(crate) parent: Option<String>,
     /// What is on disk when the command is done
-    #[arg(long, value_enum, default_value = "layer")]
-    pub(crate) durability: Durability,
+    #[arg(long, value_name = "none|layer|full")]
+    pub(crate) durability: Option<String>,
     #[command(flatten)]
     pub(crate) foreign: Foreign,
-}
-
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub(crate) enum Durability {
-    /// Nothing is waited for
-    None,
-    /// The layer and its names
-    Layer,
 }
 
 #[derive(Debug, Args)]
@@ -194,6 +212,13 @@ pub(crate) struct Unmount {
     /// The layer
     pub(crate) id: String,
     /// Take the mount away even while it is in use
+    #[arg(long)]
+    pub(crate) lazy: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UnmountAll {
+    /// Take mounts away even while they are in use
     #[arg(long)]
     pub(crate) lazy: bool,
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use ovl_diff::{Change, ChangeKind, EscapedPath, LayerSize};
 use ovl_driver::{Applied, LayerInfo, LayerList, MountState, Status};
+use ovl_layout::LayerId;
 use ovl_mount::{
     Access, MAX_SETTING_LEN, MountAction, MountFeatures, MountPlan, OverlayCall, Setting,
 };
@@ -115,6 +116,12 @@ impl Report {
 
     pub(crate) fn unmounted(&self, id: &str, holds: u64) -> Result<(), Failure> {
         self.print(|| json!({ "id": id, "holds": holds }), String::new)
+    }
+
+    /// Ids, one a line.
+    pub(crate) fn ids(&self, what: &str, ids: &[LayerId]) -> Result<(), Failure> {
+        let value = || json!({ what: ids.iter().map(LayerId::as_str).collect::<Vec<_>>() });
+        self.print(value, || ids.iter().map(|id| format!("{id}\n")).collect())
     }
 
     pub(crate) fn list(&self, list: &LayerList) -> Result<(), Failure> {

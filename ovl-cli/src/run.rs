@@ -8,10 +8,12 @@ use std::str::FromStr;
 use clap::CommandFactory as _;
 use ovl_driver::blocking::Overlay2;
 use ovl_driver::{
-    Base, CreateLayer, Durability, Error, ImportOptions, Kernel, MountRequest, OpenOptions,
+    Base, CreateLayer, Durability, Error, ImportOptions, InitOptions, Kernel, MountRequest,
+    OpenOptions,
 };
-use ovl_layout::LayerId;
+use ovl_layout::{IdMap, IdMaps, LayerId};
 use ovl_mount::{OverlayOptions, UnmountMode};
+use ovl_quota::ProjectId;
 
 use crate::args::{self, Cli, Command};
 use crate::demo;
@@ -59,6 +61,7 @@ struct Program {
 impl Program {
     fn run(&self, command: &Command) -> Result<(), Failure> {
         match command {
+            Command::Init(args) => self.init(args),
             Command::Status => self.report.status(&self.open()?.status()?),
             Command::Create(args) => self.create(args),
             Command::Import(args) => self.import(args),
@@ -82,13 +85,13 @@ impl Program {
             Command::Unmount(args) => {
                 let id = layer_id(&args.id)?;
                 self.refuse_lost_mount("unmount")?;
-                let mode = if args.lazy {
-                    UnmountMode::Lazy
-                } else {
-                    UnmountMode::Now
-                };
-                let holds = self.open()?.unmount(&id, mode)?;
+                let holds = self.open()?.unmount(&id, unmount_mode(args.lazy))?;
                 self.report.unmounted(id.as_str(), holds)
+            }
+            Command::UnmountAll(args) => {
+                self.refuse_lost_mount("unmount")?;
+                let ids = self.open()?.unmount_all(unmount_mode(args.lazy))?;
+                self.report.ids("unmounted", &ids)
             }
             Command::Rm(args) => self.rm(args),
             Command::Ls => self.report.list(&self.open()?.layers()?),
@@ -119,19 +122,49 @@ impl Program {
     fn open_or_make(
         &self,
         layer: &CreateLayer,
-        durability: Durability,
+        durability: Option<Durability>,
     ) -> Result<Overlay2, Failure> {
         if layer.parent.is_some() {
             // It stands on nothing in a new home.
             let options = OpenOptions::new().durability(durability);
             return Ok(Overlay2::open(Kernel::host(), &self.home, options)?);
         }
-        if let Some(parent) = self.home.parent() {
-            std::fs::create_dir_all(parent)
-                .map_err(|error| Failure::io("create", parent, &error))?;
-        }
+        self.make_parents()?;
         let options = OpenOptions::new().create(true).durability(durability);
         Ok(Overlay2::open(Kernel::host(), &self.home, options)?)
+    }
+
+    fn make_parents(&self) -> Result<(), Failure> {
+        match self.home.parent() {
+            Some(parent) => std::fs::create_dir_all(parent)
+                .map_err(|error| Failure::io("create", parent, &error)),
+            None => Ok(()),
+        }
+    }
+
+    fn init(&self, args: &args::Init) -> Result<(), Failure> {
+        let mut options = InitOptions::new().max_depth(args.max_depth);
+        if let Some(durability) = &args.durability {
+            options = options.durability(parse(durability)?);
+        }
+        let uids = args.uid_map.as_deref().map(parse::<IdMap>).transpose()?;
+        let gids = args.gid_map.as_deref().map(parse::<IdMap>).transpose()?;
+        let gids = gids.or_else(|| uids.clone()).unwrap_or_default();
+        let uids = uids.unwrap_or_default();
+        let size = args.size.as_deref().map(ovl_quota::parse_size);
+        let base = args.project_base.map(|number| {
+            ProjectId::new(number).ok_or_else(|| {
+                let message = format!("{number} is not a project id: 0 means none");
+                Failure::new(Kind::InvalidInput, message)
+            })
+        });
+        let options = options
+            .id_maps(IdMaps { uids, gids })
+            .size(size.transpose().map_err(Failure::input)?)
+            .project_base(base.transpose()?);
+        self.make_parents()?;
+        Overlay2::init(Kernel::host(), &self.home, &options)?;
+        Ok(())
     }
 
     /// A mount in a namespace that ends with this process is of no use to anybody.
@@ -150,7 +183,7 @@ impl Program {
 
     fn create(&self, args: &args::Create) -> Result<(), Failure> {
         let layer = new_layer(&args.id, args.parent.as_deref())?;
-        let store = self.open_or_make(&layer, Durability::Layer)?;
+        let store = self.open_or_make(&layer, None)?;
         match args.writable {
             true => store.create_writable(&layer)?,
             false => store.create(&layer)?,
@@ -160,14 +193,9 @@ impl Program {
 
     fn import(&self, args: &args::Import) -> Result<(), Failure> {
         let layer = new_layer(&args.id, args.parent.as_deref())?;
+        let durability = args.durability.as_deref().map(parse).transpose()?;
         let input = Input::open(&args.file)?;
-        let store = self.open_or_make(
-            &layer,
-            match args.durability {
-                args::Durability::None => Durability::None,
-                args::Durability::Layer => Durability::Layer,
-            },
-        )?;
+        let store = self.open_or_make(&layer, durability)?;
         let applied = input.with_progress(|archive, progress| {
             store.import(&layer, archive, foreign(&args.foreign), progress)
         })?;
@@ -320,6 +348,13 @@ fn layer_id(text: &str) -> Result<LayerId, Failure> {
 fn new_layer(id: &str, parent: Option<&str>) -> Result<CreateLayer, Failure> {
     let parent = parent.map(layer_id).transpose()?;
     Ok(CreateLayer::new(layer_id(id)?).parent(parent))
+}
+
+fn unmount_mode(lazy: bool) -> UnmountMode {
+    match lazy {
+        true => UnmountMode::Lazy,
+        false => UnmountMode::Now,
+    }
 }
 
 fn compared(args: &args::Compared) -> Result<(LayerId, Base), Failure> {

@@ -31,6 +31,28 @@ pub enum Error {
         /// The path.
         home: PathBuf,
     },
+    /// There is a home already, with other settings.
+    #[error(
+        "there is a layer store with other settings at {}; `status` shows them",
+        EscapedPath(home)
+    )]
+    #[non_exhaustive]
+    HomeExists {
+        /// The path.
+        home: PathBuf,
+    },
+    /// A home cannot have these settings.
+    #[error(
+        "the layer store at {} cannot be set up so: {problem}",
+        EscapedPath(home)
+    )]
+    #[non_exhaustive]
+    Settings {
+        /// The path.
+        home: PathBuf,
+        /// Why not.
+        problem: String,
+    },
     /// There is no layer of this id.
     #[error(
         "there is no layer {id}; `ls` lists the layers of {}",
@@ -254,7 +276,7 @@ impl Error {
             | Self::LayerNotFound { .. }
             | Self::ParentNotFound { .. }
             | Self::NotMounted { .. } => ErrorKind::NotFound,
-            Self::AlreadyExists { .. } => ErrorKind::AlreadyExists,
+            Self::AlreadyExists { .. } | Self::HomeExists { .. } => ErrorKind::AlreadyExists,
             Self::Mounted { .. }
             | Self::ForeignMount { .. }
             | Self::MountedElsewhere { .. }
@@ -262,7 +284,9 @@ impl Error {
             | Self::HasChildren { .. }
             | Self::InFlight { .. }
             | Self::Sealed { .. } => ErrorKind::Busy,
-            Self::NotAHome { .. } | Self::Depth { .. } => ErrorKind::InvalidInput,
+            Self::NotAHome { .. } | Self::Settings { .. } | Self::Depth { .. } => {
+                ErrorKind::InvalidInput
+            }
             Self::Plan {
                 source: PlanError::NoStrategy,
                 ..
@@ -326,6 +350,8 @@ impl Error {
             | Self::Diff { id, .. } => Some(id),
             Self::Damaged { id, .. } => id.as_ref(),
             Self::HomeNotFound { .. }
+            | Self::HomeExists { .. }
+            | Self::Settings { .. }
             | Self::NotAHome { .. }
             | Self::Unsupported { .. }
             | Self::Io { .. } => None,
@@ -365,7 +391,9 @@ fn io_kind(error: &Error) -> ErrorKind {
         if let Some(source) = error.downcast_ref::<io::Error>() {
             return match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
-                io::ErrorKind::Unsupported => ErrorKind::Unsupported,
+                io::ErrorKind::Unsupported | io::ErrorKind::ReadOnlyFilesystem => {
+                    ErrorKind::Unsupported
+                }
                 _ => ErrorKind::Other,
             };
         }

@@ -22,8 +22,9 @@ pub use asynchronous::{ArchiveSource, DiffStream, Driver, Overlay2};
 pub use error::{Error, ErrorKind};
 pub use host_system::HostSystem;
 pub use kernel::Kernel;
+pub use ovl_layout::Durability;
 pub use system::{FsType, Identity, Lock, LockKind, ProcessId, SystemBackend};
 pub use types::{
-    Applied, Base, BrokenLayer, CreateLayer, Durability, Hold, ImportOptions, LayerInfo, LayerList,
-    LayerSummary, MountRequest, MountState, OpenOptions, Reclaimed, Status,
+    Applied, Base, BrokenLayer, CreateLayer, Hold, ImportOptions, InitOptions, LayerInfo,
+    LayerList, LayerSummary, MountRequest, MountState, OpenOptions, Reclaimed, Status,
 };

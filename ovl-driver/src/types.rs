@@ -1,9 +1,11 @@
 use std::path::PathBuf;
 
 use ovl_diff::{ApplySummary, LayerSize};
-use ovl_layout::{HomeSettings, LayerId, LayerPaths, LinkId, XattrNamespace};
+use ovl_layout::{
+    DOCKER_MAX_DEPTH, Durability, HomeSettings, IdMaps, LayerId, LayerPaths, LinkId, XattrNamespace,
+};
 use ovl_mount::{Access, MountFeatures, MountLabel, OverlayOptions, Strategy};
-use ovl_quota::Enforcement;
+use ovl_quota::{Bytes, Enforcement, ProjectId};
 
 use crate::system::{FsType, ProcessId};
 
@@ -13,8 +15,8 @@ use crate::system::{FsType, ProcessId};
 pub struct OpenOptions {
     /// Makes a home where there is none.
     pub create: bool,
-    /// What is on disk when an operation returns.
-    pub durability: Durability,
+    /// What is on disk when an operation returns; as the home's settings say where this does not.
+    pub durability: Option<Durability>,
 }
 
 impl OpenOptions {
@@ -33,19 +35,91 @@ impl OpenOptions {
 
     /// Sets what is on disk when an operation returns.
     #[must_use]
-    pub fn durability(self, durability: Durability) -> Self {
-        Self { durability, ..self }
+    pub fn durability(self, durability: impl Into<Option<Durability>>) -> Self {
+        Self {
+            durability: durability.into(),
+            ..self
+        }
     }
 }
 
-/// What is on disk when an operation returns.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Durability {
-    /// Nothing is waited for.
-    None,
-    /// A layer's contents and names are on disk before the layer can be seen.
-    #[default]
-    Layer,
+/// The settings with which a home is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct InitOptions {
+    /// Layers that may stand below a layer: 1 to 499. Docker cannot use a layer with more than 128.
+    pub max_depth: usize,
+    /// What is on disk when an operation returns.
+    pub durability: Durability,
+    /// Whose owners stand on disk for the owners inside containers.
+    pub id_maps: IdMaps,
+    /// Bytes that a writable layer may take, where its maker does not say.
+    pub size: Option<Bytes>,
+    /// The project id after which the home's own begin.
+    pub project_base: Option<ProjectId>,
+}
+
+impl Default for InitOptions {
+    fn default() -> Self {
+        Self {
+            max_depth: DOCKER_MAX_DEPTH,
+            durability: Durability::default(),
+            id_maps: IdMaps::default(),
+            size: None,
+            project_base: None,
+        }
+    }
+}
+
+impl InitOptions {
+    /// Docker's depth, durable layers, no id maps, no limits.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets how many layers may stand below a layer.
+    #[must_use]
+    pub fn max_depth(self, max_depth: usize) -> Self {
+        Self { max_depth, ..self }
+    }
+
+    /// Sets what is on disk when an operation returns.
+    #[must_use]
+    pub fn durability(self, durability: Durability) -> Self {
+        Self { durability, ..self }
+    }
+
+    /// Sets whose owners stand on disk for the owners inside containers.
+    #[must_use]
+    pub fn id_maps(self, id_maps: IdMaps) -> Self {
+        Self { id_maps, ..self }
+    }
+
+    /// Sets the bytes that a writable layer may take, where its maker does not say.
+    #[must_use]
+    pub fn size(self, size: Option<Bytes>) -> Self {
+        Self { size, ..self }
+    }
+
+    /// Sets the project id after which the home's own begin.
+    #[must_use]
+    pub fn project_base(self, project_base: Option<ProjectId>) -> Self {
+        Self {
+            project_base,
+            ..self
+        }
+    }
+
+    pub(crate) fn settings(&self, xattrs: XattrNamespace) -> HomeSettings {
+        let mut settings = HomeSettings::new(xattrs);
+        settings.max_depth = self.max_depth;
+        settings.durability = self.durability;
+        settings.id_maps = self.id_maps.clone();
+        settings.size = self.size.map(Bytes::get);
+        settings.project_base = self.project_base.map(ProjectId::get);
+        settings
+    }
 }
 
 /// A layer to be made.

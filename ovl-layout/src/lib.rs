@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 mod chain;
+mod id_map;
 mod layer_id;
 mod link_id;
 mod paths;
@@ -26,10 +27,11 @@ mod record;
 mod xattr;
 
 pub use chain::{DepthExceeded, LowerChain, LowerFileError};
+pub use id_map::{IdMap, IdMapError, IdMaps};
 pub use layer_id::{LayerId, LayerIdError};
 pub use link_id::{LinkId, LinkIdError};
 pub use paths::{LayerPaths, Layout, LinkTargetError, names, parse_link_target};
-pub use record::{HomeSettings, LayerRecord, RecordError, SealReason};
+pub use record::{Durability, DurabilityError, HomeSettings, LayerRecord, RecordError, SealReason};
 pub use xattr::XattrNamespace;
 
 /// Symbols in a link id.

@@ -4,7 +4,9 @@
 use std::fmt::{self, Write as _};
 use std::str::FromStr;
 
-use crate::{DOCKER_MAX_DEPTH, LayerId, LinkId, LowerChain, MAX_DEPTH, XattrNamespace};
+use crate::{
+    DOCKER_MAX_DEPTH, IdMap, IdMaps, LayerId, LinkId, LowerChain, MAX_DEPTH, XattrNamespace,
+};
 
 const LAYER_FORMAT: &str = "ovl-layer";
 const HOME_FORMAT: &str = "ovl-home";
@@ -109,6 +111,14 @@ pub struct HomeSettings {
     pub xattrs: XattrNamespace,
     /// Layers that may stand below a layer: 1 to [`MAX_DEPTH`].
     pub max_depth: usize,
+    /// What is on disk when an operation returns, where its caller does not say.
+    pub durability: Durability,
+    /// Whose owners stand on disk for the owners inside containers.
+    pub id_maps: IdMaps,
+    /// Bytes that a writable layer may take, where its maker does not say.
+    pub size: Option<u64>,
+    /// The project id after which the home's own begin.
+    pub project_base: Option<u32>,
 }
 
 impl HomeSettings {
@@ -118,6 +128,10 @@ impl HomeSettings {
         Self {
             xattrs,
             max_depth: DOCKER_MAX_DEPTH,
+            durability: Durability::default(),
+            id_maps: IdMaps::default(),
+            size: None,
+            project_base: None,
         }
     }
 
@@ -131,6 +145,13 @@ impl HomeSettings {
         let settings = Self {
             xattrs: lines.required("xattrs")?,
             max_depth: lines.required("max-depth")?,
+            durability: lines.optional("durability")?.unwrap_or_default(),
+            id_maps: IdMaps {
+                uids: lines.optional::<IdMap>("uid-map")?.unwrap_or_default(),
+                gids: lines.optional::<IdMap>("gid-map")?.unwrap_or_default(),
+            },
+            size: lines.optional("size")?,
+            project_base: lines.optional("project-base")?,
         };
         lines.finish()?;
         if (1..=MAX_DEPTH).contains(&settings.max_depth) {
@@ -149,12 +170,70 @@ impl HomeSettings {
 impl fmt::Display for HomeSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{HOME_FORMAT} {VERSION}")?;
-        writeln!(
-            f,
-            "xattrs {}\nmax-depth {}\nend",
-            self.xattrs, self.max_depth
-        )
+        writeln!(f, "xattrs {}\nmax-depth {}", self.xattrs, self.max_depth)?;
+        writeln!(f, "durability {}", self.durability)?;
+        for (key, map) in [
+            ("uid-map", &self.id_maps.uids),
+            ("gid-map", &self.id_maps.gids),
+        ] {
+            if !map.is_identity() {
+                writeln!(f, "{key} {map}")?;
+            }
+        }
+        if let Some(size) = self.size {
+            writeln!(f, "size {size}")?;
+        }
+        if let Some(base) = self.project_base {
+            writeln!(f, "project-base {base}")?;
+        }
+        writeln!(f, "end")
     }
+}
+
+/// What is on disk when an operation returns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Durability {
+    /// Nothing is waited for: a power cut may lose or damage what was made last.
+    None,
+    /// A layer's contents and names are on disk before the layer can be seen.
+    #[default]
+    Layer,
+    /// As [`Layer`](Self::Layer), and what is removed, unmounted or repaired is on disk as well.
+    Full,
+}
+
+impl FromStr for Durability {
+    type Err = DurabilityError;
+
+    fn from_str(text: &str) -> Result<Self, DurabilityError> {
+        match text {
+            "none" => Ok(Self::None),
+            "layer" => Ok(Self::Layer),
+            "full" => Ok(Self::Full),
+            _ => Err(DurabilityError {
+                text: text.to_owned(),
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Durability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Layer => "layer",
+            Self::Full => "full",
+        })
+    }
+}
+
+/// A text that names no durability.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a durability: none, layer or full")]
+#[non_exhaustive]
+pub struct DurabilityError {
+    /// The text.
+    pub text: String,
 }
 
 /// Why one of our own files cannot be used.

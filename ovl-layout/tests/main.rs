@@ -3,5 +3,6 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
 
 mod chain;
+mod id_maps;
 mod ids;
 mod records;

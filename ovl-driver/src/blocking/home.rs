@@ -5,14 +5,17 @@ use std::io;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use ovl_diff::{DirHandle, Node, RenameMode, TreeBackend};
-use ovl_layout::{HomeSettings, Layout, XattrNamespace, names};
+use ovl_diff::{DirHandle, EscapedPath, FileKind, Node, RenameMode, TreeBackend};
+use ovl_layout::{
+    DOCKER_MAX_DEPTH, HomeSettings, Layout, MAX_DEPTH, RecordError, XattrNamespace, names,
+};
 
 use super::Overlay2;
 use crate::error::Error;
 use crate::files;
 use crate::kernel::Kernel;
-use crate::types::OpenOptions;
+use crate::system::Identity;
+use crate::types::{InitOptions, OpenOptions};
 
 /// The directories under `.ovl`.
 #[derive(Clone, Debug)]
@@ -54,10 +57,8 @@ impl Overlay2 {
             .system()
             .identity()
             .map_err(|e| Error::io("read the ids of", home, e))?;
-        let own_xattrs = match identity.user_namespace {
-            true => XattrNamespace::User,
-            false => XattrNamespace::Trusted,
-        };
+        let own_xattrs = own_xattrs(&identity);
+        refuse_symlink(tree, home)?;
         let home_dir = match tree.open_root(home) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if !options.create {
@@ -99,11 +100,15 @@ impl Overlay2 {
                             home: home.to_owned(),
                         });
                     }
-                    (true, true) => make_home(&kernel, home, &home_dir, own_xattrs)?,
+                    (true, true) => {
+                        let settings = InitOptions::new().settings(own_xattrs);
+                        make_home(&kernel, home, &home_dir, &settings)?
+                    }
                 }
             }
             Err(error) => return Err(Error::io("open", home.join(names::LINK_DIR), error)),
         };
+        refuse_writable_by_others(tree, home, &home_dir)?;
         let settings =
             read_settings(tree, home, &home_dir)?.unwrap_or_else(|| HomeSettings::new(own_xattrs));
         if settings.xattrs == XattrNamespace::Trusted && identity.user_namespace {
@@ -119,12 +124,73 @@ impl Overlay2 {
             layout: Layout::new(home),
             home: home_dir,
             links,
+            durability: options.durability.unwrap_or(settings.durability),
             settings,
-            durability: options.durability,
             own: Mutex::new(None),
             kernel,
         };
         Ok(store)
+    }
+
+    /// Makes a home with settings of its own, or gives settings to one that Docker made.
+    ///
+    /// A home that has these settings already is fine.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::HomeExists`] for a home with other settings; [`Error::Settings`] for a
+    /// depth of 0, of more than 499, or of more than 128 in a home that holds layers of Docker, which
+    /// could not use it any more; those of [`open`](Self::open).
+    pub fn init(kernel: Kernel, home: &Path, options: &InitOptions) -> Result<Self, Error> {
+        let store = match Self::open(kernel.clone(), home, OpenOptions::new()) {
+            Err(Error::HomeNotFound { .. }) => {
+                let tree = kernel.tree();
+                let settings = {
+                    let identity = kernel.system().identity();
+                    let identity = identity.map_err(|e| Error::io("read the ids of", home, e))?;
+                    options.settings(own_xattrs(&identity))
+                };
+                check_settings(home, &settings)?;
+                let dir = match tree.open_root(home) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        make_home_dir(tree, home)?;
+                        tree.open_root(home)
+                    }
+                    result => result,
+                };
+                let dir = dir.map_err(|error| Error::io("open", home, error))?;
+                make_home(&kernel, home, &dir, &settings)?;
+                Self::open(kernel, home, OpenOptions::new())?
+            }
+            result => result?,
+        };
+        let settings = options.settings(store.settings.xattrs);
+        check_settings(home, &settings)?;
+        if store.settings == settings && store.own_dirs_if_any()?.is_some() {
+            return Ok(store);
+        }
+        let kernel = store.kernel.clone();
+        if read_settings(kernel.tree(), home, &store.home)?.is_some() {
+            if store.settings == settings {
+                return Ok(store);
+            }
+            return Err(Error::HomeExists {
+                home: home.to_owned(),
+            });
+        }
+        // A home of Docker.
+        if settings.max_depth > DOCKER_MAX_DEPTH && !store.layer_ids()?.is_empty() {
+            return Err(Error::Settings {
+                home: home.to_owned(),
+                problem: format!(
+                    "it holds layers of Docker, which could not use one with more than {DOCKER_MAX_DEPTH} below it"
+                ),
+            });
+        }
+        let failed = |error| Error::io("write the settings of", home, error);
+        let own = files::ensure_dir(kernel.tree(), &store.home, names::STORE_DIR, 0o700);
+        write_settings(&kernel, &own.map_err(failed)?, &settings).map_err(failed)?;
+        Self::open(kernel, home, OpenOptions::new())
     }
 
     /// Our own directories, made where they are missing: only operations that write call this.
@@ -187,6 +253,74 @@ impl Overlay2 {
     }
 }
 
+/// Where the caller can keep overlay's private attributes.
+fn own_xattrs(identity: &Identity) -> XattrNamespace {
+    match identity.user_namespace {
+        true => XattrNamespace::User,
+        false => XattrNamespace::Trusted,
+    }
+}
+
+fn check_settings(home: &Path, settings: &HomeSettings) -> Result<(), Error> {
+    match settings.max_depth {
+        1..=MAX_DEPTH => Ok(()),
+        depth => Err(Error::Settings {
+            home: home.to_owned(),
+            problem: format!("a depth of {depth} is not possible: 1 to {MAX_DEPTH} is"),
+        }),
+    }
+}
+
+/// Whoever can change the link could show other layers under the same path.
+fn refuse_symlink(tree: &dyn TreeBackend, home: &Path) -> Result<(), Error> {
+    let (Some(parent), Some(name)) = (home.parent(), home.file_name()) else {
+        return Ok(());
+    };
+    // What is wrong with the parent is told by opening the home.
+    let Ok(parent) = tree.open_root(parent) else {
+        return Ok(());
+    };
+    match tree.metadata(Node::Entry(&parent, name)) {
+        Ok(found) if found.kind == FileKind::Symlink => {
+            let target = tree.read_link(&parent, name);
+            let target = target.map_err(|error| Error::io("read", home, error))?;
+            Err(Error::Unsupported {
+                what: "a home that is a symbolic link",
+                reason: format!(
+                    "{} could lead elsewhere tomorrow; give what it leads to, {}",
+                    EscapedPath(home),
+                    EscapedPath(Path::new(&target))
+                ),
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Others could put anything into the layers.
+fn refuse_writable_by_others(
+    tree: &dyn TreeBackend,
+    home: &Path,
+    dir: &DirHandle,
+) -> Result<(), Error> {
+    let found = tree.metadata(Node::Dir(dir));
+    let found = found.map_err(|error| Error::io("look at", home, error))?;
+    let refused = |reason| {
+        Err(Error::Unsupported {
+            what: "this home",
+            reason,
+        })
+    };
+    let shown = EscapedPath(home);
+    if found.mode & 0o022 != 0 {
+        let mode = found.mode & 0o7777;
+        return refused(format!(
+            "others may write to {shown} (mode {mode:04o}) and swap layers; chmod go-w takes that away"
+        ));
+    }
+    Ok(())
+}
+
 /// Docker makes the home's directory and nothing above it.
 fn make_home_dir(tree: &dyn TreeBackend, home: &Path) -> Result<(), Error> {
     let (Some(parent), Some(name)) = (home.parent(), home.file_name()) else {
@@ -211,7 +345,7 @@ fn make_home(
     kernel: &Kernel,
     home: &Path,
     dir: &DirHandle,
-    xattrs: XattrNamespace,
+    settings: &HomeSettings,
 ) -> Result<DirHandle, Error> {
     let failed = |error| Error::io("create the layer store at", home, error);
     let tree = kernel.tree();
@@ -221,7 +355,7 @@ fn make_home(
         .map_err(failed)?
         .is_none()
     {
-        write_settings(kernel, &store, &HomeSettings::new(xattrs)).map_err(failed)?;
+        write_settings(kernel, &store, settings).map_err(failed)?;
     }
     let links = files::ensure_dir(tree, dir, names::LINK_DIR, 0o700).map_err(failed)?;
     tree.sync(Node::Dir(&store)).map_err(failed)?;
@@ -269,12 +403,20 @@ fn read_settings(
     };
     match files::read(tree, &store, names::SETTINGS).map_err(failed)? {
         None => Ok(None),
-        Some(contents) => HomeSettings::parse_file(&contents)
-            .map(Some)
-            .map_err(|error| Error::Damaged {
-                id: None,
-                file: path.clone(),
-                problem: error.to_string(),
-            }),
+        Some(contents) => {
+            HomeSettings::parse_file(&contents)
+                .map(Some)
+                .map_err(|error| match error {
+                    RecordError::Newer { .. } => Error::Unsupported {
+                        what: "this home",
+                        reason: format!("{} is {error}", path.display()),
+                    },
+                    error => Error::Damaged {
+                        id: None,
+                        file: path.clone(),
+                        problem: error.to_string(),
+                    },
+                })
+        }
     }
 }

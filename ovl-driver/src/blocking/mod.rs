@@ -13,10 +13,9 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use ovl_diff::{DirHandle, View};
-use ovl_layout::{HomeSettings, Layout};
+use ovl_layout::{Durability, HomeSettings, Layout};
 
 use crate::kernel::Kernel;
-use crate::types::Durability;
 
 /// A store of layers in one home, in the on-disk format of Docker's `overlay2` driver.
 ///

@@ -6,6 +6,7 @@
 
 mod archives;
 mod damage;
+mod homes;
 mod layers;
 mod mounts;
 mod support;
@@ -66,7 +67,14 @@ impl std::fmt::Debug for Case {
 /// All cases.
 #[must_use]
 pub fn cases() -> Vec<Case> {
-    [layers::CASES, mounts::CASES, archives::CASES, damage::CASES].concat()
+    [
+        homes::CASES,
+        layers::CASES,
+        mounts::CASES,
+        archives::CASES,
+        damage::CASES,
+    ]
+    .concat()
 }
 
 /// Lists functions of a module as cases.
