@@ -31,6 +31,8 @@ pub mod names {
     pub const TRASH: &str = "trash";
     /// Who holds which mount, in [`STORE_DIR`].
     pub const HOLDS: &str = "holds";
+    /// Which layers stand on which, in [`STORE_DIR`].
+    pub const CHILDREN: &str = "children";
     /// Our record in a layer's directory.
     pub const RECORD: &str = ".ovl-layer";
 

@@ -73,6 +73,7 @@ impl Overlay2 {
             self.write_holds(&own, id, &holds)?;
             return Ok(target);
         }
+        let layer = self.seal_parent(&own, layer)?;
         if !layer.committed && in_flight {
             return Err(Error::InFlight { id: id.clone() });
         }
