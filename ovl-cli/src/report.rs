@@ -7,12 +7,13 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use ovl_diff::{Change, ChangeKind, EscapedPath, LayerSize};
-use ovl_driver::{Applied, LayerInfo, LayerList, MountState, Status};
+use ovl_driver::{Applied, LayerInfo, LayerList, LayerQuota, MountState, Status};
 use ovl_layout::LayerId;
 use ovl_mount::{
     Access, MAX_SETTING_LEN, MountAction, MountFeatures, MountPlan, OverlayCall, Setting,
 };
-use serde_json::{Value, json};
+use ovl_quota::Bytes;
+use serde_json::{Map, Value, json};
 
 use crate::fail::Failure;
 
@@ -176,6 +177,10 @@ impl Report {
     pub(crate) fn layer(&self, info: &LayerInfo) -> Result<(), Failure> {
         let ids = || info.chain.iter().map(|id| id.as_str()).collect::<Vec<_>>();
         let value = || {
+            let pairs = info.docker_pairs().into_iter();
+            let docker: Map<String, Value> = pairs
+                .map(|(key, value)| (key.to_owned(), text(Path::new(&value)).into()))
+                .collect();
             json!({
                 "id": info.id.as_str(),
                 "link": info.link.as_str(),
@@ -191,8 +196,10 @@ impl Report {
                     "work": text(info.paths.work()),
                     "merged": text(info.paths.merged()),
                 },
+                "docker": docker,
                 "size": size(&info.size),
                 "mount": info.mount.as_ref().map(mount),
+                "quota": info.quota.as_ref().map(quota),
             })
         };
         let lines = || {
@@ -222,6 +229,14 @@ impl Report {
             line("bytes", &info.size.apparent.to_string());
             line("allocated", &info.size.allocated.to_string());
             line("inodes", &info.size.inodes.to_string());
+            if let Some(quota) = &info.quota {
+                line("project", &quota.project.to_string());
+                let usage = quota.usage.as_ref();
+                line(
+                    "quota",
+                    &usage.map_or_else(Clone::clone, ToString::to_string),
+                );
+            }
             match &info.mount {
                 None => line("mounted", "no"),
                 Some(state) => {
@@ -240,6 +255,30 @@ impl Report {
                         line("", &format!("{count} of process {}", process.pid));
                     }
                 }
+            }
+            lines
+        };
+        self.print(value, lines)
+    }
+
+    pub(crate) fn quota(&self, id: &str, found: Option<&LayerQuota>) -> Result<(), Failure> {
+        let value = || json!({ "id": id, "quota": found.map(quota) });
+        let lines = || {
+            let Some(found) = found else {
+                return "project       none\n".to_owned();
+            };
+            let limit =
+                |limit: Option<u64>| limit.map_or("none".to_owned(), |limit| limit.to_string());
+            let mut lines = format!("project       {}\n", found.project);
+            match &found.usage {
+                Ok(usage) => {
+                    let bytes = usage.limits.bytes.map(Bytes::get);
+                    lines += &format!("bytes         {}\n", usage.bytes.get());
+                    lines += &format!("bytes limit   {}\n", limit(bytes));
+                    lines += &format!("inodes        {}\n", usage.inodes);
+                    lines += &format!("inodes limit  {}\n", limit(usage.limits.inodes));
+                }
+                Err(reason) => lines += &format!("bytes         unknown: {reason}\n"),
             }
             lines
         };
@@ -334,6 +373,16 @@ impl Report {
                 "driver": "overlay2",
                 "home": text(&status.home),
                 "backing_filesystem": status.backing_fs.name(),
+                "supports_d_type": status.d_type.yes,
+                "using_metacopy": status.metacopy.yes,
+                "native_overlay_diff": status.native_diff.yes,
+                "userxattr": status.userxattr.yes,
+                "reasons": {
+                    "supports_d_type": status.d_type.reason,
+                    "using_metacopy": status.metacopy.reason,
+                    "native_overlay_diff": status.native_diff.reason,
+                    "userxattr": status.userxattr.reason,
+                },
                 "xattrs": status.xattrs.as_str(),
                 "max_depth": status.settings.max_depth,
                 "strategies": strategies,
@@ -341,6 +390,8 @@ impl Report {
                 "index": status.features.index,
                 "user_namespace": status.user_namespace,
                 "quota": quota,
+                "default_size": status.settings.size,
+                "project_base": status.settings.project_base,
             })
         };
         let lines = || {
@@ -348,7 +399,9 @@ impl Report {
             let mut line = |key: &str, value: &str| lines += &format!("{key:20} {value}\n");
             line("Driver", "overlay2");
             line("Home", &text(&status.home));
-            line("Backing Filesystem", status.backing_fs.name());
+            for (key, value) in status.docker_pairs() {
+                line(key, value);
+            }
             line("Private attributes", status.xattrs.prefix());
             line(
                 "Depth",
@@ -364,6 +417,11 @@ impl Report {
                 if status.user_namespace { "yes" } else { "no" },
             );
             line("Project quota", &quota);
+            let size = status.settings.size.map(Bytes::new);
+            line(
+                "Default size",
+                &size.map_or("none".to_owned(), |size| size.to_string()),
+            );
             lines
         };
         self.print(value, lines)
@@ -372,6 +430,18 @@ impl Report {
 
 fn size(size: &LayerSize) -> Value {
     json!({ "bytes": size.apparent, "allocated_bytes": size.allocated, "inodes": size.inodes })
+}
+
+fn quota(quota: &LayerQuota) -> Value {
+    let usage = quota.usage.as_ref();
+    json!({
+        "project": quota.project.get(),
+        "bytes": usage.ok().map(|usage| usage.bytes.get()),
+        "bytes_limit": usage.ok().and_then(|usage| usage.limits.bytes).map(Bytes::get),
+        "inodes": usage.ok().map(|usage| usage.inodes),
+        "inodes_limit": usage.ok().and_then(|usage| usage.limits.inodes),
+        "problem": usage.err(),
+    })
 }
 
 fn mount(state: &MountState) -> Value {

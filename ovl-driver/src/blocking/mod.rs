@@ -7,14 +7,17 @@ mod home;
 mod layer;
 mod mounting;
 mod query;
+mod quota;
 mod remove;
 mod staging;
+mod status;
 
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use ovl_diff::{DirHandle, View};
 use ovl_layout::{Durability, HomeSettings, Layout};
+use ovl_quota::{Bytes, QuotaControl};
 
 use crate::kernel::Kernel;
 
@@ -46,6 +49,9 @@ pub struct Overlay2 {
     links: DirHandle,
     settings: HomeSettings,
     durability: Durability,
+    /// What a writable layer may take, where its maker does not say.
+    size: Option<Bytes>,
+    quotas: OnceLock<QuotaControl>,
     /// Our own directory, opened or made when it is first needed.
     own: Mutex<Option<home::OwnDirs>>,
 }
