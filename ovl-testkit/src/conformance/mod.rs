@@ -9,6 +9,7 @@ mod damage;
 mod homes;
 mod layers;
 mod mounts;
+mod quotas;
 mod support;
 
 use std::path::{Path, PathBuf};
@@ -73,6 +74,7 @@ pub fn cases() -> Vec<Case> {
         mounts::CASES,
         archives::CASES,
         damage::CASES,
+        quotas::CASES,
     ]
     .concat()
 }
