@@ -148,12 +148,11 @@ impl Overlay2 {
 
     fn links_time(&self) -> Result<Timestamp, Error> {
         let found = self.kernel.tree().metadata(Node::Dir(&self.links));
-        let found =
-            found.map_err(|error| Error::io("look at", self.layout.link_dir(), error))?;
+        let found = found.map_err(|error| Error::io("look at", self.layout.link_dir(), error))?;
         Ok(found.mtime)
     }
 
-    fn is_current(&self, own: &OwnDirs) -> Result<bool, Error> {
+    pub(super) fn is_current(&self, own: &OwnDirs) -> Result<bool, Error> {
         let stamp = Node::Entry(&own.children, OsStr::new(STAMP));
         match self.kernel.tree().metadata(stamp) {
             Ok(found) => Ok(found.mtime == self.links_time()?),

@@ -2,6 +2,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::PathBuf;
 
+use ovl_diff::DirHandle;
 use ovl_layout::{LayerId, names};
 use ovl_mount::{Access, MountError, MountFeatures, MountPlan, OverlaySpec, UnmountMode};
 
@@ -140,7 +141,7 @@ impl Overlay2 {
             self.write_holds(&own, id, &holds)?;
             return Ok(holds.total());
         }
-        self.take_down(&own, &layer, mode)?;
+        self.take_down(&own, &layer.id, &layer.dir, mode)?;
         Ok(0)
     }
 
@@ -173,7 +174,7 @@ impl Overlay2 {
             }
             let result = self.lock_layer(&id, LockKind::Exclusive).and_then(|_lock| {
                 let layer = self.layer(&id)?;
-                self.take_down(&own, &layer, mode)
+                self.take_down(&own, &layer.id, &layer.dir, mode)
             });
             match result {
                 Ok(()) => unmounted.push(id),
@@ -239,7 +240,7 @@ impl Overlay2 {
             persistent: holds.persistent,
             processes: holds.processes,
         };
-        Ok(match self.read_mounted(&own, layer)? {
+        Ok(match self.read_mounted(&own, &layer.id)? {
             Found::Nothing => None,
             Found::Ours(holds) | Found::Elsewhere(holds) => Some(state(holds)),
             Found::Foreign { read_only } => Some(MountState {
@@ -260,10 +261,10 @@ impl Overlay2 {
     /// was killed, and taken away; one that is not ours, or out of reach, is left alone.
     fn mounted(&self, own: &OwnDirs, layer: &Layer) -> Result<Option<Holds>, Error> {
         let id = layer.id.clone();
-        match self.read_mounted(own, layer)? {
+        match self.read_mounted(own, &layer.id)? {
             Found::Nothing => {}
             Found::Ours(holds) if holds.total() > 0 => return Ok(Some(holds)),
-            Found::Ours(_) => self.take_down(own, layer, UnmountMode::Now)?,
+            Found::Ours(_) => self.take_down(own, &layer.id, &layer.dir, UnmountMode::Now)?,
             Found::Elsewhere(_) => return Err(Error::MountedElsewhere { id }),
             Found::Foreign { .. } => {
                 let target = self.layout.layer(&id).merged().to_owned();
@@ -276,12 +277,12 @@ impl Overlay2 {
     }
 
     /// What is mounted for a layer, here or in another mount namespace.
-    pub(super) fn read_mounted(&self, own: &OwnDirs, layer: &Layer) -> Result<Found, Error> {
-        let target = self.layout.layer(&layer.id).merged().to_owned();
+    pub(super) fn read_mounted(&self, own: &OwnDirs, id: &LayerId) -> Result<Found, Error> {
+        let target = self.layout.layer(id).merged().to_owned();
         let info = self.kernel.mount().mount_at(&target);
         let info = info.map_err(|error| Error::io("look for a mount at", &target, error))?;
-        let path = self.holds_path(&layer.id);
-        let contents = files::read(self.kernel.tree(), &own.holds, layer.id.as_str())
+        let path = self.holds_path(id);
+        let contents = files::read(self.kernel.tree(), &own.holds, id.as_str())
             .map_err(|error| Error::io("read", &path, error))?;
         let holds = contents.as_deref().map(Holds::parse);
         let boot = self.boot()?;
@@ -290,7 +291,7 @@ impl Overlay2 {
             (Some(None), None) => None,
             (Some(None), Some(_)) => {
                 let problem = "it does not say who holds the mount; unmount that with umount(8) if nobody uses it";
-                return Err(Error::damaged(&layer.id, path, problem));
+                return Err(Error::damaged(id, path, problem));
             }
             (holds, _) => holds.flatten().filter(|holds| holds.boot == boot),
         };
@@ -325,28 +326,29 @@ impl Overlay2 {
     pub(super) fn take_down(
         &self,
         own: &OwnDirs,
-        layer: &Layer,
+        id: &LayerId,
+        dir: &DirHandle,
         mode: UnmountMode,
     ) -> Result<(), Error> {
-        let target = self.layout.layer(&layer.id).merged().to_owned();
+        let target = self.layout.layer(id).merged().to_owned();
         match self.kernel.mount().unmount(&target, mode) {
             Ok(()) | Err(MountError::NotMounted { .. }) => {}
             Err(source) => {
                 return Err(Error::Mount {
-                    id: layer.id.clone(),
+                    id: id.clone(),
                     source,
                 });
             }
         }
         let tree = self.kernel.tree();
-        match tree.remove_dir(&layer.dir, OsStr::new(names::MERGED)) {
+        match tree.remove_dir(dir, OsStr::new(names::MERGED)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(Error::io("remove", &target, error));
             }
             _ => {}
         }
-        files::remove(tree, &own.holds, layer.id.as_str())
-            .map_err(|error| Error::io("remove", self.holds_path(&layer.id), error))
+        files::remove(tree, &own.holds, id.as_str())
+            .map_err(|error| Error::io("remove", self.holds_path(id), error))
     }
 
     fn write_holds(&self, own: &OwnDirs, id: &LayerId, holds: &Holds) -> Result<(), Error> {

@@ -70,7 +70,7 @@ impl Overlay2 {
             .is_some();
         if !force {
             let found = match &layer {
-                Some(layer) => Some(self.read_mounted(&own, layer)?),
+                Some(layer) => Some(self.read_mounted(&own, &layer.id)?),
                 None => None,
             };
             match found {
@@ -177,7 +177,7 @@ impl Overlay2 {
     }
 
     /// A name that nothing in the trash has.
-    fn trash_name(&self, link: Option<LinkId>) -> Result<OsString, Error> {
+    pub(super) fn trash_name(&self, link: Option<LinkId>) -> Result<OsString, Error> {
         let mut random = [0; 8];
         self.kernel
             .system()
