@@ -2,7 +2,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::PathBuf;
 
-use ovl_diff::DirHandle;
+use ovl_diff::{DirHandle, FileKind, remove_tree};
 use ovl_layout::{LayerId, names};
 use ovl_mount::{Access, MountError, MountFeatures, MountPlan, OverlaySpec, UnmountMode};
 
@@ -81,8 +81,7 @@ impl Overlay2 {
         let plan = self.plan_for(&layer, request)?;
         let tree = self.kernel.tree();
         if plan.access() == Access::Writable && !layer.chain.is_empty() {
-            files::ensure_dir(tree, &layer.dir, names::WORK, 0o700)
-                .map_err(|error| Error::io("create", self.layout.layer(id).work(), error))?;
+            self.clear_work(&layer)?;
         }
         files::ensure_dir(tree, &layer.dir, names::MERGED, 0o700)
             .map_err(|error| Error::io("create", &target, error))?;
@@ -320,6 +319,47 @@ impl Overlay2 {
         } else {
             Found::Nothing
         })
+    }
+
+    /// Makes `work` an empty directory. The kernel would keep what lies deeper than it looks, and
+    /// refuses a mount over the mark of a volatile one.
+    fn clear_work(&self, layer: &Layer) -> Result<(), Error> {
+        let (tree, name) = (self.kernel.tree(), OsStr::new(names::WORK));
+        let path = self.layout.layer(&layer.id).work().to_owned();
+        let failed = |error| Error::io("clear", &path, error);
+        match tree.open_dir(&layer.dir, name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+                tree.unlink(&layer.dir, name).map_err(failed)?;
+            }
+            Err(error) => return Err(failed(error)),
+            Ok(work) => {
+                let entries = tree.read_dir(&work).map_err(failed)?;
+                let is_usual = match &entries[..] {
+                    [] => true,
+                    // What every mount leaves.
+                    [inner] if inner.name == name && inner.kind == FileKind::Directory => {
+                        let inner = tree.open_dir(&work, name).map_err(failed)?;
+                        tree.read_dir(&inner).map_err(failed)?.is_empty()
+                    }
+                    _ => false,
+                };
+                if is_usual {
+                    return Ok(());
+                }
+                if self.is_volatile(&layer.dir)? {
+                    let problem = "the machine stopped while the layer was mounted volatile, and what was written \
+                                   is not whole; remove the layer, or accept what is there by removing this mark";
+                    let mark = path.join("work/incompat/volatile");
+                    return Err(Error::damaged(&layer.id, mark, problem));
+                }
+                remove_tree(tree, &layer.dir, name)
+                    .map_err(|error| Error::tree(self.layout.layer(&layer.id).dir(), error))?;
+            }
+        }
+        files::ensure_dir(tree, &layer.dir, names::WORK, 0o700)
+            .map(|_| ())
+            .map_err(failed)
     }
 
     /// Unmounts and removes what belongs to the mount.

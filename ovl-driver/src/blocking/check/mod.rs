@@ -17,17 +17,6 @@ use crate::error::Error;
 use crate::findings::{CheckReport, Finding, FindingKind, Remedy};
 use scan::{Part, Scan, Seen};
 
-/// What a layer's directory may hold.
-const LAYER_NAMES: [&str; 7] = [
-    names::DIFF,
-    names::WORK,
-    names::MERGED,
-    names::LINK,
-    names::LOWER,
-    names::COMMITTED,
-    names::RECORD,
-];
-
 impl Overlay2 {
     /// Looks at everything in the home but the layers' contents, and says what is wrong. Nothing is
     /// changed. What other threads and processes are doing meanwhile is never taken for damage.
@@ -174,7 +163,7 @@ impl Findings<'_> {
 
     /// A directory that is not, or not yet, or no longer a layer.
     fn half(&mut self, id: &LayerId, seen: &Seen, dir: PathBuf) {
-        let known = |name: &std::ffi::OsString| LAYER_NAMES.iter().any(|known| name == known);
+        let known = |name: &std::ffi::OsString| names::LAYER.iter().any(|known| name == known);
         if !seen.names.iter().all(known) {
             let problem = "not a layer: it has no link file, and holds what no layer store knows";
             self.add(FindingKind::Unknown, None, dir, problem, Remedy::Nothing);

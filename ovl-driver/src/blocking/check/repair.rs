@@ -130,7 +130,18 @@ impl Overlay2 {
         let (tree, durable) = (self.kernel.tree(), self.durable());
         let path = self.layout.layer(id).dir().join(name);
         let failed = |error| Error::io("repair", &path, error);
-        // Whatever has the name and is no file is in the way of a rename.
+        // A directory is in the way of a rename, and goes if nothing is in it.
+        match tree.remove_dir(dir, OsStr::new(name)) {
+            Err(error)
+                if !matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                return Err(failed(error));
+            }
+            _ => {}
+        }
         match contents {
             None => files::remove(tree, dir, name).map_err(failed)?,
             Some(contents) => {
