@@ -484,8 +484,8 @@ fn row_141_a_layer_that_stands_on_itself_is_damage(subject: &Subject) {
     let file = layer_file(&store, "top", "lower");
     let contents = subject.read(&file);
     let link = store.inspect(&id("top")).expect("inspect").link;
-    let entries = contents.split(|byte| *byte == b':');
-    let second = String::from_utf8_lossy(entries.last().expect("two")).into_owned();
+    let mut entries = contents.rsplit(|byte| *byte == b':');
+    let second = String::from_utf8_lossy(entries.next().expect("two")).into_owned();
     subject.rewrite(&file, format!("l/{link}:{second}").as_bytes());
     assert_damaged(subject, &store, &file, Mended);
     assert_eq!(subject.read(&file), contents);
