@@ -395,6 +395,7 @@ impl Report {
                 "backing_filesystem": status.backing_fs.name(),
                 "xattrs": status.xattrs.as_str(),
                 "max_depth": status.settings.max_depth,
+                "durability": status.settings.durability.to_string(),
                 "strategies": strategies,
                 "data_limit": status.features.data_limit.bytes(),
                 "index": status.features.index,
@@ -413,6 +414,7 @@ impl Report {
                 "Depth",
                 &format!("at most {} layers below a layer", status.settings.max_depth),
             );
+            line("Durability", &status.settings.durability.to_string());
             line("Mount strategies", &strategies.join(", "));
             line(
                 "Mount data",

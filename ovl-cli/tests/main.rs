@@ -10,3 +10,4 @@
 mod commands;
 mod demo;
 mod support;
+mod upkeep;
