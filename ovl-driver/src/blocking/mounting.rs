@@ -2,7 +2,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::PathBuf;
 
-use ovl_diff::{DirHandle, FileKind, remove_tree};
+use ovl_diff::{DirHandle, FileKind, Node, remove_tree};
 use ovl_layout::{LayerId, names};
 use ovl_mount::{Access, MountError, MountFeatures, MountPlan, OverlaySpec, UnmountMode};
 
@@ -78,6 +78,7 @@ impl Overlay2 {
         if !layer.committed && in_flight {
             return Err(Error::InFlight { id: id.clone() });
         }
+        self.confirm_home()?;
         let plan = self.plan_for(&layer, request)?;
         let tree = self.kernel.tree();
         if plan.access() == Access::Writable && !layer.chain.is_empty() {
@@ -319,6 +320,24 @@ impl Overlay2 {
         } else {
             Found::Nothing
         })
+    }
+
+    /// Mounts go by path; everything else by the directory that was opened.
+    fn confirm_home(&self) -> Result<(), Error> {
+        let (tree, home) = (self.kernel.tree(), self.home());
+        let look = |node| {
+            tree.metadata(node)
+                .map_err(|error| Error::io("look at", home, error))
+        };
+        let now = tree.open_root(home);
+        let now = now.map_err(|error| Error::io("open", home, error))?;
+        let (now, opened) = (look(Node::Dir(&now))?, look(Node::Dir(&self.home))?);
+        match (now.ino, now.dev) == (opened.ino, opened.dev) {
+            true => Ok(()),
+            false => Err(Error::HomeReplaced {
+                home: home.to_owned(),
+            }),
+        }
     }
 
     /// Makes `work` an empty directory. The kernel would keep what lies deeper than it looks, and
