@@ -3,16 +3,18 @@
 //! JSON objects only ever gain fields. Paths are strings; bytes that are not UTF-8, control bytes
 //! and backslashes are escaped as `\xHH`, `\n` and so on, as in the lines for people.
 
+mod quota;
+mod status;
+
 use std::io::{self, Write};
 use std::path::Path;
 
 use ovl_diff::{Change, ChangeKind, EscapedPath, LayerSize};
-use ovl_driver::{Applied, LayerInfo, LayerList, LayerQuota, MountState, Status};
+use ovl_driver::{Applied, Finding, Garbage, LayerInfo, LayerList, MountState, Remedy, Repaired};
 use ovl_layout::LayerId;
 use ovl_mount::{
     Access, MAX_SETTING_LEN, MountAction, MountFeatures, MountPlan, OverlayCall, Setting,
 };
-use ovl_quota::Bytes;
 use serde_json::{Map, Value, json};
 
 use crate::fail::Failure;
@@ -199,7 +201,7 @@ impl Report {
                 "docker": docker,
                 "size": size(&info.size),
                 "mount": info.mount.as_ref().map(mount),
-                "quota": info.quota.as_ref().map(quota),
+                "quota": info.quota.as_ref().map(quota::json),
             })
         };
         let lines = || {
@@ -261,26 +263,59 @@ impl Report {
         self.print(value, lines)
     }
 
-    pub(crate) fn quota(&self, id: &str, found: Option<&LayerQuota>) -> Result<(), Failure> {
-        let value = || json!({ "id": id, "quota": found.map(quota) });
+    pub(crate) fn check(&self, repaired: &Repaired) -> Result<(), Failure> {
+        let left = &repaired.left;
+        let value = || {
+            json!({
+                "layers": left.layers,
+                "sound": left.is_sound(),
+                "mended": repaired.mended.iter().map(finding).collect::<Vec<_>>(),
+                "findings": left.findings.iter().map(finding).collect::<Vec<_>>(),
+            })
+        };
         let lines = || {
-            let Some(found) = found else {
-                return "project       none\n".to_owned();
-            };
-            let limit =
-                |limit: Option<u64>| limit.map_or("none".to_owned(), |limit| limit.to_string());
-            let mut lines = format!("project       {}\n", found.project);
-            match &found.usage {
-                Ok(usage) => {
-                    let bytes = usage.limits.bytes.map(Bytes::get);
-                    lines += &format!("bytes         {}\n", usage.bytes.get());
-                    lines += &format!("bytes limit   {}\n", limit(bytes));
-                    lines += &format!("inodes        {}\n", usage.inodes);
-                    lines += &format!("inodes limit  {}\n", limit(usage.limits.inodes));
-                }
-                Err(reason) => lines += &format!("bytes         unknown: {reason}\n"),
+            let mended = repaired.mended.iter();
+            let mut lines: String = mended
+                .map(|one| format!("mended: {}: {}\n", text(&one.path), one.problem))
+                .collect();
+            for one in &left.findings {
+                lines += &line(one);
             }
             lines
+        };
+        self.print(value, lines)
+    }
+
+    pub(crate) fn garbage(&self, garbage: &Garbage, dry_run: bool) -> Result<(), Failure> {
+        let value = || {
+            json!({
+                "dry_run": dry_run,
+                "bytes": garbage.bytes(),
+                "items": garbage.items.iter().map(finding).collect::<Vec<_>>(),
+                "kept": garbage.kept.iter().map(finding).collect::<Vec<_>>(),
+            })
+        };
+        let lines = || {
+            let what = if dry_run { "would go" } else { "gone" };
+            let items = garbage.items.iter();
+            let mut lines: String = items
+                .map(|one| {
+                    format!(
+                        "{what}: {}: {} ({} bytes)\n",
+                        text(&one.path),
+                        one.problem,
+                        one.bytes
+                    )
+                })
+                .collect();
+            for one in &garbage.kept {
+                let path = text(&one.path);
+                lines += &format!(
+                    "kept: {path}: {}; --docker-stopped takes it away\n",
+                    one.problem
+                );
+            }
+            lines + &format!("bytes {}\n", garbage.bytes())
         };
         self.print(value, lines)
     }
@@ -361,87 +396,35 @@ impl Report {
         };
         self.print(value, lines)
     }
+}
 
-    pub(crate) fn status(&self, status: &Status) -> Result<(), Failure> {
-        let strategies: Vec<&str> = status.strategies.iter().map(|one| one.as_str()).collect();
-        let quota = match &status.quota {
-            Ok(enforcement) => enforcement.to_string(),
-            Err(reason) => reason.clone(),
-        };
-        let value = || {
-            json!({
-                "driver": "overlay2",
-                "home": text(&status.home),
-                "backing_filesystem": status.backing_fs.name(),
-                "supports_d_type": status.d_type.yes,
-                "using_metacopy": status.metacopy.yes,
-                "native_overlay_diff": status.native_diff.yes,
-                "userxattr": status.userxattr.yes,
-                "reasons": {
-                    "supports_d_type": status.d_type.reason,
-                    "using_metacopy": status.metacopy.reason,
-                    "native_overlay_diff": status.native_diff.reason,
-                    "userxattr": status.userxattr.reason,
-                },
-                "xattrs": status.xattrs.as_str(),
-                "max_depth": status.settings.max_depth,
-                "strategies": strategies,
-                "data_limit": status.features.data_limit.bytes(),
-                "index": status.features.index,
-                "user_namespace": status.user_namespace,
-                "quota": quota,
-                "default_size": status.settings.size,
-                "project_base": status.settings.project_base,
-            })
-        };
-        let lines = || {
-            let mut lines = String::new();
-            let mut line = |key: &str, value: &str| lines += &format!("{key:20} {value}\n");
-            line("Driver", "overlay2");
-            line("Home", &text(&status.home));
-            for (key, value) in status.docker_pairs() {
-                line(key, value);
-            }
-            line("Private attributes", status.xattrs.prefix());
-            line(
-                "Depth",
-                &format!("at most {} layers below a layer", status.settings.max_depth),
-            );
-            line("Mount strategies", &strategies.join(", "));
-            line(
-                "Mount data",
-                &format!("at most {} bytes", status.features.data_limit.bytes()),
-            );
-            line(
-                "User namespace",
-                if status.user_namespace { "yes" } else { "no" },
-            );
-            line("Project quota", &quota);
-            let size = status.settings.size.map(Bytes::new);
-            line(
-                "Default size",
-                &size.map_or("none".to_owned(), |size| size.to_string()),
-            );
-            lines
-        };
-        self.print(value, lines)
-    }
+/// A finding and what mends it.
+fn line(found: &Finding) -> String {
+    let advice = match (found.remedy, found.ours) {
+        (Remedy::Repair, true) => "; check --repair mends it",
+        (Remedy::Repair, false) => "; check --repair --docker-stopped mends it",
+        (Remedy::Reclaim, true) => "; gc takes it away",
+        (Remedy::Reclaim, false) => "; gc --docker-stopped takes it away",
+        (Remedy::Nothing, _) => "",
+    };
+    format!("{found}{advice}\n")
+}
+
+fn finding(found: &Finding) -> Value {
+    json!({
+        "kind": found.kind.as_str(),
+        "severity": found.severity().to_string(),
+        "layer": found.layer.as_ref().map(LayerId::as_str),
+        "path": text(&found.path),
+        "problem": found.problem,
+        "remedy": found.remedy.to_string(),
+        "ours": found.ours,
+        "bytes": found.bytes,
+    })
 }
 
 fn size(size: &LayerSize) -> Value {
     json!({ "bytes": size.apparent, "allocated_bytes": size.allocated, "inodes": size.inodes })
-}
-
-fn quota(quota: &LayerQuota) -> Value {
-    let usage = quota.usage.as_ref();
-    json!({
-        "project": quota.project.get(),
-        "bytes": usage.ok().map(|usage| usage.bytes.get()),
-        "bytes_limit": usage.ok().and_then(|usage| usage.limits.bytes).map(Bytes::get),
-        "inodes": usage.ok().map(|usage| usage.inodes),
-        "inodes_limit": usage.ok().and_then(|usage| usage.limits.inodes),
-        "problem": usage.err(),
-    })
 }
 
 fn mount(state: &MountState) -> Value {

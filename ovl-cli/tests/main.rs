@@ -11,3 +11,4 @@ mod commands;
 mod demo;
 mod quotas;
 mod support;
+mod upkeep;

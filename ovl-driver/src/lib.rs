@@ -12,6 +12,7 @@ pub mod blocking;
 mod docker;
 mod error;
 mod files;
+mod findings;
 mod holds;
 mod host_system;
 mod kernel;
@@ -22,6 +23,9 @@ mod types;
 pub use asynchronous::{ArchiveSource, DiffStream, Driver, Overlay2};
 pub use docker::{HomeOptions, OptionError, OptionNote};
 pub use error::{Error, ErrorKind};
+pub use findings::{
+    CheckReport, Finding, FindingKind, Garbage, Remedy, Repaired, Severity, UpkeepOptions,
+};
 pub use host_system::HostSystem;
 pub use kernel::Kernel;
 pub use ovl_layout::Durability;
