@@ -451,13 +451,9 @@ impl Error {
         }
     }
 
-    /// An error of a layer's quota; `what` is what was asked for.
-    pub(crate) fn quota(id: &LayerId, what: &'static str, error: QuotaError) -> Self {
+    /// An error of a layer's quota.
+    pub(crate) fn quota(id: &LayerId, error: QuotaError) -> Self {
         match error {
-            QuotaError::Unsupported { .. } => Self::Unsupported {
-                what,
-                reason: error.to_string(),
-            },
             QuotaError::Io {
                 operation,
                 path,

@@ -412,7 +412,8 @@ pub struct Status {
     pub native_diff: Answer,
     /// Whether mounts take the option `userxattr`.
     pub userxattr: Answer,
-    /// Whether project quotas are enforced, or why that is not known.
+    /// Whether project quotas are enforced; an error where they cannot be used all the same, or that
+    /// is not known.
     pub quota: Result<Enforcement, String>,
 }
 

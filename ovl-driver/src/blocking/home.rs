@@ -130,7 +130,7 @@ impl Overlay2 {
         let size = options.size.or(settings.size.map(Bytes::new));
         let quotas = match size {
             // Better now than at the first container.
-            Some(size) => check_default_size(&kernel, home, &settings, size)?.into(),
+            Some(size) => Ok(check_default_size(&kernel, home, &settings, size)?).into(),
             None => OnceLock::new(),
         };
         let store = Self {

@@ -52,7 +52,8 @@ pub struct Overlay2 {
     durability: Durability,
     /// What a writable layer may take, where its maker does not say.
     size: Option<Bytes>,
-    quotas: OnceLock<QuotaControl>,
+    /// The quotas of the home, or why they cannot be used.
+    quotas: OnceLock<Result<QuotaControl, String>>,
     /// Our own directory, opened or made when it is first needed.
     own: Mutex<Option<home::OwnDirs>>,
 }

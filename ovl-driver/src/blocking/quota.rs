@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use ovl_diff::{TreeError, copy_layer, copy_root_attributes};
+use ovl_diff::{EscapedPath, TreeError, copy_layer, copy_root_attributes};
 use ovl_layout::{HomeSettings, LayerId, names};
 use ovl_quota::{Bytes, Limits, ProjectId, ProjectRange, QuotaControl, QuotaError};
 
@@ -54,16 +54,11 @@ impl Overlay2 {
         let own = self.own_dirs()?;
         let lock = self.lock_layer(id, LockKind::Exclusive)?;
         let layer = self.layer(id)?;
-        let quotas = match self.quotas() {
-            Ok(quotas) => quotas,
-            Err(error) => return Err(Error::quota(id, "a limit on a layer", error)),
-        };
+        let quotas = self.quotas()?;
         if self.project_of(&layer).is_some() {
             let _ids = self.lock_projects(&own)?;
             let limited = quotas.limit(self.layout.layer(id).dir(), limits);
-            return limited
-                .map(drop)
-                .map_err(|error| Error::quota(id, "a limit on this layer", error));
+            return limited.map(drop).map_err(|error| Error::quota(id, error));
         }
         if limits.is_unlimited() {
             return Ok(());
@@ -115,13 +110,22 @@ impl Overlay2 {
         staged.exchange(id)
     }
 
-    /// The quotas of the home; looked for until they are found.
-    pub(super) fn quotas(&self) -> Result<&QuotaControl, QuotaError> {
-        if let Some(quotas) = self.quotas.get() {
-            return Ok(quotas);
-        }
-        let quotas = probe(&self.kernel, self.home(), &self.settings)?;
-        Ok(self.quotas.get_or_init(|| quotas))
+    /// The quotas of the home, looked for once.
+    pub(super) fn quotas(&self) -> Result<&QuotaControl, Error> {
+        let found = match self.quotas.get() {
+            Some(found) => found,
+            None => match probe(&self.kernel, self.home(), &self.settings) {
+                Ok(quotas) => self.quotas.get_or_init(|| Ok(quotas)),
+                Err(error @ QuotaError::Unsupported { .. }) => {
+                    self.quotas.get_or_init(|| Err(error.to_string()))
+                }
+                Err(error) => return Err(not_probed(error)),
+            },
+        };
+        found.as_ref().map_err(|reason| Error::Unsupported {
+            what: "a limit on a layer",
+            reason: reason.clone(),
+        })
     }
 
     pub(super) fn quota_of(&self, layer: &Layer) -> Option<LayerQuota> {
@@ -155,13 +159,11 @@ impl Overlay2 {
                 let quotas = match self.quotas() {
                     Ok(quotas) => quotas,
                     Err(_) if limits.is_unlimited() => return Ok(()),
-                    Err(error) => return Err(Error::quota(id, "a limit on a layer", error)),
+                    Err(error) => return Err(error),
                 };
                 let _ids = self.lock_projects(own)?;
                 let limited = quotas.limit(staged, limits);
-                limited
-                    .map(drop)
-                    .map_err(|error| Error::quota(id, "a limit on a layer", error))
+                limited.map(drop).map_err(|error| Error::quota(id, error))
             }
             Project::Kept => {
                 let of = |dir: &Path| {
@@ -204,6 +206,21 @@ impl Overlay2 {
         }
     }
 
+    /// Why a layer cannot be moved into the home, which is on the same file system.
+    pub(super) fn not_movable(&self, id: &LayerId, error: io::Error) -> Error {
+        let home = self.home();
+        match self.kernel.quota().inherits(home) {
+            Ok(true) => Error::Unsupported {
+                what: "making a layer in this home",
+                reason: format!(
+                    "only directories of its own project can be moved into it; clear the flag with `chattr -P -- {}`",
+                    EscapedPath(home)
+                ),
+            },
+            _ => Error::io("publish", self.layout.layer(id).dir(), error),
+        }
+    }
+
     /// Two processes would choose the same id.
     fn lock_projects(&self, own: &OwnDirs) -> Result<crate::system::Lock, Error> {
         let path = self.layout.store_dir().join(names::STAGING);
@@ -242,7 +259,7 @@ impl Overlay2 {
 pub(super) fn check_limits(id: &LayerId, limits: Limits) -> Result<(), Error> {
     match limits.rounded() {
         Ok(_) => Ok(()),
-        Err(error) => Err(Error::quota(id, "a limit on a layer", error.into())),
+        Err(error) => Err(Error::quota(id, error.into())),
     }
 }
 
@@ -259,6 +276,16 @@ pub(super) fn check_default_size(
         problem: error.to_string(),
     })?;
     probe(kernel, home, settings).map_err(|error| match error {
+        QuotaError::Unsupported { .. } => Error::Unsupported {
+            what: "a default size of writable layers",
+            reason: error.to_string(),
+        },
+        error => not_probed(error),
+    })
+}
+
+fn not_probed(error: QuotaError) -> Error {
+    match error {
         QuotaError::Io {
             operation,
             path,
@@ -266,13 +293,14 @@ pub(super) fn check_default_size(
             ..
         } => Error::io(operation, path, source),
         error => Error::Unsupported {
-            what: "a default size of writable layers",
+            what: "a limit on a layer",
             reason: error.to_string(),
         },
-    })
+    }
 }
 
-fn probe(
+/// The quotas of a home, if they can be used.
+pub(super) fn probe(
     kernel: &Kernel,
     home: &Path,
     settings: &HomeSettings,

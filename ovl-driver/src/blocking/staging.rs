@@ -426,6 +426,9 @@ impl Staged<'_> {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(Error::AlreadyExists { id: id.clone() });
             }
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                return Err(store.not_movable(id, error));
+            }
             result => {
                 let path = store.layout.layer(id).dir().to_owned();
                 result.map_err(|error| Error::io("publish", path, error))?;

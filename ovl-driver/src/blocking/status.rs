@@ -6,9 +6,11 @@ use std::path::Path;
 use ovl_diff::DirHandle;
 use ovl_layout::{HomeSettings, XattrNamespace};
 use ovl_mount::{MountFeatures, Strategy};
+use ovl_quota::Enforcement;
 
 use super::Overlay2;
 use super::home::own_xattrs;
+use super::quota::probe;
 use crate::error::Error;
 use crate::kernel::Kernel;
 use crate::system::FsType;
@@ -127,7 +129,14 @@ fn status_of(
     let (backing_fs, d_type) = d_type(kernel, path, dir)?;
     let identity = kernel.system().identity();
     let identity = identity.map_err(|error| Error::io("read the ids of", path, error))?;
-    let quota = kernel.quota().enforcement(path);
+    let quota = match kernel.quota().enforcement(path) {
+        // The caller or the home may still be what is in the way.
+        Ok(Enforcement::Enforced) => match probe(kernel, path, &settings) {
+            Ok(_) => Ok(Enforcement::Enforced),
+            Err(error) => Err(error.to_string()),
+        },
+        result => result.map_err(|error| error.to_string()),
+    };
     Ok(Status {
         home: path.to_owned(),
         backing_fs,
@@ -149,6 +158,6 @@ fn status_of(
             XattrNamespace::Trusted => Answer::new(false, "the home belongs to root"),
         },
         settings,
-        quota: quota.map_err(|error| error.to_string()),
+        quota,
     })
 }

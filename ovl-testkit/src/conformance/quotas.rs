@@ -19,6 +19,7 @@ list! {
     only_writable_layers_take_limits,
     a_limit_that_no_kernel_keeps_is_refused_before_anything_is_made,
     a_limit_is_kept_or_refused_with_the_reason,
+    a_home_that_new_directories_inherit_from_refuses_limits,
     a_default_size_without_enforcement_fails_at_open,
     a_default_size_holds_for_writable_layers_that_ask_for_none,
     writable_layers_have_projects_of_their_own_and_others_none,
@@ -198,6 +199,43 @@ fn a_limit_is_kept_or_refused_with_the_reason(subject: &Subject) {
     assert!((3 * MIB..5 * MIB).contains(&usage.bytes.get()), "{usage}");
     assert!((3..100).contains(&usage.inodes), "{usage}");
     subject.assert_clean(&store);
+}
+
+fn a_home_that_new_directories_inherit_from_refuses_limits(subject: &Subject) {
+    if !enforced(subject) {
+        return assert_refused(
+            subject.store().create_writable(&sized("layer", 5)),
+            "quotas",
+        );
+    }
+    let tag = |name: &str| {
+        let quota = subject.kernel().quota();
+        let tagged = quota.assign_project(&subject.dir().join(name), ProjectId::new(7));
+        tagged.expect("a directory can be tagged");
+    };
+    subject.mkdir(&subject.dir().join("home"), 0o710);
+    tag("home");
+    let store = subject.store();
+    let reason = store.status().expect("a status").quota;
+    let reason = reason.expect_err("quotas cannot be used here");
+    assert!(reason.contains("chattr -P"), "{reason}");
+    assert_refused(store.create_writable(&sized("layer", 5)), "chattr -P");
+    let plain = store.create_writable(&layer("layer", None));
+    plain.expect("no limit, no need");
+    let found = store.quota(&id("layer")).expect("a look");
+    assert_eq!(found, None, "the home's project is not the layer's");
+    apply(&store, "layer", &archive("file", MIB)).expect("applied");
+    store.remove(&id("layer"), false).expect("removed");
+    store.reclaim().expect("reclaimed");
+    subject.assert_clean(&store);
+    // Tagged when its staging was there already.
+    let late = subject.open("late").expect("a home");
+    late.create_writable(&layer("early", None)).expect("made");
+    tag("late");
+    let late = subject.open("late").expect("it opens");
+    let stuck = late.create_writable(&layer("layer", None));
+    assert_refused(stuck, "chattr -P");
+    subject.assert_clean(&late);
 }
 
 fn a_default_size_without_enforcement_fails_at_open(subject: &Subject) {
