@@ -68,9 +68,12 @@ pub(crate) fn is_structural(namespace: XattrNamespace, name: &OsStr) -> bool {
 /// What new objects in a directory inherit as their access control list.
 pub(crate) const DEFAULT_ACL: &str = "system.posix_acl_default";
 
+/// Who may do what to an object.
+pub(crate) const ACCESS_ACL: &str = "system.posix_acl_access";
+
 /// Whether the kernel gives this attribute to new objects in a directory with [`DEFAULT_ACL`].
 pub(crate) fn is_inherited(name: &OsStr) -> bool {
-    name == DEFAULT_ACL || name == "system.posix_acl_access"
+    name == DEFAULT_ACL || name == ACCESS_ACL
 }
 
 /// Whether the value means something on the machine it comes from only.

@@ -2,6 +2,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::PathBuf;
 
+use ovl_diff::{DirHandle, Node};
 use ovl_layout::{LayerId, names};
 use ovl_mount::{Access, MountError, MountFeatures, MountPlan, OverlaySpec, UnmountMode};
 
@@ -78,11 +79,15 @@ impl Overlay2 {
         }
         let plan = self.plan_for(&layer, request)?;
         let tree = self.kernel.tree();
-        if plan.access() == Access::Writable && !layer.chain.is_empty() {
-            files::ensure_dir(tree, &layer.dir, names::WORK, 0o700)
-                .map_err(|error| Error::io("create", self.layout.layer(id).work(), error))?;
-        }
-        files::ensure_dir(tree, &layer.dir, names::MERGED, 0o700)
+        let work = match plan.access() == Access::Writable && !layer.chain.is_empty() {
+            false => None,
+            true => {
+                let work = self.ensure_dir_of_root(&layer.dir, names::WORK);
+                let path = self.layout.layer(id).work().to_owned();
+                Some(work.map_err(|error| Error::io("create", path, error))?)
+            }
+        };
+        self.ensure_dir_of_root(&layer.dir, names::MERGED)
             .map_err(|error| Error::io("create", &target, error))?;
         let mut holds = Holds {
             boot: self.boot()?,
@@ -105,7 +110,9 @@ impl Overlay2 {
                 source,
             })
             .and_then(|()| {
-                self.write_holds(&own, id, &holds).inspect_err(|_| {
+                let given = self.give_work_to_root(&layer, work.as_ref());
+                let held = given.and_then(|()| self.write_holds(&own, id, &holds));
+                held.inspect_err(|_| {
                     // Nobody could ever release it.
                     let _ = self.kernel.mount().unmount(&target, UnmountMode::Lazy);
                 })
@@ -116,6 +123,20 @@ impl Overlay2 {
             let _ = files::remove(tree, &own.holds, id.as_str());
         }
         result.map(|()| target)
+    }
+
+    /// The kernel makes a directory of its own in `work` when it mounts. Inside a container nothing
+    /// can be copied up unless root there owns it.
+    fn give_work_to_root(&self, layer: &Layer, work: Option<&DirHandle>) -> Result<(), Error> {
+        let Some(work) = work else {
+            return Ok(());
+        };
+        let node = Node::Entry(work, OsStr::new(names::WORK));
+        let given = self.owners.give_to_root(self.kernel.tree(), node);
+        given.map_err(|error| {
+            let path = self.layout.layer(&layer.id).work().join(names::WORK);
+            Error::io("set the owner of", path, error)
+        })
     }
 
     /// Releases one hold of a layer's mount, and unmounts it with the last. Gives the holds left.
