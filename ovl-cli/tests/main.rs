@@ -9,4 +9,5 @@
 
 mod commands;
 mod demo;
+mod id_maps;
 mod support;

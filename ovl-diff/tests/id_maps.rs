@@ -262,6 +262,7 @@ fn whiteouts_have_no_owner_to_map() {
     each(|scene| {
         let options = mapped(scene);
         let below = archive(&[
+            Entry::dir("./"),
             Entry::file("gone", b""),
             Entry::file("d/old", b""),
             Entry::file("e/old", b""),
