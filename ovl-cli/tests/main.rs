@@ -11,3 +11,4 @@ mod commands;
 mod demo;
 mod id_maps;
 mod support;
+mod upkeep;

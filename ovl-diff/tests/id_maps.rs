@@ -36,7 +36,7 @@ fn diff(
     let (mut native, mut naive) = (Vec::new(), Vec::new());
     let view = scene.view();
     let result = diff_confirmed(view, upper, lowers, false, &options, &mut native, || Ok(()));
-    let tree = ViewDir::new([&[upper.clone()], lowers].concat());
+    let tree = ViewDir::new([std::slice::from_ref(upper), lowers].concat());
     let base = ViewDir::new(lowers.to_vec());
     let other = diff_trees_confirmed(view, &tree, &base, &options, &mut naive, || Ok(()));
     assert_eq!(result.is_ok(), other.is_ok(), "{result:?}, {other:?}");

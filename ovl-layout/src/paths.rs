@@ -31,9 +31,13 @@ pub mod names {
     pub const TRASH: &str = "trash";
     /// Who holds which mount, in [`STORE_DIR`].
     pub const HOLDS: &str = "holds";
+    /// Which layers stand on which, in [`STORE_DIR`].
+    pub const CHILDREN: &str = "children";
     /// Our record in a layer's directory.
     pub const RECORD: &str = ".ovl-layer";
 
+    /// What a layer's directory may hold.
+    pub const LAYER: [&str; 7] = [DIFF, WORK, MERGED, LINK, LOWER, COMMITTED, RECORD];
     /// Names in a home that are not layers.
     pub const RESERVED: [&str; 2] = [LINK_DIR, BACKING_DEVICE];
     /// Prefixes of the directories in which Docker's probes work.

@@ -25,6 +25,7 @@ pub(super) struct OwnDirs {
     pub(super) staging: DirHandle,
     pub(super) trash: DirHandle,
     pub(super) holds: DirHandle,
+    pub(super) children: DirHandle,
 }
 
 impl Overlay2 {
@@ -242,6 +243,7 @@ impl Overlay2 {
             staging: open(names::STAGING)?,
             trash: open(names::TRASH)?,
             holds: open(names::HOLDS)?,
+            children: open(names::CHILDREN)?,
         };
         *cached = Some(own.clone());
         drop(cached);
@@ -270,11 +272,13 @@ impl Overlay2 {
             open(names::STAGING)?,
             open(names::TRASH)?,
             open(names::HOLDS)?,
+            open(names::CHILDREN)?,
         ) {
-            (Some(staging), Some(trash), Some(holds)) => Ok(Some(OwnDirs {
+            (Some(staging), Some(trash), Some(holds), Some(children)) => Ok(Some(OwnDirs {
                 staging,
                 trash,
                 holds,
+                children,
             })),
             _ => Ok(None),
         }

@@ -188,6 +188,16 @@ impl Overlay2 {
                 let problem = format!("the link points to {id}, whose own link is {}", below.link);
                 return Err(Error::damaged(&layer.id, file, problem));
             }
+            // It was the parent's when the layer was made, and no chain ever changes.
+            if below.chain.links() != &layer.chain.links()[stack.ids.len() + 1..] {
+                let file = self.layout.layer(&layer.id).dir().join(names::LOWER);
+                let problem = format!(
+                    "it names {} layers below {id}, which itself names {}",
+                    layer.chain.depth() - stack.ids.len() - 1,
+                    below.chain.depth()
+                );
+                return Err(Error::damaged(&layer.id, file, problem));
+            }
             stack.lowers.push(self.diff_dir(&below)?);
             stack.recorded &= below.record.is_some();
             stack.ids.push(id);

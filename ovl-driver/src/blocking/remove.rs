@@ -1,29 +1,18 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 
-use ovl_diff::{DirHandle, Node, RenameMode, TreeBackend, TreeError, remove_tree};
-use ovl_layout::{LINK_ID_LEN, LayerId, LayerRecord, LinkId, LowerChain, names, parse_link_target};
+use ovl_diff::{Node, RenameMode, TreeError, remove_tree};
+use ovl_layout::{LINK_ID_LEN, LayerId, LinkId, names, parse_link_target};
 use ovl_mount::UnmountMode;
 
 use super::Overlay2;
+use super::children::readable_record;
+use super::home::OwnDirs;
 use super::mounting::Found;
 use crate::error::Error;
 use crate::files;
 use crate::system::LockKind;
 use crate::types::Reclaimed;
-
-/// What a damaged layer stands on, as far as that can be told.
-enum Stands {
-    Alone,
-    On(LayerId),
-    Unknown,
-}
-
-/// Our record of a layer. Whatever is in the way of reading it, there is none then.
-fn readable_record(tree: &dyn TreeBackend, dir: &DirHandle) -> Option<LayerRecord> {
-    let contents = files::read(tree, dir, names::RECORD).ok().flatten()?;
-    LayerRecord::parse_file(&contents).ok()
-}
 
 impl Overlay2 {
     /// Removes a layer: it is gone at once and as a whole. Its space is free after
@@ -52,22 +41,33 @@ impl Overlay2 {
         // A damaged layer can be removed too: what cannot be read is only left out of the checks.
         let layer = match self.layer(id) {
             Ok(layer) => Some(layer),
-            Err(Error::Damaged { .. }) => None,
+            Err(error @ Error::Damaged { .. }) => {
+                if self.is_no_layer(id)? {
+                    return Err(error);
+                }
+                None
+            }
             Err(error) => return Err(error),
         };
         let link = match &layer {
             Some(layer) => Some(layer.link),
             None => self.readable_link(id)?,
         };
-        if layer.as_ref().is_none_or(|layer| layer.committed) {
-            let children = self.children(id, link)?;
-            if !children.is_empty() {
-                return Err(Error::HasChildren {
-                    id: id.clone(),
-                    children,
-                });
-            }
+        let children = match &layer {
+            Some(layer) => self.known_children(&own, layer)?,
+            None => self.children(&own, id, link)?,
+        };
+        if !children.is_empty() {
+            return Err(Error::HasChildren {
+                id: id.clone(),
+                children,
+            });
         }
+        let parent = match &layer {
+            // What cannot be found out is found out by the next scan.
+            Some(layer) => self.parent_of(layer).ok().flatten(),
+            None => None,
+        };
         let target = self.layout.layer(id).merged().to_owned();
         let mounted = self.kernel.mount().mount_at(&target);
         let mounted = mounted
@@ -75,7 +75,7 @@ impl Overlay2 {
             .is_some();
         if !force {
             let found = match &layer {
-                Some(layer) => Some(self.read_mounted(&own, layer)?),
+                Some(layer) => Some(self.read_mounted(&own, &layer.id)?),
                 None => None,
             };
             match found {
@@ -104,6 +104,7 @@ impl Overlay2 {
                 source,
             })?;
         }
+        self.forget_parent(&own, id)?;
         let trash_name = self.trash_name(link)?;
         let mode = RenameMode::NoReplace;
         let path = self.layout.layer(id).dir().to_owned();
@@ -115,10 +116,28 @@ impl Overlay2 {
         }
         files::remove(tree, &own.holds, id.as_str())
             .map_err(|error| Error::io("remove the holds of", &path, error))?;
-        match link {
-            Some(link) => self.unlink_layer(id, link),
+        let Some(link) = link else { return Ok(()) };
+        self.unlink_layer(&own, id, link)?;
+        match parent {
+            Some(parent) => self.forget_child(&own, &parent, link),
             None => Ok(()),
         }
+    }
+
+    /// Whether a directory has nothing of a layer: somebody has put it into the home.
+    fn is_no_layer(&self, id: &LayerId) -> Result<bool, Error> {
+        let (tree, path) = (self.kernel.tree(), self.layout.layer(id).dir().to_owned());
+        let failed = |error| Error::io("look at", &path, error);
+        let dir = match tree.open_dir(&self.home, id.as_ref()) {
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(true),
+            result => result.map_err(failed)?,
+        };
+        let entries = tree.read_dir(&dir).map_err(failed)?;
+        let foreign = |name: &OsStr| !names::LAYER.iter().any(|known| name == *known);
+        let named = |wanted: &str| entries.iter().any(|entry| entry.name == wanted);
+        Ok(!named(names::LINK)
+            && !named(names::RECORD)
+            && entries.iter().any(|entry| foreign(&entry.name)))
     }
 
     /// Frees the space of removed layers. Several callers share the work.
@@ -137,7 +156,7 @@ impl Overlay2 {
             // A kill may have come between the layer and its link.
             let link = name.as_encoded_bytes().get(..LINK_ID_LEN);
             if let Some(link) = link.and_then(|bytes| LinkId::parse_file(bytes).ok()) {
-                self.unlink_staged(OsStr::new(link.as_str()))?;
+                self.unlink_staged(&own, OsStr::new(link.as_str()))?;
             }
             match remove_tree(tree, &own.trash, &name) {
                 Ok(()) => reclaimed.layers += 1,
@@ -151,60 +170,6 @@ impl Overlay2 {
         failed.map_or(Ok(reclaimed), Err)
     }
 
-    /// The layers whose parent is `id`.
-    fn children(&self, id: &LayerId, link: Option<LinkId>) -> Result<Vec<LayerId>, Error> {
-        let mut children = Vec::new();
-        for other in self.layer_ids()? {
-            if other == *id {
-                continue;
-            }
-            let below = match self.layer(&other) {
-                Ok(layer) => {
-                    let by_record = layer
-                        .record
-                        .as_ref()
-                        .and_then(|record| record.parent.as_ref());
-                    by_record == Some(id)
-                        || link.is_some_and(|link| layer.chain.links().contains(&link))
-                }
-                // Removed meanwhile.
-                Err(Error::LayerNotFound { .. }) => false,
-                Err(error @ Error::Damaged { .. }) => match self.damaged_parent(&other)? {
-                    Stands::On(parent) => parent == *id,
-                    Stands::Alone => false,
-                    // Nobody can tell whether removing this one would lose what it shows.
-                    Stands::Unknown => return Err(error),
-                },
-                Err(error) => return Err(error),
-            };
-            if below {
-                children.push(other);
-            }
-        }
-        children.sort();
-        Ok(children)
-    }
-
-    /// What a layer that is otherwise damaged stands on.
-    fn damaged_parent(&self, id: &LayerId) -> Result<Stands, Error> {
-        let (tree, paths) = (self.kernel.tree(), self.layout.layer(id));
-        let failed = |error| Error::io("read", paths.dir(), error);
-        let Some(dir) = files::open_dir(tree, &self.home, id.as_str()).map_err(failed)? else {
-            return Ok(Stands::Alone);
-        };
-        if let Some(record) = readable_record(tree, &dir) {
-            return Ok(record.parent.map_or(Stands::Alone, Stands::On));
-        }
-        if !files::exists(tree, &dir, names::LOWER).map_err(failed)? {
-            return Ok(Stands::Alone);
-        }
-        let contents = files::read(tree, &dir, names::LOWER).ok().flatten();
-        let chain = contents.and_then(|contents| LowerChain::parse_file(&contents).ok());
-        let parent = chain.and_then(|chain| chain.parent());
-        let parent = parent.and_then(|link| self.resolve(id, link).ok());
-        Ok(parent.map_or(Stands::Unknown, Stands::On))
-    }
-
     /// The link of a damaged layer, where at least that can be read.
     fn readable_link(&self, id: &LayerId) -> Result<Option<LinkId>, Error> {
         let (tree, path) = (self.kernel.tree(), self.layout.layer(id).dir().to_owned());
@@ -212,11 +177,11 @@ impl Overlay2 {
         let dir = dir.map_err(|error| Error::io("open", &path, error))?;
         let contents = files::read(tree, &dir, names::LINK).ok().flatten();
         let link = contents.and_then(|contents| LinkId::parse_file(&contents).ok());
-        Ok(link.or_else(|| readable_record(tree, &dir).map(|record| record.link)))
+        Ok(link.or_else(|| readable_record(self, &dir).map(|record| record.link)))
     }
 
     /// Removes a layer's link, if that is the layer the link leads to.
-    fn unlink_layer(&self, id: &LayerId, link: LinkId) -> Result<(), Error> {
+    fn unlink_layer(&self, own: &OwnDirs, id: &LayerId, link: LinkId) -> Result<(), Error> {
         let (tree, name) = (self.kernel.tree(), OsStr::new(link.as_str()));
         let target = match tree.read_link(&self.links, name) {
             Ok(target) => target,
@@ -226,12 +191,14 @@ impl Overlay2 {
         if parse_link_target(target.as_encoded_bytes()).as_ref() != Ok(id) {
             return Ok(());
         }
-        files::remove(tree, &self.links, link.as_str())
-            .map_err(|error| Error::io("remove", self.layout.link(link), error))
+        self.change_links(own, || {
+            files::remove(tree, &self.links, link.as_str())
+                .map_err(|error| Error::io("remove", self.layout.link(link), error))
+        })
     }
 
     /// A name that nothing in the trash has.
-    fn trash_name(&self, link: Option<LinkId>) -> Result<OsString, Error> {
+    pub(super) fn trash_name(&self, link: Option<LinkId>) -> Result<OsString, Error> {
         let mut random = [0; 8];
         self.kernel
             .system()

@@ -232,7 +232,7 @@ impl Overlay2 {
             if lock.is_none() {
                 continue;
             }
-            self.unlink_staged(&name)?;
+            self.unlink_staged(own, &name)?;
             match remove_tree(tree, &own.staging, &name) {
                 Err(TreeError { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
                 result => result.map_err(|error| Error::tree(&path, error))?,
@@ -242,7 +242,7 @@ impl Overlay2 {
     }
 
     /// Removes the link of a layer that was never published; a link that leads to a layer stays.
-    pub(super) fn unlink_staged(&self, name: &OsStr) -> Result<(), Error> {
+    pub(super) fn unlink_staged(&self, own: &OwnDirs, name: &OsStr) -> Result<(), Error> {
         let tree = self.kernel.tree();
         let target = match tree.read_link(&self.links, name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -261,14 +261,14 @@ impl Overlay2 {
         if published {
             return Ok(());
         }
-        match tree.unlink(&self.links, name) {
+        self.change_links(own, || match tree.unlink(&self.links, name) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(
                 "remove",
                 self.layout.link_dir().join(name),
                 error,
             )),
             _ => Ok(()),
-        }
+        })
     }
 }
 
@@ -379,10 +379,14 @@ impl Staged<'_> {
         };
         if let Some(parent) = &self.record.parent {
             store.seal(parent)?;
+            store.note_child(&self.own, parent, self.record.link)?;
         }
         let target = Layout::link_target(id);
-        tree.create_symlink(&store.links, &self.name, target.as_os_str())
-            .map_err(|error| Error::io("create", store.layout.link(self.record.link), error))?;
+        let link = store.layout.link(self.record.link);
+        store.change_links(&self.own, || {
+            tree.create_symlink(&store.links, &self.name, target.as_os_str())
+                .map_err(|error| Error::io("create", link, error))
+        })?;
         self.linked = true;
         sync(&store.links, &store.layout.link_dir())?;
         let mode = RenameMode::NoReplace;
@@ -437,7 +441,7 @@ impl Drop for Staged<'_> {
             return;
         }
         if self.linked {
-            let _ = self.store.unlink_staged(&self.name);
+            let _ = self.store.unlink_staged(&self.own, &self.name);
         }
         let _ = remove_tree(self.store.kernel.tree(), &self.own.staging, &self.name);
     }

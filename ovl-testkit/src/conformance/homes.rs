@@ -36,7 +36,7 @@ fn init(subject: &Subject, options: &InitOptions) -> Result<Overlay2, Error> {
 }
 
 fn assert_refused(result: Result<Overlay2, Error>, kind: ErrorKind, words: &str) {
-    let error = result.err().expect("the home is refused");
+    let error = result.expect_err("the home is refused");
     assert_eq!(error.kind(), kind, "{}", chain(&error));
     assert!(chain(&error).contains(words), "{}", chain(&error));
 }

@@ -50,9 +50,7 @@ fn mapped(subject: &Subject) -> Option<Overlay2> {
     if has_root(&identity.uids, ROOT.0) && has_root(&identity.gids, ROOT.1) {
         return Some(made.unwrap_or_else(|error| panic!("{}", chain(&error))));
     }
-    let error = made
-        .err()
-        .expect("a home that nobody here can use is refused");
+    let error = made.expect_err("a home that nobody here can use is refused");
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{}", chain(&error));
     assert!(chain(&error).contains("100000"), "{}", chain(&error));
     assert!(!subject.exists(&home), "nothing is made");

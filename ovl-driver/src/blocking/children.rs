@@ -1,0 +1,323 @@
+//! Which layers stand on which: `.ovl/children/<parent>/<link of the child>`, one empty file each.
+//!
+//! A child's file is made before the child can be seen, and goes after it has gone: what the index
+//! does not name is no child. It holds as long as the time of `l/` is the one noted, since every
+//! program that makes or removes layers writes there; after that one scan brings it up to date.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::io;
+
+use ovl_diff::{DirHandle, Node, Timestamp};
+use ovl_layout::{LayerId, LayerRecord, LinkId, LowerChain, names, parse_link_target};
+
+use super::Overlay2;
+use super::home::OwnDirs;
+use super::layer::Layer;
+use crate::error::Error;
+use crate::files;
+use crate::system::LockKind;
+
+/// Its time is that of `l/` when the index was last known to be whole.
+const STAMP: &str = "current";
+
+/// How often a scan is tried again when layers come and go meanwhile.
+const SCANS: usize = 3;
+
+/// What a layer stands on, as far as that can be told.
+pub(super) enum Stands {
+    Alone,
+    On(LayerId),
+    Unknown,
+}
+
+impl Overlay2 {
+    /// The layers whose parent is `id`, which the caller has locked and found not to be in flight.
+    pub(super) fn children(
+        &self,
+        own: &OwnDirs,
+        id: &LayerId,
+        link: Option<LinkId>,
+    ) -> Result<Vec<LayerId>, Error> {
+        if self.is_current(own)?
+            && let Some(children) = self.noted_children(own, id)?
+        {
+            return Ok(children);
+        }
+        self.scan(own, id, link)
+    }
+
+    /// The children of a layer by what is known: an open layer has none unless its mark was lost, or
+    /// never made by an old version of Docker, and a layer that nobody can read hides no other.
+    pub(super) fn known_children(
+        &self,
+        own: &OwnDirs,
+        layer: &Layer,
+    ) -> Result<Vec<LayerId>, Error> {
+        match self.children(own, &layer.id, Some(layer.link)) {
+            Err(Error::Damaged { .. }) if !layer.committed => Ok(Vec::new()),
+            result => result,
+        }
+    }
+
+    /// Seals an open layer that has children nevertheless. The caller has locked it.
+    pub(super) fn seal_parent(&self, own: &OwnDirs, mut layer: Layer) -> Result<Layer, Error> {
+        if !layer.committed && !self.known_children(own, &layer)?.is_empty() {
+            self.seal(&layer.id)?;
+            layer.committed = true;
+        }
+        Ok(layer)
+    }
+
+    /// Notes that the layer with this link will stand on `parent`.
+    pub(super) fn note_child(
+        &self,
+        own: &OwnDirs,
+        parent: &LayerId,
+        link: LinkId,
+    ) -> Result<(), Error> {
+        let tree = self.kernel.tree();
+        let made = files::ensure_dir(tree, &own.children, parent.as_str(), 0o700)
+            .and_then(|dir| tree.create_file(&dir, OsStr::new(link.as_str()), 0o600));
+        match made {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                Err(self.index_error("note a child in", error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Forgets a child that is gone.
+    pub(super) fn forget_child(
+        &self,
+        own: &OwnDirs,
+        parent: &LayerId,
+        link: LinkId,
+    ) -> Result<(), Error> {
+        let tree = self.kernel.tree();
+        let failed = |error| self.index_error("forget a child in", error);
+        match files::open_dir(tree, &own.children, parent.as_str()).map_err(failed)? {
+            Some(dir) => files::remove(tree, &dir, link.as_str()).map_err(failed),
+            None => Ok(()),
+        }
+    }
+
+    /// Forgets a layer that has no children, before it goes. The caller has locked it.
+    pub(super) fn forget_parent(&self, own: &OwnDirs, id: &LayerId) -> Result<(), Error> {
+        let tree = self.kernel.tree();
+        let failed = |error| self.index_error("forget a parent in", error);
+        let Some(dir) = files::open_dir(tree, &own.children, id.as_str()).map_err(failed)? else {
+            return Ok(());
+        };
+        for entry in tree.read_dir(&dir).map_err(failed)? {
+            match tree.unlink(&dir, &entry.name) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+                _ => {}
+            }
+        }
+        match tree.remove_dir(&own.children, id.as_ref()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Changes `l/` such that the index stays as current as it was.
+    pub(super) fn change_links<T>(
+        &self,
+        own: &OwnDirs,
+        change: impl FnOnce() -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let _lock = self.lock_index(own)?;
+        let current = self.is_current(own)?;
+        let changed = change()?;
+        if current {
+            self.stamp(own, self.links_time()?)?;
+        }
+        Ok(changed)
+    }
+
+    fn lock_index(&self, own: &OwnDirs) -> Result<crate::system::Lock, Error> {
+        let system = self.kernel.system();
+        loop {
+            let lock = system.lock(&own.children, None, LockKind::Exclusive, true);
+            if let Some(lock) = lock.map_err(|error| self.index_error("lock", error))? {
+                return Ok(lock);
+            }
+        }
+    }
+
+    fn links_time(&self) -> Result<Timestamp, Error> {
+        let found = self.kernel.tree().metadata(Node::Dir(&self.links));
+        let found = found.map_err(|error| Error::io("look at", self.layout.link_dir(), error))?;
+        Ok(found.mtime)
+    }
+
+    pub(super) fn is_current(&self, own: &OwnDirs) -> Result<bool, Error> {
+        let stamp = Node::Entry(&own.children, OsStr::new(STAMP));
+        match self.kernel.tree().metadata(stamp) {
+            Ok(found) => Ok(found.mtime == self.links_time()?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(self.index_error("look at", error)),
+        }
+    }
+
+    fn stamp(&self, own: &OwnDirs, time: Timestamp) -> Result<(), Error> {
+        let (tree, name) = (self.kernel.tree(), OsStr::new(STAMP));
+        let made = match tree.create_file(&own.children, name, 0o600) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => tree.set_mtime(Node::Entry(&own.children, name), time),
+        };
+        made.map_err(|error| self.index_error("write", error))
+    }
+
+    /// The children that the index names; `None` when it names something that a scan must explain.
+    fn noted_children(&self, own: &OwnDirs, id: &LayerId) -> Result<Option<Vec<LayerId>>, Error> {
+        let tree = self.kernel.tree();
+        let failed = |error| self.index_error("read", error);
+        let mut children = Vec::new();
+        let Some(dir) = files::open_dir(tree, &own.children, id.as_str()).map_err(failed)? else {
+            return Ok(Some(children));
+        };
+        for entry in tree.read_dir(&dir).map_err(failed)? {
+            // No link: the child went, and its maker or remover was killed before it forgot it.
+            let Ok(target) = tree.read_link(&self.links, &entry.name) else {
+                return Ok(None);
+            };
+            let Ok(child) = parse_link_target(target.as_encoded_bytes()) else {
+                return Ok(None);
+            };
+            match self.layer(&child).and_then(|layer| self.parent_of(&layer)) {
+                Ok(Some(parent)) if parent == *id => children.push(child),
+                _ => return Ok(None),
+            }
+        }
+        children.sort();
+        Ok(Some(children))
+    }
+
+    /// Looks at all layers, brings the index up to date and gives the children of one.
+    fn scan(
+        &self,
+        own: &OwnDirs,
+        id: &LayerId,
+        link: Option<LinkId>,
+    ) -> Result<Vec<LayerId>, Error> {
+        let tree = self.kernel.tree();
+        let mut tries = 0;
+        loop {
+            let before = self.links_time()?;
+            let ids: HashSet<LayerId> = self.layer_ids()?.into_iter().collect();
+            let (mut whole, mut children, mut links) = (true, Vec::new(), HashSet::new());
+            for other in ids.iter().filter(|other| *other != id) {
+                let layer = match self.layer(other) {
+                    Ok(layer) => layer,
+                    // Removed meanwhile.
+                    Err(Error::LayerNotFound { .. }) => continue,
+                    Err(error @ Error::Damaged { .. }) => {
+                        whole = false;
+                        match self.damaged_parent(other)? {
+                            Stands::On(parent) if parent == *id => children.push(other.clone()),
+                            Stands::On(_) | Stands::Alone => {}
+                            // Nobody can tell whether removing `id` would lose what it shows.
+                            Stands::Unknown => return Err(error),
+                        }
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
+                // What is wrong with its links is told by whoever uses the layer.
+                let parent = self.parent_of(&layer).ok().flatten();
+                let below = link.is_some_and(|link| layer.chain.links().contains(&link));
+                if parent.as_ref() == Some(id) || below {
+                    children.push(other.clone());
+                    links.insert(layer.link);
+                }
+                match parent {
+                    Some(parent) => {
+                        self.note_child(own, &parent, layer.link)?;
+                        // Of a missing parent nobody knows what it stood on.
+                        whole &= ids.contains(&parent);
+                    }
+                    None => whole &= layer.chain.is_empty(),
+                }
+            }
+            children.sort();
+            self.forget_others(own, id, &links)?;
+            if !whole {
+                // The next removal has to look again.
+                files::remove(tree, &own.children, STAMP)
+                    .map_err(|error| self.index_error("write", error))?;
+                return Ok(children);
+            }
+            let _lock = self.lock_index(own)?;
+            tries += 1;
+            if self.links_time()? == before {
+                self.stamp(own, before)?;
+                return Ok(children);
+            }
+            if tries == SCANS {
+                // Others are busy; but nothing new can stand on a layer that is locked.
+                return Ok(children);
+            }
+        }
+    }
+
+    /// Forgets what the index names as children of `id` and a scan did not find.
+    fn forget_others(
+        &self,
+        own: &OwnDirs,
+        id: &LayerId,
+        found: &HashSet<LinkId>,
+    ) -> Result<(), Error> {
+        let tree = self.kernel.tree();
+        let failed = |error| self.index_error("read", error);
+        let Some(dir) = files::open_dir(tree, &own.children, id.as_str()).map_err(failed)? else {
+            return Ok(());
+        };
+        for entry in tree.read_dir(&dir).map_err(failed)? {
+            let link = LinkId::parse_file(entry.name.as_encoded_bytes());
+            if link.is_ok_and(|link| found.contains(&link)) {
+                continue;
+            }
+            match tree.unlink(&dir, &entry.name) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn index_error(&self, operation: &'static str, error: io::Error) -> Error {
+        Error::io(
+            operation,
+            self.layout.store_dir().join(names::CHILDREN),
+            error,
+        )
+    }
+
+    /// What a layer that is otherwise damaged stands on.
+    pub(super) fn damaged_parent(&self, id: &LayerId) -> Result<Stands, Error> {
+        let (tree, paths) = (self.kernel.tree(), self.layout.layer(id));
+        let failed = |error| Error::io("read", paths.dir(), error);
+        let Some(dir) = files::open_dir(tree, &self.home, id.as_str()).map_err(failed)? else {
+            return Ok(Stands::Alone);
+        };
+        if let Some(record) = readable_record(self, &dir) {
+            return Ok(record.parent.map_or(Stands::Alone, Stands::On));
+        }
+        if !files::exists(tree, &dir, names::LOWER).map_err(failed)? {
+            return Ok(Stands::Alone);
+        }
+        let contents = files::read(tree, &dir, names::LOWER).ok().flatten();
+        let chain = contents.and_then(|contents| LowerChain::parse_file(&contents).ok());
+        let parent = chain.and_then(|chain| chain.parent());
+        let parent = parent.and_then(|link| self.resolve(id, link).ok());
+        Ok(parent.map_or(Stands::Unknown, Stands::On))
+    }
+}
+
+/// Our record of a layer. Whatever is in the way of reading it, there is none then.
+pub(super) fn readable_record(store: &Overlay2, dir: &DirHandle) -> Option<LayerRecord> {
+    let contents = files::read(store.kernel.tree(), dir, names::RECORD);
+    LayerRecord::parse_file(&contents.ok().flatten()?).ok()
+}
