@@ -81,7 +81,8 @@ pub struct ApplySummary {
     pub squashed: u64,
     /// Devices left out.
     pub skipped_devices: u64,
-    /// Attributes left out: SELinux labels, and `user.*` on what cannot have any.
+    /// Attributes left out: SELinux labels, XFS's own form of access control lists, and `user.*` on
+    /// what cannot have any.
     pub skipped_xattrs: u64,
 }
 

@@ -38,7 +38,7 @@ pub(crate) fn exported_name(namespace: XattrNamespace, name: &OsStr) -> Option<V
         return rest.strip_prefix(ESCAPE).map(|own| [prefix, own].concat());
     }
     let kept = bytes.starts_with(b"user.")
-        || bytes.starts_with(b"trusted.")
+        || (bytes.starts_with(b"trusted.") && !is_host_only(name))
         || matches!(
             bytes,
             b"security.capability"
@@ -76,7 +76,11 @@ pub(crate) fn is_inherited(name: &OsStr) -> bool {
     name == DEFAULT_ACL || name == ACCESS_ACL
 }
 
-/// Whether the value means something on the machine it comes from only.
+/// Whether the value means something on the machine it comes from only: a label of its policy, or
+/// XFS's own form of access control lists, which it shows beside the common one.
 pub(crate) fn is_host_only(name: &OsStr) -> bool {
-    name == "security.selinux"
+    matches!(
+        name.as_bytes(),
+        b"security.selinux" | b"trusted.SGI_ACL_FILE" | b"trusted.SGI_ACL_DEFAULT"
+    )
 }

@@ -365,6 +365,27 @@ fn an_access_control_list_of_no_known_form_is_refused() {
 }
 
 #[test]
+fn the_own_form_of_xfs_for_access_control_lists_passes_neither_way() {
+    each(|scene| {
+        let names = ["trusted.SGI_ACL_FILE", "trusted.SGI_ACL_DEFAULT"];
+        let file = |name: &str| Entry::file("f", b"").xattr(name, [0; 4]);
+        let stack = scene.stack(&[]);
+        for name in names {
+            let applied = stack.apply(&[Entry::dir("./"), file(name)]);
+            assert_eq!(applied.summary.skipped_xattrs, 1);
+            assert_eq!(stored(scene, &applied.upper, "f", name), None);
+            let bytes = diff(scene, &applied.upper, &[], &IdMaps::default()).unwrap();
+            // Only XFS takes no value that is none.
+            let node = Node::Entry(&applied.upper, OsStr::new("f"));
+            if scene.tree().set_xattr(node, OsStr::new(name), b"x").is_ok() {
+                let again = diff(scene, &applied.upper, &[], &IdMaps::default());
+                assert_eq!(again.unwrap(), bytes, "{name} is not passed on");
+            }
+        }
+    });
+}
+
+#[test]
 fn the_root_of_a_capability_is_mapped_both_ways() {
     each(|scene| {
         let name = "security.capability";

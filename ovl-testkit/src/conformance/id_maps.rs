@@ -382,6 +382,7 @@ fn access_control_lists_have_host_ids_on_disk_only(subject: &Subject) {
     assert_eq!(subject.xattr(&root.join("f"), access), on_disk);
     assert_eq!(subject.xattr(&root.join("d"), default), on_disk);
     let archived = diff(&store, "base", &Base::Parent);
+    // Also where the file system shows the same lists in a form of its own, as XFS does.
     assert_eq!(archived, diff(&plain, "base", &Base::Parent));
     import(&store, "again", None, &archived);
     assert_eq!(diff(&store, "again", &Base::Parent), archived);
