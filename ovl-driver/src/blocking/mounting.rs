@@ -78,6 +78,7 @@ impl Overlay2 {
         if !layer.committed && in_flight {
             return Err(Error::InFlight { id: id.clone() });
         }
+        self.confirm_home()?;
         let plan = self.plan_for(&layer, request)?;
         let tree = self.kernel.tree();
         let work = match plan.access() == Access::Writable && !layer.chain.is_empty() {
@@ -338,8 +339,26 @@ impl Overlay2 {
         })
     }
 
-    /// Makes `work` an empty directory of the container's root. The kernel would keep what lies deeper than it looks, and
-    /// refuses a mount over the mark of a volatile one.
+    /// Mounts go by path; everything else by the directory that was opened.
+    fn confirm_home(&self) -> Result<(), Error> {
+        let (tree, home) = (self.kernel.tree(), self.home());
+        let look = |node| {
+            tree.metadata(node)
+                .map_err(|error| Error::io("look at", home, error))
+        };
+        let now = tree.open_root(home);
+        let now = now.map_err(|error| Error::io("open", home, error))?;
+        let (now, opened) = (look(Node::Dir(&now))?, look(Node::Dir(&self.home))?);
+        match (now.ino, now.dev) == (opened.ino, opened.dev) {
+            true => Ok(()),
+            false => Err(Error::HomeReplaced {
+                home: home.to_owned(),
+            }),
+        }
+    }
+
+    /// Makes `work` an empty directory of the container's root. The kernel would keep what lies
+    /// deeper than it looks, and refuses a mount over the mark of a volatile one.
     fn clear_work(&self, layer: &Layer) -> Result<DirHandle, Error> {
         let (tree, name) = (self.kernel.tree(), OsStr::new(names::WORK));
         let path = self.layout.layer(&layer.id).work().to_owned();
