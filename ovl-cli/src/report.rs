@@ -11,7 +11,7 @@ use std::path::Path;
 
 use ovl_diff::{Change, ChangeKind, EscapedPath, LayerSize};
 use ovl_driver::{Applied, Finding, Garbage, LayerInfo, LayerList, MountState, Remedy, Repaired};
-use ovl_layout::LayerId;
+use ovl_layout::{IdMap, LayerId};
 use ovl_mount::{
     Access, MAX_SETTING_LEN, MountAction, MountFeatures, MountPlan, OverlayCall, Setting,
 };
@@ -192,6 +192,8 @@ impl Report {
                 "sealed": info.sealed,
                 "root_opaque": info.root_opaque,
                 "recorded": info.recorded,
+                "uid_map": id_map(&info.id_maps.uids),
+                "gid_map": id_map(&info.id_maps.gids),
                 "paths": {
                     "dir": text(info.paths.dir()),
                     "diff": text(info.paths.diff()),
@@ -228,6 +230,14 @@ impl Report {
             line("diff", &text(info.paths.diff()));
             line("work", &text(info.paths.work()));
             line("merged", &text(info.paths.merged()));
+            for (key, map) in [
+                ("uid map", &info.id_maps.uids),
+                ("gid map", &info.id_maps.gids),
+            ] {
+                if let Some(map) = id_map(map) {
+                    line(key, &map);
+                }
+            }
             line("bytes", &info.size.apparent.to_string());
             line("allocated", &info.size.allocated.to_string());
             line("inodes", &info.size.inodes.to_string());
@@ -396,6 +406,11 @@ impl Report {
         };
         self.print(value, lines)
     }
+}
+
+/// `None` where every id stands for itself.
+fn id_map(map: &IdMap) -> Option<String> {
+    (!map.is_identity()).then(|| map.to_string())
 }
 
 /// A finding and what mends it.

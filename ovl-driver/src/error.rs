@@ -376,7 +376,7 @@ impl Error {
                 ..
             } if archive.is_bad_input() => ErrorKind::InvalidInput,
             Self::Diff {
-                source: DiffError::ReservedName { .. },
+                source: DiffError::ReservedName { .. } | DiffError::NoContainerId { .. },
                 ..
             } => ErrorKind::InvalidInput,
             Self::Diff {

@@ -20,6 +20,8 @@ pub struct OpenOptions {
     /// Bytes that a writable layer may take, where its maker does not say; as the home's settings
     /// say where this does not.
     pub size: Option<Bytes>,
+    /// The id maps that the home must have; none means any. A home that is made here gets them.
+    pub id_maps: Option<IdMaps>,
 }
 
 impl OpenOptions {
@@ -49,6 +51,12 @@ impl OpenOptions {
     #[must_use]
     pub fn size(self, size: Option<Bytes>) -> Self {
         Self { size, ..self }
+    }
+
+    /// Sets the id maps that the home must have: opening one with others fails.
+    #[must_use]
+    pub fn id_maps(self, id_maps: Option<IdMaps>) -> Self {
+        Self { id_maps, ..self }
     }
 }
 
@@ -364,6 +372,8 @@ pub struct LayerInfo {
     pub sealed: bool,
     /// Whether it hides everything below its own contents.
     pub root_opaque: bool,
+    /// Whose owners stand on disk for the owners inside containers: the home's.
+    pub id_maps: IdMaps,
     /// Whether this program wrote it; another driver's layers mount with that driver's options.
     pub recorded: bool,
     /// Its paths.

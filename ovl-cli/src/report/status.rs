@@ -2,7 +2,7 @@ use ovl_driver::Status;
 use ovl_quota::Bytes;
 use serde_json::json;
 
-use super::{Report, text};
+use super::{Report, id_map, text};
 use crate::fail::Failure;
 
 impl Report {
@@ -29,6 +29,8 @@ impl Report {
                 },
                 "xattrs": status.xattrs.as_str(),
                 "max_depth": status.settings.max_depth,
+                "uid_map": id_map(&status.settings.id_maps.uids),
+                "gid_map": id_map(&status.settings.id_maps.gids),
                 "durability": status.settings.durability.to_string(),
                 "strategies": strategies,
                 "data_limit": status.features.data_limit.bytes(),
@@ -53,6 +55,12 @@ impl Report {
                 &format!("at most {} layers below a layer", status.settings.max_depth),
             );
             line("Durability", &status.settings.durability.to_string());
+            let maps = &status.settings.id_maps;
+            for (key, map) in [("User id map", &maps.uids), ("Group id map", &maps.gids)] {
+                if let Some(map) = id_map(map) {
+                    line(key, &map);
+                }
+            }
             line("Mount strategies", &strategies.join(", "));
             line(
                 "Mount data",

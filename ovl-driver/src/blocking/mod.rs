@@ -7,6 +7,7 @@ mod create;
 mod home;
 mod layer;
 mod mounting;
+mod owners;
 mod query;
 mod quota;
 mod remove;
@@ -49,6 +50,7 @@ pub struct Overlay2 {
     home: DirHandle,
     links: DirHandle,
     settings: HomeSettings,
+    owners: owners::Owners,
     durability: Durability,
     /// What a writable layer may take, where its maker does not say.
     size: Option<Bytes>,

@@ -249,6 +249,9 @@ fn a_default_size_without_enforcement_fails_at_open(subject: &Subject) {
         return;
     }
     assert_refused(made, "default size");
+    let options = OpenOptions::new().create(true).size(size);
+    let made = Overlay2::open(subject.kernel().clone(), &home, options);
+    assert_refused(made, "default size");
     assert_eq!(subject.names(subject.dir()), [""; 0], "no home is made");
     drop(subject.store());
     let opened = Overlay2::open(
