@@ -48,6 +48,9 @@ pub struct ApplyOptions {
     pub squash: bool,
     /// Leaves device nodes out that this user cannot make instead of refusing them.
     pub skip_devices: bool,
+    /// Begins to write each file to disk when it is whole, for a [`sync_layer`](crate::sync_layer)
+    /// that follows.
+    pub start_writeback: bool,
 }
 
 impl ApplyOptions {
@@ -63,6 +66,7 @@ impl ApplyOptions {
             gids: None,
             squash: false,
             skip_devices: false,
+            start_writeback: false,
         }
     }
 }
@@ -409,6 +413,9 @@ impl Applier<'_> {
         }
         self.payload += offset;
         self.dress(entry, Node::File(&file), FileKind::Regular, &path)?;
+        if self.options.start_writeback && offset > 0 {
+            self.tree.start_writeback(&file).on("write", &path)?;
+        }
         Ok(())
     }
 

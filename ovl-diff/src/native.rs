@@ -343,43 +343,6 @@ impl LayerSize {
     }
 }
 
-/// Waits until everything in a layer's directory is on disk, the directory itself last.
-///
-/// # Errors
-///
-/// Any error of the backend.
-pub fn sync_layer(view: View<'_>, root: &DirHandle) -> Result<(), DiffError> {
-    let tree = FewHandles::new(view.tree());
-    let view = View::new(&tree, view.xattrs());
-    let mut path = PathBuf::new();
-    let mut levels = vec![Level::open(view, root.clone(), &path, ViewDir::default())?];
-    while let Some(level) = levels.last_mut() {
-        let Some(entry) = level.entries.pop() else {
-            if let Some(done) = levels.pop() {
-                tree.sync(Node::Dir(&done.dir)).on("sync", &path)?;
-            }
-            path.pop();
-            continue;
-        };
-        path.push(&entry.name);
-        match entry.kind {
-            FileKind::Directory => {
-                let dir = tree.open_dir(&level.dir, &entry.name).on("open", &path)?;
-                levels.push(Level::open(view, dir, &path, ViewDir::default())?);
-                continue;
-            }
-            FileKind::Regular => {
-                tree.sync(Node::Entry(&level.dir, &entry.name))
-                    .on("sync", &path)?;
-            }
-            // The others are all in their inode, which the directory's sync takes along.
-            _ => {}
-        }
-        path.pop();
-    }
-    Ok(())
-}
-
 /// One directory of a layer on the way down.
 struct Level {
     dir: DirHandle,

@@ -211,6 +211,12 @@ pub trait TreeBackend: fmt::Debug + Send + Sync {
     /// `EPERM` without `CAP_LINUX_IMMUTABLE`.
     fn unprotect(&self, node: Node<'_>) -> io::Result<bool>;
 
+    /// Begins to write a file's data to disk, and does not wait. A hint: nothing is promised by it.
+    ///
+    /// # Errors
+    /// What `posix_fadvise(2)` gives.
+    fn start_writeback(&self, file: &FileHandle) -> io::Result<()>;
+
     /// Waits until an open file's data and metadata, or an open directory's entries, are durable.
     /// [`Node::Entry`] opens the regular file or directory first.
     ///

@@ -267,6 +267,7 @@ impl Overlay2 {
         apply.id_maps = self.settings.id_maps.clone();
         apply.squash = options.squash;
         apply.skip_devices = options.skip_devices;
+        apply.start_writeback = self.durable();
         if identity.user_namespace {
             (apply.uids, apply.gids) = (Some(identity.uids), Some(identity.gids));
         }

@@ -133,7 +133,11 @@ impl Overlay2 {
             // Whoever made it may not have waited for the disk yet.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             result => {
-                result.map_err(|error| Error::io("seal", &path, error))?;
+                let mark = result.map_err(|error| Error::io("seal", &path, error))?;
+                if self.durable() {
+                    let synced = tree.sync(Node::File(&mark));
+                    synced.map_err(|error| Error::io("sync", &path, error))?;
+                }
             }
         }
         if self.durable() {

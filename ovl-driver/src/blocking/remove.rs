@@ -2,7 +2,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 
 use ovl_diff::{Node, RenameMode, TreeError, remove_tree};
-use ovl_layout::{LINK_ID_LEN, LayerId, LinkId, names, parse_link_target};
+use ovl_layout::{Durability, LINK_ID_LEN, LayerId, LinkId, names, parse_link_target};
 use ovl_mount::UnmountMode;
 
 use super::Overlay2;
@@ -116,12 +116,19 @@ impl Overlay2 {
         }
         files::remove(tree, &own.holds, id.as_str())
             .map_err(|error| Error::io("remove the holds of", &path, error))?;
-        let Some(link) = link else { return Ok(()) };
-        self.unlink_layer(&own, id, link)?;
-        match parent {
-            Some(parent) => self.forget_child(&own, &parent, link),
-            None => Ok(()),
+        if let Some(link) = link {
+            self.unlink_layer(&own, id, link)?;
+            if let Some(parent) = parent {
+                self.forget_child(&own, &parent, link)?;
+            }
         }
+        if self.durability == Durability::Full {
+            for dir in [&self.links, &own.trash] {
+                tree.sync(Node::Dir(dir))
+                    .map_err(|error| Error::io("sync", &path, error))?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether a directory has nothing of a layer: somebody has put it into the home.

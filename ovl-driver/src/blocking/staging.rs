@@ -355,13 +355,12 @@ impl Staged<'_> {
                 names::LOWER,
                 0o644,
                 lower.as_bytes(),
-                durable,
+                false,
             )
             .map_err(&write)?;
         }
         if sealed {
-            files::create(tree, &self.dir, names::COMMITTED, 0o600, b"", durable)
-                .map_err(&write)?;
+            files::create(tree, &self.dir, names::COMMITTED, 0o600, b"", false).map_err(&write)?;
         }
         let link = self.record.link;
         files::create(
@@ -370,16 +369,11 @@ impl Staged<'_> {
             names::LINK,
             0o644,
             link.as_str().as_bytes(),
-            durable,
+            false,
         )
         .map_err(&write)?;
         if durable {
-            sync_layer(self.store.view(), &self.diff).map_err(|error| match error {
-                ovl_diff::DiffError::Tree(error) => {
-                    Error::tree(&self.store.layout.store_dir().join(names::STAGING), error)
-                }
-                error => self.failed("sync")(io::Error::other(error)),
-            })?;
+            sync_layer(tree, &self.dir).map_err(|error| Error::tree(&self.path(), error))?;
         }
         // The record comes last: with it on disk, so is everything before it.
         let record = self.record.to_string();
