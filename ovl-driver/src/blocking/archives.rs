@@ -271,7 +271,10 @@ impl Overlay2 {
                 target: state.target,
             });
         }
-        if self.seal_parent(&self.own_dirs()?, layer.clone())?.committed {
+        if self
+            .seal_parent(&self.own_dirs()?, layer.clone())?
+            .committed
+        {
             return Err(Error::Sealed { id: id.clone() });
         }
         if in_flight {

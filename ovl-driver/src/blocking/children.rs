@@ -148,8 +148,7 @@ impl Overlay2 {
 
     fn links_time(&self) -> Result<Timestamp, Error> {
         let found = self.kernel.tree().metadata(Node::Dir(&self.links));
-        let found =
-            found.map_err(|error| Error::io("look at", self.layout.link_dir(), error))?;
+        let found = found.map_err(|error| Error::io("look at", self.layout.link_dir(), error))?;
         Ok(found.mtime)
     }
 
