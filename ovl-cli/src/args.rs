@@ -57,6 +57,10 @@ pub(crate) enum Command {
     Ls,
     /// Show one layer: paths, chain, mount and who holds it
     Inspect(One),
+    /// Find what is wrong in the home
+    Check(Check),
+    /// Take away what nobody needs any more
+    Gc(Gc),
     /// Show how a layer would be mounted; needs no privileges
     Plan(Plan),
     /// Print completions for a shell
@@ -221,6 +225,26 @@ pub(crate) struct UnmountAll {
     /// Take mounts away even while they are in use
     #[arg(long)]
     pub(crate) lazy: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Check {
+    /// Mend what has one right answer
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// No other program works on the home: what others left may be touched
+    #[arg(long)]
+    pub(crate) docker_stopped: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Gc {
+    /// Only say what would go
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// No other program works on the home: what others left may be touched
+    #[arg(long)]
+    pub(crate) docker_stopped: bool,
 }
 
 #[derive(Debug, Args)]

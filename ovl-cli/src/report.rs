@@ -7,7 +7,9 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use ovl_diff::{Change, ChangeKind, EscapedPath, LayerSize};
-use ovl_driver::{Applied, LayerInfo, LayerList, MountState, Status};
+use ovl_driver::{
+    Applied, Finding, Garbage, LayerInfo, LayerList, MountState, Remedy, Repaired, Status,
+};
 use ovl_layout::LayerId;
 use ovl_mount::{
     Access, MAX_SETTING_LEN, MountAction, MountFeatures, MountPlan, OverlayCall, Setting,
@@ -246,6 +248,63 @@ impl Report {
         self.print(value, lines)
     }
 
+    pub(crate) fn check(&self, repaired: &Repaired) -> Result<(), Failure> {
+        let left = &repaired.left;
+        let value = || {
+            json!({
+                "layers": left.layers,
+                "sound": left.is_sound(),
+                "mended": repaired.mended.iter().map(finding).collect::<Vec<_>>(),
+                "findings": left.findings.iter().map(finding).collect::<Vec<_>>(),
+            })
+        };
+        let lines = || {
+            let mended = repaired.mended.iter();
+            let mut lines: String = mended
+                .map(|one| format!("mended: {}: {}\n", text(&one.path), one.problem))
+                .collect();
+            for one in &left.findings {
+                lines += &line(one);
+            }
+            lines
+        };
+        self.print(value, lines)
+    }
+
+    pub(crate) fn garbage(&self, garbage: &Garbage, dry_run: bool) -> Result<(), Failure> {
+        let value = || {
+            json!({
+                "dry_run": dry_run,
+                "bytes": garbage.bytes(),
+                "items": garbage.items.iter().map(finding).collect::<Vec<_>>(),
+                "kept": garbage.kept.iter().map(finding).collect::<Vec<_>>(),
+            })
+        };
+        let lines = || {
+            let what = if dry_run { "would go" } else { "gone" };
+            let items = garbage.items.iter();
+            let mut lines: String = items
+                .map(|one| {
+                    format!(
+                        "{what}: {}: {} ({} bytes)\n",
+                        text(&one.path),
+                        one.problem,
+                        one.bytes
+                    )
+                })
+                .collect();
+            for one in &garbage.kept {
+                let path = text(&one.path);
+                lines += &format!(
+                    "kept: {path}: {}; --docker-stopped takes it away\n",
+                    one.problem
+                );
+            }
+            lines + &format!("bytes {}\n", garbage.bytes())
+        };
+        self.print(value, lines)
+    }
+
     pub(crate) fn plan(&self, plan: &MountPlan, features: &MountFeatures) -> Result<(), Failure> {
         let (kind, strategy) = match plan.strategy() {
             Some(strategy) => ("overlay", strategy.as_str()),
@@ -368,6 +427,31 @@ impl Report {
         };
         self.print(value, lines)
     }
+}
+
+/// A finding and what mends it.
+fn line(found: &Finding) -> String {
+    let advice = match (found.remedy, found.ours) {
+        (Remedy::Repair, true) => "; check --repair mends it",
+        (Remedy::Repair, false) => "; check --repair --docker-stopped mends it",
+        (Remedy::Reclaim, true) => "; gc takes it away",
+        (Remedy::Reclaim, false) => "; gc --docker-stopped takes it away",
+        (Remedy::Nothing, _) => "",
+    };
+    format!("{found}{advice}\n")
+}
+
+fn finding(found: &Finding) -> Value {
+    json!({
+        "kind": found.kind.as_str(),
+        "severity": found.severity().to_string(),
+        "layer": found.layer.as_ref().map(LayerId::as_str),
+        "path": text(&found.path),
+        "problem": found.problem,
+        "remedy": found.remedy.to_string(),
+        "ours": found.ours,
+        "bytes": found.bytes,
+    })
 }
 
 fn size(size: &LayerSize) -> Value {

@@ -9,7 +9,7 @@ use clap::CommandFactory as _;
 use ovl_driver::blocking::Overlay2;
 use ovl_driver::{
     Base, CreateLayer, Durability, Error, ImportOptions, InitOptions, Kernel, MountRequest,
-    OpenOptions,
+    OpenOptions, Repaired, Severity, UpkeepOptions,
 };
 use ovl_layout::{IdMap, IdMaps, LayerId};
 use ovl_mount::{OverlayOptions, UnmountMode};
@@ -98,6 +98,14 @@ impl Program {
             Command::Inspect(args) => {
                 let id = layer_id(&args.id)?;
                 self.report.layer(&self.open()?.inspect(&id)?)
+            }
+            Command::Check(args) => self.check(args),
+            Command::Gc(args) => {
+                let options = UpkeepOptions::new()
+                    .docker_stopped(args.docker_stopped)
+                    .dry_run(args.dry_run);
+                self.report
+                    .garbage(&self.open()?.gc(options)?, args.dry_run)
             }
             Command::Plan(args) => {
                 let (id, request) = (layer_id(&args.id)?, request(&args.how)?);
@@ -200,6 +208,31 @@ impl Program {
             store.import(&layer, archive, foreign(&args.foreign), progress)
         })?;
         self.report.applied(&args.id, &applied)
+    }
+
+    fn check(&self, args: &args::Check) -> Result<(), Failure> {
+        let store = self.open()?;
+        let repaired = match args.repair {
+            true => store.repair(UpkeepOptions::new().docker_stopped(args.docker_stopped))?,
+            false => {
+                let mut nothing = Repaired::default();
+                nothing.left = store.check()?;
+                nothing
+            }
+        };
+        self.report.check(&repaired)?;
+        let damage = repaired.left.of(Severity::Damage).count();
+        match damage {
+            0 => Ok(()),
+            _ => {
+                let advice = match args.repair {
+                    true => "what is left has no single right answer",
+                    false => "check --repair mends what has one right answer",
+                };
+                let message = format!("{damage} findings of damage; {advice}");
+                Err(Failure::new(Kind::Damaged, message))
+            }
+        }
     }
 
     fn apply(&self, args: &args::Apply) -> Result<(), Failure> {

@@ -312,6 +312,10 @@ impl TreeBackend for FewHandles<'_> {
         self.with(node, |node| self.tree.remove_xattr(node, name))
     }
 
+    fn unprotect(&self, node: Node<'_>) -> io::Result<bool> {
+        self.with(node, |node| self.tree.unprotect(node))
+    }
+
     fn sync(&self, node: Node<'_>) -> io::Result<()> {
         self.with(node, |node| self.tree.sync(node))
     }

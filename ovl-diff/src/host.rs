@@ -12,8 +12,8 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, SeekFrom, Timespec,
-    Timestamps, Uid,
+    AtFlags, FileType, Gid, IFlags, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, SeekFrom,
+    Timespec, Timestamps, Uid,
 };
 use rustix::io::{Errno, retry_on_intr};
 use xattr::FileExt as _;
@@ -24,8 +24,8 @@ use self::at::{
     settle_mode,
 };
 use crate::tree::{
-    DeviceNumber, DirEntry, DirHandle, FileHandle, Metadata, Node, NodeKind, RenameMode, Timestamp,
-    TreeBackend,
+    DeviceNumber, DirEntry, DirHandle, FileHandle, FileKind, Metadata, Node, NodeKind, RenameMode,
+    Timestamp, TreeBackend,
 };
 
 /// The bits that `open(2)` with `O_CREAT` grants whatever the usual umask or parent directory says.
@@ -431,6 +431,34 @@ impl TreeBackend for HostTree {
             Subject::Open(open) => open.remove_xattr(name),
         }
         .map_err(explain)
+    }
+
+    fn unprotect(&self, node: Node<'_>) -> io::Result<bool> {
+        let opened;
+        let open: &File = match node {
+            Node::Dir(dir) => dir_file(dir)?,
+            Node::File(handle) => file(handle)?,
+            Node::Entry(dir, name) => {
+                let dir = dir_file(dir)?;
+                let kind = entry_metadata(dir, component(name)?)?.kind;
+                if !matches!(kind, FileKind::Regular | FileKind::Directory) {
+                    return Ok(false);
+                }
+                let open = || rustix::fs::openat(dir, name, OPEN_FILE, Mode::empty());
+                opened = File::from(retry_on_intr(open)?);
+                &opened
+            }
+        };
+        let flags = match rustix::fs::ioctl_getflags(open) {
+            Err(Errno::NOTTY | Errno::NOTSUP) => return Ok(false),
+            flags => flags?,
+        };
+        let protecting = IFlags::IMMUTABLE | IFlags::APPEND;
+        if !flags.intersects(protecting) {
+            return Ok(false);
+        }
+        rustix::fs::ioctl_setflags(open, flags - protecting)?;
+        Ok(true)
     }
 
     fn sync(&self, node: Node<'_>) -> io::Result<()> {

@@ -3,7 +3,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Context as _, TreeError};
-use crate::tree::{DirEntry, DirHandle, FileKind, RenameMode, TreeBackend};
+use crate::tree::{DirEntry, DirHandle, FileKind, Node, RenameMode, TreeBackend};
 
 /// Directories held open on the way down. Deeper ones are moved up first, so that the depth of a
 /// tree costs neither descriptors nor long paths.
@@ -24,7 +24,8 @@ struct Level {
 }
 
 /// Removes the directory `name` and everything in it, without following any link or entering any
-/// mount, whatever the depth.
+/// mount, whatever the depth. Immutable files and directories go as well, with
+/// `CAP_LINUX_IMMUTABLE`.
 ///
 /// # Errors
 ///
@@ -52,20 +53,29 @@ pub fn remove_tree(
             let Some(entry) = level.entries.pop() else {
                 let Some(done) = levels.pop() else { break };
                 if let Some(above) = levels.last() {
-                    tree.remove_dir(&above.dir, &done.name)
-                        .on("remove", &path)?;
+                    let remove = || tree.remove_dir(&above.dir, &done.name);
+                    unprotected(tree, &above.dir, &done.name, remove).on("remove", &path)?;
                     path.pop();
                 }
                 continue;
             };
             path.push(&entry.name);
             if entry.kind != FileKind::Directory {
-                tree.unlink(&level.dir, &entry.name).on("remove", &path)?;
+                let remove = || tree.unlink(&level.dir, &entry.name);
+                unprotected(tree, &level.dir, &entry.name, remove).on("remove", &path)?;
                 path.pop();
                 continue;
             }
             if depth >= MAX_OPEN {
-                move_up(tree, &level.dir, &entry.name, &top, &mut moved).on("move", &path)?;
+                let mut move_up = || move_up(tree, &level.dir, &entry.name, &top, &mut moved);
+                let result = match move_up() {
+                    Err(error) if is_protected(&error) => {
+                        tree.unprotect(Node::Dir(&top)).on("unprotect", &path)?;
+                        unprotected(tree, &level.dir, &entry.name, &mut move_up)
+                    }
+                    result => result,
+                };
+                result.on("move", &path)?;
                 path.pop();
                 continue;
             }
@@ -77,13 +87,38 @@ pub fn remove_tree(
                 entries,
             });
         }
-        match tree.remove_dir(parent, name) {
+        let remove = || tree.remove_dir(parent, name);
+        match unprotected(tree, parent, name, remove) {
             Ok(()) => return Ok(()),
             // What was moved up, or put there meanwhile.
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
             Err(error) => return Err(TreeError::new("remove", &path, error)),
         }
     }
+}
+
+/// Takes an entry away, also when it, or the directory that it is in, is immutable.
+fn unprotected(
+    tree: &dyn TreeBackend,
+    dir: &DirHandle,
+    name: &OsStr,
+    mut remove: impl FnMut() -> io::Result<()>,
+) -> io::Result<()> {
+    match remove() {
+        Err(error) if is_protected(&error) => {
+            let entry = tree.unprotect(Node::Entry(dir, name));
+            let above = tree.unprotect(Node::Dir(dir));
+            match matches!(entry, Ok(true)) || matches!(above, Ok(true)) {
+                true => remove(),
+                false => Err(error),
+            }
+        }
+        result => result,
+    }
+}
+
+fn is_protected(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
 }
 
 fn move_up(

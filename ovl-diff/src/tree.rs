@@ -203,6 +203,13 @@ pub trait TreeBackend: fmt::Debug + Send + Sync {
     /// `ENODATA` when there is none.
     fn remove_xattr(&self, node: Node<'_>, name: &OsStr) -> io::Result<()>;
 
+    /// Takes away the flags that keep a regular file, or the entries of a directory, from being
+    /// removed: immutable and append-only. Tells whether there were any; what has no flags has none.
+    ///
+    /// # Errors
+    /// `EPERM` without `CAP_LINUX_IMMUTABLE`.
+    fn unprotect(&self, node: Node<'_>) -> io::Result<bool>;
+
     /// Waits until an open file's data and metadata, or an open directory's entries, are durable.
     /// [`Node::Entry`] opens the regular file or directory first.
     ///

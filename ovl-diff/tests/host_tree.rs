@@ -55,6 +55,10 @@ impl Home {
         self.tree.open_dir(&self.root, name(entry)).unwrap()
     }
 
+    fn subdir_at(&self, path: &str) -> DirHandle {
+        self.tree.open_root(&self.path(path)).unwrap()
+    }
+
     fn fifo(&self, entry: &str) {
         self.tree
             .create_node(&self.root, name(entry), NodeKind::Fifo, 0o600)

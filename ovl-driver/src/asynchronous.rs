@@ -16,8 +16,10 @@ use tokio::sync::mpsc;
 
 use crate::blocking;
 use crate::error::Error;
+use crate::findings::{CheckReport, Garbage, Repaired, UpkeepOptions};
 use crate::types::{
-    Applied, Base, CreateLayer, ImportOptions, LayerInfo, LayerList, MountRequest, Status,
+    Applied, Base, CreateLayer, ImportOptions, LayerInfo, LayerList, MountRequest, Reclaimed,
+    Status,
 };
 
 /// Bytes in one piece of an archive on its way between the blocking and the asynchronous side.
@@ -32,8 +34,8 @@ pub type ArchiveSource = Pin<Box<dyn AsyncRead + Send>>;
 ///
 /// # Cancel safety
 ///
-/// Dropping a future before it was first polled does nothing. Afterwards the operation runs to its
-/// end in the background, and the store is as if it had been waited for. Exceptions are named.
+/// Dropping a future before it was first polled does nothing. What a drop does afterwards is said of
+/// each method; nothing half done is ever left.
 #[async_trait]
 pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// The driver's name: `overlay2`.
@@ -42,12 +44,18 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
 
     /// Makes an empty, open layer.
     ///
+    /// # Cancel safety
+    /// The layer is made even when nobody waits any more.
+    ///
     /// # Errors
     /// As [`blocking::Overlay2::create`].
     #[doc(alias = "Create")]
     async fn create(&self, layer: &CreateLayer) -> Result<(), Error>;
 
     /// Makes an empty, open layer that a container will write to.
+    ///
+    /// # Cancel safety
+    /// The layer is made even when nobody waits any more.
     ///
     /// # Errors
     /// As [`blocking::Overlay2::create_writable`].
@@ -96,12 +104,18 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
 
     /// Lists what a layer changes against `base`.
     ///
+    /// # Cancel safety
+    /// Nothing is changed; the reading goes on in the background to its end.
+    ///
     /// # Errors
     /// As [`blocking::Overlay2::changes`].
     #[doc(alias = "Changes")]
     async fn changes(&self, id: &LayerId, base: &Base) -> Result<Vec<Change>, Error>;
 
     /// Adds up what a layer adds or changes against `base`.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed; the reading goes on in the background to its end.
     ///
     /// # Errors
     /// As [`blocking::Overlay2::size`].
@@ -120,12 +134,18 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
 
     /// Releases one hold, and unmounts with the last. Gives the holds left.
     ///
+    /// # Cancel safety
+    /// The hold is released even when nobody waits any more.
+    ///
     /// # Errors
     /// As [`blocking::Overlay2::unmount`].
     #[doc(alias = "Put")]
     async fn unmount(&self, id: &LayerId, mode: UnmountMode) -> Result<u64, Error>;
 
     /// Takes away every mount of a layer, whoever holds it, and gives the ids.
+    ///
+    /// # Cancel safety
+    /// The mounts go even when nobody waits any more.
     ///
     /// # Errors
     /// As [`blocking::Overlay2::unmount_all`].
@@ -134,12 +154,55 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
 
     /// Removes a layer, and frees its space in the background.
     ///
+    /// # Cancel safety
+    /// The layer is removed even when nobody waits any more. Its space may then wait for the next
+    /// [`reclaim`](Self::reclaim).
+    ///
     /// # Errors
     /// As [`blocking::Overlay2::remove`].
     #[doc(alias = "Remove")]
     async fn remove(&self, id: &LayerId, force: bool) -> Result<(), Error>;
 
+    /// Frees the space of removed layers.
+    ///
+    /// # Cancel safety
+    /// It goes on in the background to its end.
+    ///
+    /// # Errors
+    /// As [`blocking::Overlay2::reclaim`].
+    async fn reclaim(&self) -> Result<Reclaimed, Error>;
+
+    /// Says what is wrong in the home.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
+    ///
+    /// # Errors
+    /// As [`blocking::Overlay2::check`].
+    async fn check(&self) -> Result<CheckReport, Error>;
+
+    /// Mends what has one right answer.
+    ///
+    /// # Cancel safety
+    /// It goes on in the background to its end.
+    ///
+    /// # Errors
+    /// As [`blocking::Overlay2::repair`].
+    async fn repair(&self, options: UpkeepOptions) -> Result<Repaired, Error>;
+
+    /// Takes away what nobody needs any more.
+    ///
+    /// # Cancel safety
+    /// It goes on in the background to its end.
+    ///
+    /// # Errors
+    /// As [`blocking::Overlay2::gc`].
+    async fn gc(&self, options: UpkeepOptions) -> Result<Garbage, Error>;
+
     /// Whether there is a layer of this id.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
     ///
     /// # Errors
     /// As [`blocking::Overlay2::contains`].
@@ -148,11 +211,17 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
 
     /// Lists all layers.
     ///
+    /// # Cancel safety
+    /// Nothing is changed.
+    ///
     /// # Errors
     /// As [`blocking::Overlay2::layers`].
     async fn layers(&self) -> Result<LayerList, Error>;
 
     /// Everything about one layer.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
     ///
     /// # Errors
     /// As [`blocking::Overlay2::inspect`].
@@ -160,6 +229,9 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     async fn inspect(&self, id: &LayerId) -> Result<LayerInfo, Error>;
 
     /// What this home and this kernel can do.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
     ///
     /// # Errors
     /// As [`blocking::Overlay2::status`].
@@ -344,6 +416,22 @@ impl Driver for Overlay2 {
         // What it cannot free now, the next reclaim does.
         drop(tokio::task::spawn_blocking(move || store.reclaim()));
         Ok(())
+    }
+
+    async fn reclaim(&self) -> Result<Reclaimed, Error> {
+        self.run(blocking::Overlay2::reclaim).await
+    }
+
+    async fn check(&self) -> Result<CheckReport, Error> {
+        self.run(blocking::Overlay2::check).await
+    }
+
+    async fn repair(&self, options: UpkeepOptions) -> Result<Repaired, Error> {
+        self.run(move |store| store.repair(options)).await
+    }
+
+    async fn gc(&self, options: UpkeepOptions) -> Result<Garbage, Error> {
+        self.run(move |store| store.gc(options)).await
     }
 
     async fn contains(&self, id: &LayerId) -> Result<bool, Error> {

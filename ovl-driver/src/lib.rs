@@ -11,6 +11,7 @@ mod asynchronous;
 pub mod blocking;
 mod error;
 mod files;
+mod findings;
 mod holds;
 mod host_system;
 mod kernel;
@@ -20,6 +21,9 @@ mod types;
 #[cfg(feature = "tokio")]
 pub use asynchronous::{ArchiveSource, DiffStream, Driver, Overlay2};
 pub use error::{Error, ErrorKind};
+pub use findings::{
+    CheckReport, Finding, FindingKind, Garbage, Remedy, Repaired, Severity, UpkeepOptions,
+};
 pub use host_system::HostSystem;
 pub use kernel::Kernel;
 pub use ovl_layout::Durability;

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 
 use ovl_driver::{
     Base, CreateLayer, Driver, Durability, Error, ErrorKind, ImportOptions, Kernel, MountRequest,
-    OpenOptions, Overlay2, blocking,
+    OpenOptions, Overlay2, UpkeepOptions, blocking,
 };
 use ovl_testkit::ArchiveBuilder;
 use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
@@ -39,6 +39,15 @@ pub(crate) const CASES: &[Case] = &[
         "async_mounts_are_counted_and_removed_layers_are_gone",
         mounts_are_counted,
     ),
+    (
+        "async_what_was_begun_is_finished_when_nobody_waits",
+        what_was_begun_is_finished,
+    ),
+    (
+        "async_a_future_that_was_never_polled_does_nothing",
+        a_future_that_was_never_polled_does_nothing,
+    ),
+    ("async_check_repair_and_gc_are_the_blocking_ones", upkeep),
 ];
 
 fn store(kernel: &Kernel, dir: &Path) -> Overlay2 {
@@ -285,5 +294,102 @@ fn mounts_are_counted(kernel: &Kernel, dir: &Path) {
             .await
             .unwrap();
         assert_eq!(applied.size.apparent, 1);
+    });
+}
+
+/// Polls a future once and drops it, then waits for what it has begun.
+async fn begin_and_drop<T>(work: impl Future<Output = T>, mut is_done: impl FnMut() -> bool) {
+    {
+        let mut work = Box::pin(work);
+        std::future::poll_fn(|context| {
+            let _ = work.as_mut().poll(context);
+            Poll::Ready(())
+        })
+        .await;
+    }
+    for _ in 0..10_000 {
+        if is_done() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    panic!("what was begun is not done after ten seconds");
+}
+
+fn what_was_begun_is_finished(kernel: &Kernel, dir: &Path) {
+    let store = store(kernel, dir);
+    let blocking = store.blocking();
+    let (base, top) = ("base".parse().unwrap(), "top".parse().unwrap());
+    let has = |id| blocking.contains(id).unwrap();
+    let holds = || {
+        let mount = blocking.inspect(&top).unwrap().mount;
+        mount.map_or(0, |mount| mount.holds())
+    };
+    let request = MountRequest::new();
+    let now = ovl_mount::UnmountMode::Now;
+    run(async {
+        begin_and_drop(store.create(&layer("base", None)), || has(&base)).await;
+        let writable = layer("top", Some("base"));
+        begin_and_drop(store.create_writable(&writable), || has(&top)).await;
+        for expected in [1, 2] {
+            begin_and_drop(store.mount(&top, &request), || holds() == expected).await;
+        }
+        // Reading changes nothing, waited for or not.
+        begin_and_drop(store.layers(), || true).await;
+        begin_and_drop(store.inspect(&top), || true).await;
+        begin_and_drop(store.status(), || true).await;
+        begin_and_drop(store.contains(&top), || true).await;
+        begin_and_drop(store.check(), || true).await;
+        begin_and_drop(store.changes(&top, &Base::Parent), || true).await;
+        begin_and_drop(store.size(&top, &Base::Parent), || true).await;
+        begin_and_drop(store.unmount(&top, now), || holds() == 1).await;
+        begin_and_drop(store.unmount_all(now), || holds() == 0).await;
+        begin_and_drop(store.remove(&top, false), || !has(&top)).await;
+        let is_empty = || blocking.check().unwrap().is_clean();
+        begin_and_drop(store.reclaim(), is_empty).await;
+        begin_and_drop(store.gc(UpkeepOptions::new()), is_empty).await;
+        begin_and_drop(store.repair(UpkeepOptions::new()), is_empty).await;
+    });
+    assert_eq!(blocking.layers().unwrap().layers.len(), 1);
+    assert!(blocking.check().unwrap().findings.is_empty());
+}
+
+fn a_future_that_was_never_polled_does_nothing(kernel: &Kernel, dir: &Path) {
+    let store = store(kernel, dir);
+    let id = "base".parse().unwrap();
+    run(async {
+        let new = layer("base", None);
+        drop(store.create(&new));
+        let source = Box::pin(io::Cursor::new(archive()));
+        drop(store.import(&new, source, ImportOptions::new()));
+        tokio::task::yield_now().await;
+        assert!(!store.contains(&id).await.unwrap());
+        store.create(&new).await.unwrap();
+        drop(store.remove(&id, true));
+        drop(store.mount(&id, &MountRequest::new()));
+        tokio::task::yield_now().await;
+        assert!(store.inspect(&id).await.unwrap().mount.is_none());
+    });
+}
+
+fn upkeep(kernel: &Kernel, dir: &Path) {
+    let store = store(kernel, dir);
+    run(async {
+        store.create(&layer("base", None)).await.unwrap();
+        store.create(&layer("top", Some("base"))).await.unwrap();
+        let mark = store.blocking().layout().layer(&"base".parse().unwrap());
+        let tree = kernel.tree();
+        let base = tree.open_root(mark.dir()).unwrap();
+        tree.unlink(&base, "committed".as_ref()).unwrap();
+        assert!(!store.check().await.unwrap().is_sound());
+        let repaired = store.repair(UpkeepOptions::new()).await.unwrap();
+        assert_eq!((repaired.mended.len(), repaired.left.is_clean()), (1, true));
+        store
+            .blocking()
+            .remove(&"top".parse().unwrap(), false)
+            .unwrap();
+        let garbage = store.gc(UpkeepOptions::new()).await.unwrap();
+        assert_eq!(garbage.items.len(), 1);
+        assert_eq!(store.reclaim().await.unwrap().layers, 0);
     });
 }

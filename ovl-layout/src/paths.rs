@@ -36,6 +36,8 @@ pub mod names {
     /// Our record in a layer's directory.
     pub const RECORD: &str = ".ovl-layer";
 
+    /// What a layer's directory may hold.
+    pub const LAYER: [&str; 7] = [DIFF, WORK, MERGED, LINK, LOWER, COMMITTED, RECORD];
     /// Names in a home that are not layers.
     pub const RESERVED: [&str; 2] = [LINK_DIR, BACKING_DEVICE];
     /// Prefixes of the directories in which Docker's probes work.

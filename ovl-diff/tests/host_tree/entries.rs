@@ -6,7 +6,8 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use ovl_diff::{DeviceNumber, FileKind, NodeKind, RenameMode, TreeBackend as _};
+use ovl_diff::{DeviceNumber, FileKind, NodeKind, RenameMode, TreeBackend as _, remove_tree};
+use rustix::fs::IFlags;
 use rustix::io::Errno;
 
 use super::{Home, is_root, name, number, skip};
@@ -226,4 +227,55 @@ fn removing_takes_the_name_and_never_what_a_link_points_to() {
     tree.unlink(&dir, name("file")).unwrap();
     tree.remove_dir(root, name("dir")).unwrap();
     assert!(tree.read_dir(root).unwrap().is_empty());
+}
+
+#[test]
+fn immutable_files_and_directories_are_removed_with_their_tree() {
+    let home = Home::new();
+    fs::create_dir_all(home.path("tree/a/b")).unwrap();
+    for file in ["tree/a/b/immutable", "tree/a/b/append", "tree/a/plain"] {
+        fs::write(home.path(file), "contents").unwrap();
+    }
+    let set = |path: &str, flags| {
+        let file = fs::File::open(home.path(path)).unwrap();
+        rustix::fs::ioctl_setflags(file, flags)
+    };
+    let (immutable, append) = (IFlags::IMMUTABLE, IFlags::APPEND);
+    if let Err(error) = set("tree/a/b/immutable", immutable) {
+        skip(&format!("no immutable files here: {error}"));
+        return;
+    }
+    set("tree/a/b/append", append).unwrap();
+    set("tree/a/b", immutable).unwrap();
+    set("tree/a", append).unwrap();
+    set("tree", immutable).unwrap();
+    assert_eq!(
+        number(home.tree().unlink(&home.subdir_at("tree/a"), name("plain"))),
+        Errno::PERM
+    );
+    remove_tree(home.tree(), &home.root, name("tree")).unwrap();
+    assert!(home.tree().read_dir(&home.root).unwrap().is_empty());
+}
+
+#[test]
+fn an_immutable_tree_deeper_than_any_path_is_removed() {
+    let home = Home::new();
+    let (tree, mut dir, depth) = (home.tree(), home.root.clone(), 300);
+    let mut dirs = Vec::new();
+    for _ in 0..depth {
+        tree.create_dir(&dir, name("deep"), 0o755).unwrap();
+        dir = tree.open_dir(&dir, name("deep")).unwrap();
+        dirs.push(dir.clone());
+    }
+    for (index, _) in dirs.iter().enumerate().filter(|(index, _)| index % 50 == 0) {
+        let path: std::path::PathBuf = vec!["deep"; index + 1].iter().collect();
+        let file = fs::File::open(home.path(path.to_str().unwrap())).unwrap();
+        if let Err(error) = rustix::fs::ioctl_setflags(file, IFlags::IMMUTABLE) {
+            skip(&format!("no immutable directories here: {error}"));
+            return;
+        }
+    }
+    drop(dirs);
+    remove_tree(tree, &home.root, name("deep")).unwrap();
+    assert!(tree.read_dir(&home.root).unwrap().is_empty());
 }

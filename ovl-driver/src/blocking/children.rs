@@ -152,7 +152,7 @@ impl Overlay2 {
         Ok(found.mtime)
     }
 
-    fn is_current(&self, own: &OwnDirs) -> Result<bool, Error> {
+    pub(super) fn is_current(&self, own: &OwnDirs) -> Result<bool, Error> {
         let stamp = Node::Entry(&own.children, OsStr::new(STAMP));
         match self.kernel.tree().metadata(stamp) {
             Ok(found) => Ok(found.mtime == self.links_time()?),

@@ -1,6 +1,7 @@
 //! The store as plain blocking code, usable without an async runtime.
 
 mod archives;
+mod check;
 mod children;
 mod create;
 mod home;

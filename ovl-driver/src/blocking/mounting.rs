@@ -2,6 +2,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::PathBuf;
 
+use ovl_diff::{DirHandle, FileKind, remove_tree};
 use ovl_layout::{LayerId, names};
 use ovl_mount::{Access, MountError, MountFeatures, MountPlan, OverlaySpec, UnmountMode};
 
@@ -80,8 +81,7 @@ impl Overlay2 {
         let plan = self.plan_for(&layer, request)?;
         let tree = self.kernel.tree();
         if plan.access() == Access::Writable && !layer.chain.is_empty() {
-            files::ensure_dir(tree, &layer.dir, names::WORK, 0o700)
-                .map_err(|error| Error::io("create", self.layout.layer(id).work(), error))?;
+            self.clear_work(&layer)?;
         }
         files::ensure_dir(tree, &layer.dir, names::MERGED, 0o700)
             .map_err(|error| Error::io("create", &target, error))?;
@@ -140,7 +140,7 @@ impl Overlay2 {
             self.write_holds(&own, id, &holds)?;
             return Ok(holds.total());
         }
-        self.take_down(&own, &layer, mode)?;
+        self.take_down(&own, &layer.id, &layer.dir, mode)?;
         Ok(0)
     }
 
@@ -173,7 +173,7 @@ impl Overlay2 {
             }
             let result = self.lock_layer(&id, LockKind::Exclusive).and_then(|_lock| {
                 let layer = self.layer(&id)?;
-                self.take_down(&own, &layer, mode)
+                self.take_down(&own, &layer.id, &layer.dir, mode)
             });
             match result {
                 Ok(()) => unmounted.push(id),
@@ -239,7 +239,7 @@ impl Overlay2 {
             persistent: holds.persistent,
             processes: holds.processes,
         };
-        Ok(match self.read_mounted(&own, layer)? {
+        Ok(match self.read_mounted(&own, &layer.id)? {
             Found::Nothing => None,
             Found::Ours(holds) | Found::Elsewhere(holds) => Some(state(holds)),
             Found::Foreign { read_only } => Some(MountState {
@@ -260,10 +260,10 @@ impl Overlay2 {
     /// was killed, and taken away; one that is not ours, or out of reach, is left alone.
     fn mounted(&self, own: &OwnDirs, layer: &Layer) -> Result<Option<Holds>, Error> {
         let id = layer.id.clone();
-        match self.read_mounted(own, layer)? {
+        match self.read_mounted(own, &layer.id)? {
             Found::Nothing => {}
             Found::Ours(holds) if holds.total() > 0 => return Ok(Some(holds)),
-            Found::Ours(_) => self.take_down(own, layer, UnmountMode::Now)?,
+            Found::Ours(_) => self.take_down(own, &layer.id, &layer.dir, UnmountMode::Now)?,
             Found::Elsewhere(_) => return Err(Error::MountedElsewhere { id }),
             Found::Foreign { .. } => {
                 let target = self.layout.layer(&id).merged().to_owned();
@@ -276,12 +276,12 @@ impl Overlay2 {
     }
 
     /// What is mounted for a layer, here or in another mount namespace.
-    pub(super) fn read_mounted(&self, own: &OwnDirs, layer: &Layer) -> Result<Found, Error> {
-        let target = self.layout.layer(&layer.id).merged().to_owned();
+    pub(super) fn read_mounted(&self, own: &OwnDirs, id: &LayerId) -> Result<Found, Error> {
+        let target = self.layout.layer(id).merged().to_owned();
         let info = self.kernel.mount().mount_at(&target);
         let info = info.map_err(|error| Error::io("look for a mount at", &target, error))?;
-        let path = self.holds_path(&layer.id);
-        let contents = files::read(self.kernel.tree(), &own.holds, layer.id.as_str())
+        let path = self.holds_path(id);
+        let contents = files::read(self.kernel.tree(), &own.holds, id.as_str())
             .map_err(|error| Error::io("read", &path, error))?;
         let holds = contents.as_deref().map(Holds::parse);
         let boot = self.boot()?;
@@ -290,7 +290,7 @@ impl Overlay2 {
             (Some(None), None) => None,
             (Some(None), Some(_)) => {
                 let problem = "it does not say who holds the mount; unmount that with umount(8) if nobody uses it";
-                return Err(Error::damaged(&layer.id, path, problem));
+                return Err(Error::damaged(id, path, problem));
             }
             (holds, _) => holds.flatten().filter(|holds| holds.boot == boot),
         };
@@ -321,32 +321,74 @@ impl Overlay2 {
         })
     }
 
+    /// Makes `work` an empty directory. The kernel would keep what lies deeper than it looks, and
+    /// refuses a mount over the mark of a volatile one.
+    fn clear_work(&self, layer: &Layer) -> Result<(), Error> {
+        let (tree, name) = (self.kernel.tree(), OsStr::new(names::WORK));
+        let path = self.layout.layer(&layer.id).work().to_owned();
+        let failed = |error| Error::io("clear", &path, error);
+        match tree.open_dir(&layer.dir, name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+                tree.unlink(&layer.dir, name).map_err(failed)?;
+            }
+            Err(error) => return Err(failed(error)),
+            Ok(work) => {
+                let entries = tree.read_dir(&work).map_err(failed)?;
+                let is_usual = match &entries[..] {
+                    [] => true,
+                    // What every mount leaves.
+                    [inner] if inner.name == name && inner.kind == FileKind::Directory => {
+                        let inner = tree.open_dir(&work, name).map_err(failed)?;
+                        tree.read_dir(&inner).map_err(failed)?.is_empty()
+                    }
+                    _ => false,
+                };
+                if is_usual {
+                    return Ok(());
+                }
+                if self.is_volatile(&layer.dir)? {
+                    let problem = "the machine stopped while the layer was mounted volatile, and what was written \
+                                   is not whole; remove the layer, or accept what is there by removing this mark";
+                    let mark = path.join("work/incompat/volatile");
+                    return Err(Error::damaged(&layer.id, mark, problem));
+                }
+                remove_tree(tree, &layer.dir, name)
+                    .map_err(|error| Error::tree(self.layout.layer(&layer.id).dir(), error))?;
+            }
+        }
+        files::ensure_dir(tree, &layer.dir, names::WORK, 0o700)
+            .map(|_| ())
+            .map_err(failed)
+    }
+
     /// Unmounts and removes what belongs to the mount.
     pub(super) fn take_down(
         &self,
         own: &OwnDirs,
-        layer: &Layer,
+        id: &LayerId,
+        dir: &DirHandle,
         mode: UnmountMode,
     ) -> Result<(), Error> {
-        let target = self.layout.layer(&layer.id).merged().to_owned();
+        let target = self.layout.layer(id).merged().to_owned();
         match self.kernel.mount().unmount(&target, mode) {
             Ok(()) | Err(MountError::NotMounted { .. }) => {}
             Err(source) => {
                 return Err(Error::Mount {
-                    id: layer.id.clone(),
+                    id: id.clone(),
                     source,
                 });
             }
         }
         let tree = self.kernel.tree();
-        match tree.remove_dir(&layer.dir, OsStr::new(names::MERGED)) {
+        match tree.remove_dir(dir, OsStr::new(names::MERGED)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(Error::io("remove", &target, error));
             }
             _ => {}
         }
-        files::remove(tree, &own.holds, layer.id.as_str())
-            .map_err(|error| Error::io("remove", self.holds_path(&layer.id), error))
+        files::remove(tree, &own.holds, id.as_str())
+            .map_err(|error| Error::io("remove", self.holds_path(id), error))
     }
 
     fn write_holds(&self, own: &OwnDirs, id: &LayerId, holds: &Holds) -> Result<(), Error> {

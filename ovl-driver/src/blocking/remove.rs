@@ -41,7 +41,12 @@ impl Overlay2 {
         // A damaged layer can be removed too: what cannot be read is only left out of the checks.
         let layer = match self.layer(id) {
             Ok(layer) => Some(layer),
-            Err(Error::Damaged { .. }) => None,
+            Err(error @ Error::Damaged { .. }) => {
+                if self.is_no_layer(id)? {
+                    return Err(error);
+                }
+                None
+            }
             Err(error) => return Err(error),
         };
         let link = match &layer {
@@ -70,7 +75,7 @@ impl Overlay2 {
             .is_some();
         if !force {
             let found = match &layer {
-                Some(layer) => Some(self.read_mounted(&own, layer)?),
+                Some(layer) => Some(self.read_mounted(&own, &layer.id)?),
                 None => None,
             };
             match found {
@@ -117,6 +122,22 @@ impl Overlay2 {
             Some(parent) => self.forget_child(&own, &parent, link),
             None => Ok(()),
         }
+    }
+
+    /// Whether a directory has nothing of a layer: somebody has put it into the home.
+    fn is_no_layer(&self, id: &LayerId) -> Result<bool, Error> {
+        let (tree, path) = (self.kernel.tree(), self.layout.layer(id).dir().to_owned());
+        let failed = |error| Error::io("look at", &path, error);
+        let dir = match tree.open_dir(&self.home, id.as_ref()) {
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(true),
+            result => result.map_err(failed)?,
+        };
+        let entries = tree.read_dir(&dir).map_err(failed)?;
+        let foreign = |name: &OsStr| !names::LAYER.iter().any(|known| name == *known);
+        let named = |wanted: &str| entries.iter().any(|entry| entry.name == wanted);
+        Ok(!named(names::LINK)
+            && !named(names::RECORD)
+            && entries.iter().any(|entry| foreign(&entry.name)))
     }
 
     /// Frees the space of removed layers. Several callers share the work.
@@ -177,7 +198,7 @@ impl Overlay2 {
     }
 
     /// A name that nothing in the trash has.
-    fn trash_name(&self, link: Option<LinkId>) -> Result<OsString, Error> {
+    pub(super) fn trash_name(&self, link: Option<LinkId>) -> Result<OsString, Error> {
         let mut random = [0; 8];
         self.kernel
             .system()

@@ -1,11 +1,18 @@
 //! Damaged stores: each is named, none is ever mounted wrongly. Row numbers are those of the
 //! catalogue of bad inputs.
 
-use ovl_driver::blocking::Overlay2;
-use ovl_driver::{Error, ErrorKind, MountRequest};
+use std::path::Path;
 
-use super::support::{chain, create, id, layer, with_mount};
+use ovl_driver::blocking::Overlay2;
+use ovl_driver::{
+    Error, ErrorKind, Finding, FindingKind, MountRequest, Remedy, Severity, UpkeepOptions,
+};
+use ovl_layout::names;
+use ovl_mount::UnmountMode;
+
+use super::support::{chain, create, id, import, layer, mount, unmount, with_mount};
 use super::{Subject, list};
+use crate::archive::ArchiveBuilder;
 
 list! {
     row_124_an_empty_link_file_is_damage,
@@ -16,13 +23,46 @@ list! {
     row_131_a_missing_link_is_damage,
     row_136_a_missing_lower_file_is_damage,
     row_137_a_shortened_lower_file_is_damage,
+    row_125_two_empty_link_files_are_damage_of_both,
+    row_128_a_lower_file_with_other_white_space_is_damage,
+    row_128_one_newline_after_a_lower_file_is_tolerated_and_told,
+    row_131_a_dangling_link_is_told_and_reclaimed,
+    row_132_a_second_link_is_told_and_reclaimed,
+    row_133_a_link_file_that_leads_out_is_damage,
+    row_134_a_layer_with_an_empty_link_file_is_removed_and_no_other,
+    row_135_a_link_file_comes_back_from_the_link,
+    row_140_layers_that_stand_on_each_other_are_damage,
+    row_141_a_layer_that_stands_on_itself_is_damage,
+    row_144_stale_contents_of_work_go_before_a_mount,
+    row_145_a_mark_of_a_volatile_mount_refuses_the_next,
+    row_146_a_mount_that_nobody_holds_is_told_and_reclaimed,
+    row_147_a_parent_without_its_mark_is_never_mounted_writable,
+    row_149_unknown_things_in_a_home_are_told_and_stay,
+    row_150_half_a_layer_goes_when_nobody_else_is_at_work,
+    row_152_files_that_others_may_write_to_are_told,
     row_140_a_link_to_another_layer_is_damage,
     row_142_a_diff_that_is_no_directory_is_damage,
     a_damaged_layer_can_be_removed,
     the_parent_of_a_damaged_layer_stays,
     a_small_file_of_another_kind_or_size_is_damage,
     a_rewritten_layer_is_read_as_the_other_program_left_it,
+    a_record_that_was_garbled_comes_back,
+    a_link_file_with_another_layers_link_is_damage,
+    a_layer_of_docker_is_only_repaired_when_nobody_else_is_at_work,
+    a_home_of_docker_without_damage_is_clean,
+    a_missing_layer_is_told_and_nothing_is_invented,
+    what_processes_that_are_gone_left_is_told_with_its_space,
 }
+
+/// What repairing makes of a damage.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// There was one right answer.
+    Mended,
+    /// There is none.
+    Stays,
+}
+use Outcome::{Mended, Stays};
 
 fn stack(subject: &Subject) -> Overlay2 {
     let store = subject.store();
@@ -36,7 +76,7 @@ fn stack(subject: &Subject) -> Overlay2 {
 }
 
 /// No operation that follows the stack may go on.
-fn assert_damaged(subject: &Subject, store: &Overlay2, file: &std::path::Path) {
+fn assert_damaged(subject: &Subject, store: &Overlay2, file: &Path, outcome: Outcome) {
     let request = MountRequest::new();
     let errors = [
         store.mount(&id("top"), &request).err(),
@@ -58,13 +98,60 @@ fn assert_damaged(subject: &Subject, store: &Overlay2, file: &std::path::Path) {
         .expect("mounts");
     assert_eq!(mounts, []);
     assert!(!store.contains(&id("new")).expect("contains"));
+    assert_found(store, file);
+    assert_repaired(subject, store, outcome);
+}
+
+fn findings(store: &Overlay2) -> Vec<Finding> {
+    let report = store.check();
+    let report = report.unwrap_or_else(|error| panic!("check: {}", chain(&error)));
+    report.findings
+}
+
+fn assert_found(store: &Overlay2, file: &Path) {
+    let found = findings(store);
+    let damaged = |one: &Finding| one.severity() == Severity::Damage && one.path == file;
+    assert!(
+        found.iter().any(damaged),
+        "{} is not in {found:#?}",
+        file.display()
+    );
+}
+
+/// Repairing gives what the layers showed before, or changes nothing that others need; a second time
+/// there is nothing to do.
+fn assert_repaired(subject: &Subject, store: &Overlay2, outcome: Outcome) {
+    let dry = store.repair(UpkeepOptions::new().dry_run(true));
+    let repaired = store.repair(UpkeepOptions::new());
+    let repaired = repaired.unwrap_or_else(|error| panic!("repair: {}", chain(&error)));
+    assert_eq!(repaired.left.is_sound(), outcome == Mended, "{repaired:#?}");
+    assert_eq!(
+        repaired.mended.is_empty(),
+        outcome == Stays,
+        "{repaired:#?}"
+    );
+    assert_eq!(dry.expect("a dry run").mended.is_empty(), outcome == Stays);
+    let again = store.repair(UpkeepOptions::new()).expect("once more");
+    assert_eq!(again.mended, []);
+    assert_eq!(again.left, repaired.left);
+    if outcome == Mended {
+        assert_shows_base(subject, store);
+        let layers = store.layers().expect("layers");
+        assert!(layers.broken.is_empty(), "{layers:?}");
+    }
+}
+
+fn assert_shows_base(subject: &Subject, store: &Overlay2) {
+    with_mount(store, "top", |path| {
+        assert_eq!(subject.read(&path.join("secret")), b"base");
+    });
 }
 
 fn damage_file(subject: &Subject, owner: &str, name: &str, contents: &[u8]) {
     let store = stack(subject);
     let file = store.layout().layer(&id(owner)).dir().join(name);
     subject.rewrite(&file, contents);
-    assert_damaged(subject, &store, &file);
+    assert_damaged(subject, &store, &file, Mended);
 }
 
 fn row_124_an_empty_link_file_is_damage(subject: &Subject) {
@@ -81,7 +168,7 @@ fn row_127_an_empty_entry_in_a_lower_file_is_damage(subject: &Subject) {
     let contents = subject.read(&file);
     for damaged in [[&contents, &b":"[..]].concat(), [b":", &*contents].concat()] {
         subject.rewrite(&file, &damaged);
-        assert_damaged(subject, &store, &file);
+        assert_damaged(subject, &store, &file, Mended);
     }
 }
 
@@ -98,7 +185,7 @@ fn replace_link(subject: &Subject, target: Option<&str>) {
     if let Some(target) = target {
         subject.symlink(&link, target);
     }
-    assert_damaged(subject, &store, &link);
+    assert_damaged(subject, &store, &link, Mended);
 }
 
 fn row_130_a_link_that_leads_out_is_damage(subject: &Subject) {
@@ -113,7 +200,7 @@ fn row_136_a_missing_lower_file_is_damage(subject: &Subject) {
     let store = stack(subject);
     let file = store.layout().layer(&id("top")).dir().join("lower");
     subject.unlink(&file);
-    assert_damaged(subject, &store, &file);
+    assert_damaged(subject, &store, &file, Mended);
 }
 
 fn row_137_a_shortened_lower_file_is_damage(subject: &Subject) {
@@ -126,7 +213,7 @@ fn row_137_a_shortened_lower_file_is_damage(subject: &Subject) {
         .expect("a chain")
         .to_vec();
     subject.rewrite(&file, &first);
-    assert_damaged(subject, &store, &file);
+    assert_damaged(subject, &store, &file, Mended);
 }
 
 fn row_140_a_link_to_another_layer_is_damage(subject: &Subject) {
@@ -143,7 +230,7 @@ fn row_142_a_diff_that_is_no_directory_is_damage(subject: &Subject) {
             "link" => subject.symlink(&diff, "moved"),
             _ => {}
         }
-        assert_damaged(subject, &store, &diff);
+        assert_damaged(subject, &store, &diff, Stays);
         subject.remove_tree(store.home());
     }
 }
@@ -224,16 +311,476 @@ fn a_small_file_of_another_kind_or_size_is_damage(subject: &Subject) {
                 "link" => subject.symlink(&file, "../base/link"),
                 _ => subject.write(&file, &[b'x'; 100_000]),
             }
-            assert_damaged(subject, &store, &file);
             let list = store.layers().expect("the others can be listed");
             assert_eq!(
                 (list.layers.len(), list.broken.len()),
                 (2, 1),
                 "{name} {kind}"
             );
+            assert_damaged(subject, &store, &file, Mended);
             store.remove(&id("top"), true).expect("it can be removed");
             store.reclaim().expect("reclaim");
             subject.remove_tree(store.home());
         }
     }
+}
+
+fn layer_file(store: &Overlay2, layer: &str, name: &str) -> std::path::PathBuf {
+    store.layout().layer(&id(layer)).dir().join(name)
+}
+
+fn kinds(store: &Overlay2) -> Vec<FindingKind> {
+    findings(store).iter().map(|one| one.kind).collect()
+}
+
+/// What Docker does not know is taken away.
+fn as_docker(subject: &Subject, store: Overlay2) -> Overlay2 {
+    for summary in store.layers().expect("layers").layers {
+        subject.unlink(&layer_file(&store, summary.id.as_str(), names::RECORD));
+    }
+    subject.remove_tree(&store.layout().store_dir());
+    drop(store);
+    subject.open("home").expect("it opens")
+}
+
+fn row_125_two_empty_link_files_are_damage_of_both(subject: &Subject) {
+    let store = stack(subject);
+    for owner in ["base", "middle"] {
+        subject.rewrite(&layer_file(&store, owner, "link"), b"");
+    }
+    assert_found(&store, &layer_file(&store, "base", "link"));
+    let file = layer_file(&store, "middle", "link");
+    assert_damaged(subject, &store, &file, Mended);
+}
+
+fn row_128_a_lower_file_with_other_white_space_is_damage(subject: &Subject) {
+    let store = stack(subject);
+    let file = layer_file(&store, "top", "lower");
+    let contents = subject.read(&file);
+    for suffix in ["\r\n", "\n\n", " ", "\t"] {
+        subject.rewrite(&file, &[&contents, suffix.as_bytes()].concat());
+        assert_damaged(subject, &store, &file, Mended);
+        assert_eq!(subject.read(&file), contents);
+    }
+}
+
+fn row_128_one_newline_after_a_lower_file_is_tolerated_and_told(subject: &Subject) {
+    let store = stack(subject);
+    let file = layer_file(&store, "top", "lower");
+    let contents = [&*subject.read(&file), b"\n"].concat();
+    subject.rewrite(&file, &contents);
+    assert_shows_base(subject, &store);
+    let found = findings(&store);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(
+        (found[0].severity(), &found[0].path),
+        (Severity::Note, &file)
+    );
+}
+
+fn row_131_a_dangling_link_is_told_and_reclaimed(subject: &Subject) {
+    let store = stack(subject);
+    let link = store.layout().link_dir().join("DANGLINGDANGLINGDANGLINGDA");
+    subject.symlink(&link, "../gone/diff");
+    let found = findings(&store);
+    assert_eq!(kinds(&store), [FindingKind::DanglingLink], "{found:#?}");
+    // Docker may be about to make the layer.
+    let kept = store.gc(UpkeepOptions::new()).expect("gc");
+    assert_eq!((kept.items.len(), kept.kept.len()), (0, 1));
+    let options = UpkeepOptions::new().docker_stopped(true);
+    let would = store.gc(options.dry_run(true)).expect("gc");
+    assert_eq!(would.items.len(), 1);
+    assert_eq!(subject.names(&store.layout().link_dir()).len(), 4);
+    assert_eq!(store.gc(options).expect("gc"), would);
+    assert_eq!(subject.names(&store.layout().link_dir()).len(), 3);
+    assert_eq!(kinds(&store), []);
+    assert_shows_base(subject, &store);
+}
+
+fn row_132_a_second_link_is_told_and_reclaimed(subject: &Subject) {
+    let store = stack(subject);
+    let link = store.layout().link_dir().join("SECONDSECONDSECONDSECONDSE");
+    subject.symlink(&link, "../base/diff");
+    assert_eq!(kinds(&store), [FindingKind::SecondLink]);
+    assert_shows_base(subject, &store);
+    let options = UpkeepOptions::new().docker_stopped(true);
+    assert_eq!(store.gc(options).expect("gc").items.len(), 1);
+    assert_eq!(kinds(&store), []);
+    assert_shows_base(subject, &store);
+}
+
+fn row_133_a_link_file_that_leads_out_is_damage(subject: &Subject) {
+    let store = stack(subject);
+    let sentinel = subject.dir().join("target");
+    subject.write(&sentinel, b"stays");
+    let file = layer_file(&store, "top", "link");
+    subject.rewrite(&file, b"../../../target");
+    store.remove(&id("top"), false).expect("it can be removed");
+    store.reclaim().expect("reclaim");
+    assert_eq!(subject.read(&sentinel), b"stays");
+    assert_eq!(subject.names(&store.layout().link_dir()).len(), 2);
+    create(&store, "top", Some("middle"));
+    subject.rewrite(&file, b"../../../target");
+    assert_damaged(subject, &store, &file, Mended);
+}
+
+fn row_134_a_layer_with_an_empty_link_file_is_removed_and_no_other(subject: &Subject) {
+    let store = as_docker(subject, stack(subject));
+    subject.rewrite(&layer_file(&store, "top", "link"), b"");
+    store.remove(&id("top"), false).expect("it can be removed");
+    store.reclaim().expect("reclaim");
+    // Nothing said which link was its own: it stays, and is told.
+    assert_eq!(subject.names(&store.layout().link_dir()).len(), 3);
+    assert_eq!(kinds(&store), [FindingKind::DanglingLink]);
+    store.inspect(&id("middle")).expect("the others are whole");
+}
+
+fn row_135_a_link_file_comes_back_from_the_link(subject: &Subject) {
+    let store = as_docker(subject, stack(subject));
+    for owner in ["base", "middle", "top"] {
+        subject.unlink(&layer_file(&store, owner, "link"));
+    }
+    let found = findings(&store);
+    assert!(
+        found.iter().all(|one| one.kind == FindingKind::Link),
+        "{found:#?}"
+    );
+    let options = UpkeepOptions::new().docker_stopped(true);
+    let repaired = store.repair(options).expect("repair");
+    assert_eq!(
+        (repaired.mended.len(), repaired.left.findings.len()),
+        (3, 0),
+        "{repaired:#?}"
+    );
+    assert_eq!(store.repair(options).expect("again").mended, []);
+    assert_shows_base(subject, &store);
+}
+
+fn row_140_layers_that_stand_on_each_other_are_damage(subject: &Subject) {
+    let store = stack(subject);
+    let middle = layer_file(&store, "middle", "lower");
+    let right = subject.read(&middle);
+    let top = store.inspect(&id("top")).expect("inspect").link;
+    subject.rewrite(&middle, format!("l/{top}").as_bytes());
+    let error = store.mount(&id("top"), &MountRequest::new());
+    let error = error.expect_err("the layers stand on each other");
+    assert_eq!(error.kind(), ErrorKind::Damaged, "{}", chain(&error));
+    let error = store.mount(&id("middle"), &MountRequest::new());
+    assert_eq!(
+        error.expect_err("so does this one").kind(),
+        ErrorKind::Damaged
+    );
+    assert!(
+        findings(&store)
+            .iter()
+            .any(|one| one.severity() == Severity::Damage)
+    );
+    subject.rewrite(&middle, &right);
+    assert_shows_base(subject, &store);
+}
+
+fn row_141_a_layer_that_stands_on_itself_is_damage(subject: &Subject) {
+    let store = stack(subject);
+    let file = layer_file(&store, "top", "lower");
+    let contents = subject.read(&file);
+    let link = store.inspect(&id("top")).expect("inspect").link;
+    let mut entries = contents.rsplit(|byte| *byte == b':');
+    let second = String::from_utf8_lossy(entries.next().expect("two")).into_owned();
+    subject.rewrite(&file, format!("l/{link}:{second}").as_bytes());
+    assert_damaged(subject, &store, &file, Mended);
+    assert_eq!(subject.read(&file), contents);
+}
+
+fn row_144_stale_contents_of_work_go_before_a_mount(subject: &Subject) {
+    let store = stack(subject);
+    let work = store.layout().layer(&id("top")).work().to_owned();
+    let stale = work.join("work/a/b/c/d");
+    for dir in stale
+        .ancestors()
+        .take(5)
+        .collect::<Vec<_>>()
+        .into_iter()
+        .rev()
+    {
+        if !subject.exists(dir) {
+            subject.mkdir(dir, 0o700);
+        }
+    }
+    subject.write(&stale.join("file"), b"stale");
+    assert_shows_base(subject, &store);
+    assert!(!subject.exists(&work.join("work/a")));
+    for replacement in ["missing", "file"] {
+        subject.remove_tree(&work);
+        if replacement == "file" {
+            subject.write(&work, b"not a directory");
+        }
+        assert_shows_base(subject, &store);
+    }
+    assert_eq!(kinds(&store), []);
+}
+
+fn row_145_a_mark_of_a_volatile_mount_refuses_the_next(subject: &Subject) {
+    let store = stack(subject);
+    let work = store.layout().layer(&id("top")).work().to_owned();
+    for name in ["work", "work/incompat", "work/incompat/volatile"] {
+        if !subject.exists(&work.join(name)) {
+            subject.mkdir(&work.join(name), 0o700);
+        }
+    }
+    let mark = work.join("work/incompat/volatile");
+    let error = store.mount(&id("top"), &MountRequest::new());
+    let error = error.expect_err("what was written may be lost");
+    assert!(
+        matches!(&error, Error::Damaged { file, .. } if *file == mark),
+        "{}",
+        chain(&error)
+    );
+    assert_found(&store, &mark);
+    assert_eq!(
+        store.repair(UpkeepOptions::new()).expect("repair").mended,
+        []
+    );
+    assert!(subject.exists(&mark), "only people can decide");
+    subject.remove_tree(&work.join("work/incompat"));
+    assert_shows_base(subject, &store);
+}
+
+fn row_146_a_mount_that_nobody_holds_is_told_and_reclaimed(subject: &Subject) {
+    let store = stack(subject);
+    mount(&store, "top");
+    let holds = store.layout().store_dir().join(names::HOLDS).join("top");
+    let text = String::from_utf8(subject.read(&holds)).expect("text");
+    // As a process leaves it that is killed between noting its intent and its hold.
+    subject.rewrite(
+        &holds,
+        text.replace("persistent 1", "persistent 0").as_bytes(),
+    );
+    assert_eq!(kinds(&store), [FindingKind::UnheldMount]);
+    let garbage = store.gc(UpkeepOptions::new()).expect("gc");
+    assert_eq!(garbage.items.len(), 1);
+    assert_eq!(kinds(&store), []);
+    subject.assert_clean(&store);
+    // A mount that is held is nobody's garbage.
+    mount(&store, "top");
+    assert_eq!(store.gc(UpkeepOptions::new()).expect("gc").items, []);
+    unmount(&store, "top");
+}
+
+fn row_147_a_parent_without_its_mark_is_never_mounted_writable(subject: &Subject) {
+    let store = stack(subject);
+    let mark = layer_file(&store, "middle", "committed");
+    subject.unlink(&mark);
+    assert_found(&store, &mark);
+    with_mount(&store, "middle", |_| {
+        let state = store.inspect(&id("middle")).expect("inspect").mount;
+        let access = state.expect("mounted").access;
+        assert_eq!(access, ovl_mount::Access::ReadOnly);
+    });
+    assert!(subject.exists(&mark), "the children are the proof");
+    subject.unlink(&mark);
+    let error = store
+        .remove(&id("middle"), false)
+        .expect_err("top stands on it");
+    assert!(matches!(error, Error::HasChildren { .. }), "{error}");
+    assert_repaired(subject, &store, Mended);
+    assert!(subject.exists(&mark));
+
+    // Old versions of Docker made no marks: there it is no damage.
+    let store = as_docker(subject, store);
+    subject.unlink(&mark);
+    let found = findings(&store);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!(found[0].severity(), Severity::Note);
+    with_mount(&store, "middle", |_| {
+        let state = store.inspect(&id("middle")).expect("inspect").mount;
+        assert_eq!(state.expect("mounted").access, ovl_mount::Access::ReadOnly);
+    });
+}
+
+fn row_149_unknown_things_in_a_home_are_told_and_stay(subject: &Subject) {
+    let store = stack(subject);
+    let home = store.home().to_owned();
+    for name in ["tempdirs", ".hidden", "plugin%dir"] {
+        subject.mkdir(&home.join(name), 0o700);
+        subject.write(&home.join(name).join("data"), b"somebody's");
+    }
+    subject.write(&home.join("file"), b"somebody's");
+    subject.mkdir(&home.join("check-overlayfs-support123"), 0o700);
+    let found = findings(&store);
+    let notes = found.iter().filter(|one| one.severity() == Severity::Note);
+    assert_eq!((notes.count(), found.len()), (4, 5), "{found:#?}");
+    let options = UpkeepOptions::new().docker_stopped(true);
+    let garbage = store.gc(options).expect("gc");
+    assert_eq!(garbage.items.len(), 1, "{garbage:#?}");
+    assert_eq!(garbage.items[0].kind, FindingKind::Probe);
+    for name in ["tempdirs/data", ".hidden/data", "plugin%dir/data", "file"] {
+        assert_eq!(subject.read(&home.join(name)), b"somebody's");
+    }
+    // What is no layer is not removed as one either.
+    let error = store
+        .remove(&id("tempdirs"), true)
+        .expect_err("it is no layer");
+    assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
+    assert!(subject.exists(&home.join("tempdirs/data")));
+}
+
+fn row_150_half_a_layer_goes_when_nobody_else_is_at_work(subject: &Subject) {
+    let store = stack(subject);
+    let half = store.home().join("half");
+    subject.mkdir(&half, 0o710);
+    subject.mkdir(&half.join("diff"), 0o755);
+    subject.write(&half.join("diff/file"), &[7; 10_000]);
+    let found = findings(&store);
+    assert_eq!(kinds(&store), [FindingKind::HalfLayer], "{found:#?}");
+    assert!(found[0].bytes >= 10_000, "{found:#?}");
+    let error = store.mount(&id("half"), &MountRequest::new());
+    assert_eq!(
+        error.expect_err("it is no layer").kind(),
+        ErrorKind::Damaged
+    );
+    assert_eq!(store.gc(UpkeepOptions::new()).expect("gc").kept.len(), 1);
+    let options = UpkeepOptions::new().docker_stopped(true);
+    assert!(store.gc(options).expect("gc").bytes() >= 10_000);
+    assert!(!subject.exists(&half));
+    assert_eq!(kinds(&store), []);
+}
+
+fn row_152_files_that_others_may_write_to_are_told(subject: &Subject) {
+    let store = stack(subject);
+    let file = layer_file(&store, "top", "lower");
+    subject.chmod(&file, 0o666);
+    let found = findings(&store);
+    assert_eq!(kinds(&store), [FindingKind::Writable], "{found:#?}");
+    assert!(found[0].problem.contains("0666"), "{found:#?}");
+    assert_shows_base(subject, &store);
+}
+
+fn a_record_that_was_garbled_comes_back(subject: &Subject) {
+    let store = stack(subject);
+    let archive = ArchiveBuilder::new()
+        .file(".wh..wh..opq", b"")
+        .file("only", b"this");
+    import(&store, "opaque", Some("base"), &archive.finish());
+    for layer in ["base", "middle", "top", "opaque"] {
+        let file = layer_file(&store, layer, names::RECORD);
+        let (right, before) = (
+            subject.read(&file),
+            store.inspect(&id(layer)).expect("inspect"),
+        );
+        subject.rewrite(&file, b"garbled");
+        let error = store.inspect(&id(layer)).expect_err("damaged");
+        assert_eq!(error.kind(), ErrorKind::Damaged);
+        assert_found(&store, &file);
+        assert_repaired(subject, &store, Mended);
+        let after = store.inspect(&id(layer)).expect("inspect");
+        assert_eq!(after, before);
+        if layer != "opaque" {
+            assert_eq!(subject.read(&file), right);
+        }
+    }
+}
+
+fn a_link_file_with_another_layers_link_is_damage(subject: &Subject) {
+    let store = stack(subject);
+    let other = subject.read(&layer_file(&store, "base", "link"));
+    let file = layer_file(&store, "middle", "link");
+    let right = subject.read(&file);
+    for wrong in [&*other, b"NOBODYNOBODYNOBODYNOBODYNO"] {
+        subject.rewrite(&file, wrong);
+        let error = store.mount(&id("top"), &MountRequest::new());
+        let error = error.expect_err("the stack is damaged");
+        assert_eq!(error.kind(), ErrorKind::Damaged, "{}", chain(&error));
+        assert_found(&store, &file);
+        // Our record of it is void, so it may be another program's.
+        let options = UpkeepOptions::new().docker_stopped(true);
+        let repaired = store.repair(options).expect("repair");
+        assert_eq!(
+            (repaired.mended.len(), repaired.left.is_clean()),
+            (1, true),
+            "{repaired:#?}"
+        );
+        assert_eq!(subject.read(&file), right);
+        assert_shows_base(subject, &store);
+    }
+}
+
+fn a_layer_of_docker_is_only_repaired_when_nobody_else_is_at_work(subject: &Subject) {
+    let store = as_docker(subject, stack(subject));
+    let file = layer_file(&store, "middle", "link");
+    let right = subject.read(&file);
+    subject.unlink(&file);
+    assert_found(&store, &file);
+    let careful = store.repair(UpkeepOptions::new()).expect("repair");
+    assert_eq!(careful.mended, []);
+    assert!(!subject.exists(&file));
+    let options = UpkeepOptions::new().docker_stopped(true);
+    let repaired = store.repair(options).expect("repair");
+    assert_eq!(repaired.mended.len(), 1, "{repaired:#?}");
+    assert_eq!(subject.read(&file), right);
+    assert_shows_base(subject, &store);
+    // Without a record nobody knows what a garbled file said.
+    let file = layer_file(&store, "top", "lower");
+    subject.rewrite(&file, b"");
+    let repaired = store.repair(options).expect("repair");
+    assert_eq!(
+        (repaired.mended.len(), repaired.left.is_sound()),
+        (0, false)
+    );
+    let error = store.mount(&id("top"), &MountRequest::new());
+    assert_eq!(error.expect_err("never mounted").kind(), ErrorKind::Damaged);
+}
+
+fn a_home_of_docker_without_damage_is_clean(subject: &Subject) {
+    let store = as_docker(subject, stack(subject));
+    assert_eq!(findings(&store), []);
+    // A permanent mount point, as Docker's versions up to 17.12 left, is no damage.
+    subject.mkdir(store.layout().layer(&id("base")).merged(), 0o700);
+    assert_eq!(findings(&store), []);
+    assert_eq!(subject.names(store.home()), ["base", "l", "middle", "top"]);
+}
+
+fn a_missing_layer_is_told_and_nothing_is_invented(subject: &Subject) {
+    let store = stack(subject);
+    subject.remove_tree(&store.home().join("base"));
+    let found = findings(&store);
+    let damage = found
+        .iter()
+        .filter(|one| one.severity() == Severity::Damage);
+    let layers: Vec<_> = damage.filter_map(|one| one.layer.clone()).collect();
+    assert_eq!(layers, [id("middle"), id("top")], "{found:#?}");
+    assert!(
+        found.iter().all(|one| one.remedy != Remedy::Repair),
+        "{found:#?}"
+    );
+    let options = UpkeepOptions::new().docker_stopped(true);
+    let repaired = store.repair(options).expect("repair");
+    assert_eq!(repaired.mended, []);
+    let error = store.mount(&id("top"), &MountRequest::new());
+    assert_eq!(error.expect_err("never mounted").kind(), ErrorKind::Damaged);
+}
+
+fn what_processes_that_are_gone_left_is_told_with_its_space(subject: &Subject) {
+    let store = stack(subject);
+    store.remove(&id("top"), false).expect("remove");
+    let own = store.layout().store_dir();
+    let staged = own.join(names::STAGING).join("ABANDONEDABANDONEDABANDONE");
+    subject.mkdir(&staged, 0o700);
+    subject.mkdir(&staged.join("diff"), 0o755);
+    subject.write(&staged.join("diff/file"), &[7; 10_000]);
+    subject.write(&own.join(names::HOLDS).join("gone"), b"");
+    let found = findings(&store);
+    let expected = [
+        FindingKind::Staging,
+        FindingKind::Trash,
+        FindingKind::StaleHolds,
+    ];
+    assert_eq!(kinds(&store), expected, "{found:#?}");
+    assert!(found.iter().all(|one| one.ours), "{found:#?}");
+    let garbage = store.gc(UpkeepOptions::new()).expect("gc");
+    assert!(garbage.bytes() >= 10_000, "{garbage:#?}");
+    assert_eq!(findings(&store), []);
+    let _ = store
+        .unmount_all(UnmountMode::Now)
+        .expect("nothing is mounted");
+    subject.assert_clean(&store);
 }

@@ -199,6 +199,8 @@ impl Subject {
                 assert_eq!(self.names(&path), [""; 0], "nothing is left in {name}");
             }
         }
+        let report = store.check().expect("a home can be checked");
+        assert!(report.is_clean(), "{report:#?}");
         let links = self.names(&store.layout().link_dir()).len();
         let layers = store.layers().expect("layers can be listed");
         assert_eq!(

@@ -674,6 +674,11 @@ impl TreeBackend for MockKernel {
         Ok(())
     }
 
+    fn unprotect(&self, node: Node<'_>) -> io::Result<bool> {
+        // Its file system has no such flags, as tmpfs before Linux 6.6.
+        self.metadata(node).map(|_| false)
+    }
+
     fn sync(&self, node: Node<'_>) -> io::Result<()> {
         // Nothing is lost here, so there is nothing to wait for; but it must be there.
         let state = self.state();

@@ -1,0 +1,330 @@
+//! Everything that a home's small files say, read once and believed nowhere.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::io;
+
+use ovl_diff::{DirHandle, FileKind, Node, TreeBackend};
+use ovl_layout::{LayerId, LayerRecord, LinkId, LowerChain, names, parse_link_target};
+
+use rustix::io::Errno;
+
+use crate::blocking::Overlay2;
+use crate::error::Error;
+use crate::files;
+use crate::system::LockKind;
+
+/// A file's meaning, or why it has none.
+#[derive(Clone, Debug)]
+pub(super) enum Part<T> {
+    Missing,
+    Bad(String),
+    Good(T),
+}
+
+impl<T> Part<T> {
+    pub(super) fn good(&self) -> Option<&T> {
+        match self {
+            Self::Good(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    /// What is wrong, in words.
+    pub(super) fn problem(&self) -> String {
+        match self {
+            Self::Missing => "the file is missing".to_owned(),
+            Self::Bad(problem) => problem.clone(),
+            Self::Good(_) => String::new(),
+        }
+    }
+}
+
+/// A layer's directory.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    pub(super) dir: DirHandle,
+    pub(super) names: BTreeSet<OsString>,
+    pub(super) link: Part<LinkId>,
+    pub(super) lower: Part<LowerChain>,
+    /// Whether `lower` ends with a newline.
+    pub(super) newline: bool,
+    pub(super) record: Part<LayerRecord>,
+    pub(super) committed: bool,
+    /// Why the contents cannot be opened.
+    pub(super) contents: Option<String>,
+    pub(super) volatile: bool,
+    /// Of the directory and the small files.
+    pub(super) writable: Vec<(&'static str, u32)>,
+}
+
+impl Seen {
+    /// Our record, unless another program has written the layer anew.
+    pub(super) fn valid_record(&self) -> Option<&LayerRecord> {
+        let record = self.record.good()?;
+        match &self.link {
+            Part::Good(link) if *link != record.link => None,
+            _ => Some(record),
+        }
+    }
+
+    /// Nothing of what makes a directory a layer.
+    pub(super) fn is_half(&self) -> bool {
+        matches!(self.link, Part::Missing) && matches!(self.record, Part::Missing)
+    }
+}
+
+/// A whole home.
+#[derive(Debug, Default)]
+pub(super) struct Scan {
+    pub(super) layers: BTreeMap<LayerId, Seen>,
+    /// The entries of `l/`.
+    pub(super) links: BTreeMap<OsString, Part<LayerId>>,
+    /// Names in the home that are no layers, except those that belong there.
+    pub(super) others: BTreeMap<OsString, FileKind>,
+    /// Links of layers that are being built right now.
+    pub(super) in_flight: HashSet<OsString>,
+    /// Staging directories without an owner.
+    pub(super) staging: BTreeSet<OsString>,
+    pub(super) trash: BTreeSet<OsString>,
+    pub(super) holds: BTreeSet<OsString>,
+    pub(super) own_others: BTreeSet<OsString>,
+}
+
+impl Scan {
+    /// The layer whose `link` file has this link.
+    pub(super) fn owner(&self, link: LinkId) -> Option<&LayerId> {
+        let named = |seen: &Seen| seen.link.good() == Some(&link);
+        // Of two, the one that the link leads to.
+        let led = self.links.get(OsStr::new(link.as_str()));
+        let led = led.and_then(Part::good);
+        let led = led.filter(|id| self.layers.get(id).is_some_and(named));
+        led.or_else(|| {
+            let mut owners = self.layers.iter().filter(|(_, seen)| named(seen));
+            owners.next().map(|(id, _)| id)
+        })
+    }
+
+    /// The links under `l/` that lead to a layer.
+    pub(super) fn leading_to(&self, id: &LayerId) -> Vec<LinkId> {
+        let leading = self.links.iter();
+        let leading = leading.filter(|(_, target)| target.good() == Some(id));
+        leading
+            .filter_map(|(name, _)| LinkId::parse_file(name.as_encoded_bytes()).ok())
+            .collect()
+    }
+
+    /// The chain that our record and the parent's chain give.
+    pub(super) fn recorded_chain(&self, id: &LayerId) -> Option<LowerChain> {
+        let record = self.layers.get(id)?.valid_record()?;
+        if record.depth == 0 {
+            return Some(LowerChain::default());
+        }
+        let parent = self.layers.get(record.parent.as_ref()?)?;
+        let (link, below) = (parent.link.good()?, self.trusted_chain(parent)?);
+        let chain = LowerChain::for_child(*link, &below, record.depth).ok()?;
+        (chain.depth() == record.depth).then_some(chain)
+    }
+
+    /// The chain of a layer whose files agree.
+    pub(super) fn trusted_chain(&self, seen: &Seen) -> Option<LowerChain> {
+        let chain = match &seen.lower {
+            Part::Missing => LowerChain::default(),
+            Part::Good(chain) => chain.clone(),
+            Part::Bad(_) => return None,
+        };
+        let recorded = seen.valid_record().map(|record| record.depth);
+        recorded
+            .is_none_or(|depth| depth == chain.depth())
+            .then_some(chain)
+    }
+
+    /// What a layer stands on, by its record or its chain.
+    pub(super) fn parent(&self, id: &LayerId) -> Option<&LayerId> {
+        let seen = self.layers.get(id)?;
+        if let Some(record) = seen.valid_record() {
+            return record.parent.as_ref();
+        }
+        let link = seen.lower.good()?.parent()?;
+        self.owner(link)
+    }
+}
+
+impl Overlay2 {
+    /// Reads the home. In this order: what is published while this runs is seen at the latest
+    /// where it ends up.
+    pub(super) fn scan_home(&self) -> Result<Scan, Error> {
+        let tree = self.kernel.tree();
+        let mut scan = Scan::default();
+        let listed = |dir: &DirHandle, path: &std::path::Path| {
+            tree.read_dir(dir)
+                .map_err(|error| Error::io("list", path, error))
+        };
+        for entry in listed(&self.links, &self.layout.link_dir())? {
+            let target = match tree.read_link(&self.links, &entry.name) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(_) => Part::Bad("not a symbolic link".to_owned()),
+                Ok(target) => match parse_link_target(target.as_encoded_bytes()) {
+                    Ok(id) => Part::Good(id),
+                    Err(error) => Part::Bad(words(&error)),
+                },
+            };
+            scan.links.insert(entry.name, target);
+        }
+        if let Some(own) = self.own_dirs_if_any()? {
+            let path = self.layout.store_dir();
+            for entry in listed(&own.staging, &path.join(names::STAGING))? {
+                let kind = LockKind::Exclusive;
+                let system = self.kernel.system();
+                match system.lock(&own.staging, Some(&entry.name), kind, false) {
+                    Ok(None) => {
+                        scan.in_flight.insert(entry.name);
+                    }
+                    Ok(Some(_)) => {
+                        scan.staging.insert(entry.name);
+                    }
+                    // Published or dropped meanwhile.
+                    Err(_) => {}
+                }
+            }
+            let names = |dir, name| {
+                let entries = listed(dir, &path.join(name))?.into_iter();
+                Ok::<_, Error>(entries.map(|entry| entry.name).collect())
+            };
+            scan.trash = names(&own.trash, names::TRASH)?;
+            scan.holds = names(&own.holds, names::HOLDS)?;
+            let store = tree
+                .open_dir(&self.home, names::STORE_DIR.as_ref())
+                .map_err(|error| Error::io("open", &path, error))?;
+            scan.own_others = names(&store, "")?;
+            let known = [
+                names::SETTINGS,
+                names::STAGING,
+                names::TRASH,
+                names::HOLDS,
+                names::CHILDREN,
+            ];
+            for name in known {
+                scan.own_others.remove(OsStr::new(name));
+            }
+        }
+        for entry in listed(&self.home, self.home())? {
+            let id = LayerId::from_file_name(&entry.name);
+            let belongs = [
+                names::LINK_DIR,
+                names::BACKING_DEVICE,
+                names::STORE_DIR,
+                "lost+found",
+            ];
+            match id {
+                Ok(id) if entry.kind == FileKind::Directory => {
+                    if let Some(seen) = self.look_at(&id)? {
+                        scan.layers.insert(id, seen);
+                    }
+                }
+                _ if belongs.iter().any(|name| entry.name == *name) => {}
+                _ => {
+                    scan.others.insert(entry.name, entry.kind);
+                }
+            }
+        }
+        Ok(scan)
+    }
+
+    /// Reads one layer's directory; `None` when it has gone meanwhile.
+    fn look_at(&self, id: &LayerId) -> Result<Option<Seen>, Error> {
+        let tree = self.kernel.tree();
+        let path = self.layout.layer(id).dir().to_owned();
+        let failed = |error| Error::io("read", &path, error);
+        let Some(dir) = files::open_dir(tree, &self.home, id.as_str()).map_err(failed)? else {
+            return Ok(None);
+        };
+        let entries = tree.read_dir(&dir).map_err(failed)?;
+        let names: BTreeSet<OsString> = entries.into_iter().map(|entry| entry.name).collect();
+        let contents = match tree.open_dir(&dir, OsStr::new(names::DIFF)) {
+            Ok(_) => None,
+            Err(error) => Some(error.to_string()),
+        };
+        let mut seen = Seen {
+            link: part(tree, &dir, names::LINK, |bytes| {
+                LinkId::parse_file(bytes).map_err(|error| words(&error))
+            })?,
+            lower: part(tree, &dir, names::LOWER, |bytes| {
+                LowerChain::parse_file(bytes).map_err(|error| words(&error))
+            })?,
+            record: part(tree, &dir, names::RECORD, |bytes| {
+                LayerRecord::parse_file(bytes).map_err(|error| words(&error))
+            })?,
+            newline: false,
+            committed: names.contains(OsStr::new(names::COMMITTED)),
+            contents,
+            volatile: self.is_volatile(&dir)?,
+            writable: Vec::new(),
+            dir,
+            names,
+        };
+        if seen.lower.good().is_some() {
+            let bytes = files::read(tree, &seen.dir, names::LOWER).map_err(failed)?;
+            seen.newline = bytes.is_some_and(|bytes| bytes.ends_with(b"\n"));
+        }
+        for name in ["", names::LINK, names::LOWER, names::RECORD] {
+            let node = match name {
+                "" => Node::Dir(&seen.dir),
+                name => Node::Entry(&seen.dir, OsStr::new(name)),
+            };
+            match tree.metadata(node) {
+                Ok(found) if found.mode & 0o022 != 0 && found.kind != FileKind::Symlink => {
+                    seen.writable.push((name, found.mode & 0o7777));
+                }
+                _ => {}
+            }
+        }
+        Ok(Some(seen))
+    }
+
+    /// Whether the kernel left its mark of a volatile mount in `work`.
+    pub(in crate::blocking) fn is_volatile(&self, layer: &DirHandle) -> Result<bool, Error> {
+        let tree = self.kernel.tree();
+        let mut dir = layer.clone();
+        for name in [names::WORK, names::WORK, "incompat"] {
+            dir = match tree.open_dir(&dir, OsStr::new(name)) {
+                Ok(next) => next,
+                Err(_) => return Ok(false),
+            };
+        }
+        Ok(files::exists(tree, &dir, "volatile").unwrap_or(false))
+    }
+}
+
+/// Reads a small file. Only what the system refuses is an error: what the file is or holds is not.
+fn part<T>(
+    tree: &dyn TreeBackend,
+    dir: &DirHandle,
+    name: &str,
+    parse: impl FnOnce(&[u8]) -> Result<T, String>,
+) -> Result<Part<T>, Error> {
+    Ok(match files::read(tree, dir, name) {
+        Ok(None) => Part::Missing,
+        Ok(Some(bytes)) if bytes.is_empty() => Part::Bad("the file is empty".to_owned()),
+        Ok(Some(bytes)) => parse(&bytes).map_or_else(Part::Bad, Part::Good),
+        Err(error) if is_of_the_file(&error) => Part::Bad(error.to_string()),
+        Err(error) => return Err(Error::io("read", name, error)),
+    })
+}
+
+/// Whether an error says something of the file, and not of the process that reads it.
+fn is_of_the_file(error: &io::Error) -> bool {
+    let kinds = [io::ErrorKind::InvalidInput, io::ErrorKind::InvalidData];
+    kinds.contains(&error.kind())
+        || matches!(
+            Errno::from_io_error(error),
+            Some(Errno::LOOP | Errno::IO | Errno::ISDIR | Errno::NXIO)
+        )
+}
+
+fn words(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        None => error.to_string(),
+        Some(source) => format!("{error}: {source}"),
+    }
+}
