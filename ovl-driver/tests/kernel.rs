@@ -11,6 +11,7 @@
 )]
 
 mod asynchronous;
+mod docker_home;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -25,6 +26,8 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
+    // Before a namespace makes everybody that.
+    let is_root = rustix::process::geteuid().is_root();
     // Listing must not depend on what this machine allows.
     let scratch = if arguments.list {
         Err(String::new())
@@ -34,8 +37,11 @@ fn main() -> ExitCode {
     if let Err(reason) = &scratch
         && !reason.is_empty()
     {
-        let count = cases().len() + asynchronous::CASES.len() + 1;
+        let count = cases().len() + asynchronous::CASES.len() + docker_home::CASES.len() + 1;
         eprintln!("SKIPPED: {count} real-kernel cases did not run: {reason}");
+    } else if !is_root {
+        let count = docker_home::CASES.len();
+        eprintln!("SKIPPED: {count} cases on Docker's own home did not run: they need to be root");
     }
     let trial = |name: &'static str, run: Box<dyn FnOnce(&Path) + Send>| {
         let scratch = scratch.clone();
@@ -57,6 +63,9 @@ fn main() -> ExitCode {
         .collect();
     for &(name, run) in asynchronous::CASES {
         trials.push(trial(name, Box::new(move |dir| run(&Kernel::host(), dir))));
+    }
+    for &(name, run) in docker_home::CASES {
+        trials.push(trial(name, Box::new(run)).with_ignored_flag(scratch.is_err() || !is_root));
     }
     trials.push(trial(
         "a_full_disk_refuses_an_import_and_gives_all_space_back",

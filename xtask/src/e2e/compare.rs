@@ -97,13 +97,16 @@ fn read(root: &Path) -> Result<BTreeMap<PathBuf, Fields>> {
         }
         tree.insert(path, fields(&place, &metadata)?);
     }
-    let mut first = BTreeMap::new();
+    // A link count may tell of names that are in no tree, or no longer; these are here.
+    let mut names: BTreeMap<_, Vec<PathBuf>> = BTreeMap::new();
     for (path, inode) in linked {
-        let name = first
-            .entry(inode)
-            .or_insert_with(|| path.display().to_string());
-        if let Some(fields) = tree.get_mut(&path) {
-            fields.insert("the inode's first name", name.clone());
+        names.entry(inode).or_default().push(path);
+    }
+    for paths in names.into_values().filter(|paths| paths.len() > 1) {
+        for path in &paths {
+            if let Some(fields) = tree.get_mut(path) {
+                fields.insert("the inode's first name", paths[0].display().to_string());
+            }
         }
     }
     Ok(tree)

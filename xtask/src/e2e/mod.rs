@@ -41,6 +41,9 @@ pub(crate) struct Options {
     /// Leave everything there until a line comes on standard input
     #[arg(long)]
     keep: bool,
+    /// Instead of anything else, have Docker write the fixtures here.
+    #[arg(skip)]
+    fixtures: Option<PathBuf>,
 }
 
 impl Options {
@@ -51,6 +54,16 @@ impl Options {
             filter: None,
             docker: false,
             keep: false,
+            fixtures: None,
+        }
+    }
+
+    pub(crate) fn for_fixtures() -> Self {
+        Self {
+            fs: vec![FsKind::Ext4],
+            docker: true,
+            fixtures: Some(crate::root().join("ovl-driver/tests/fixtures")),
+            ..Self::for_ci(false)
         }
     }
 }
@@ -73,6 +86,8 @@ pub(crate) struct SuiteOptions {
     docker: bool,
     #[arg(long)]
     keep: bool,
+    #[arg(long)]
+    fixtures: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -174,6 +189,9 @@ fn on_scratch(options: &Options, programs: &Programs, scratch: &Path) -> Result<
         suite.args(options.keep.then_some("--keep"));
         if let Some(filter) = &options.filter {
             suite.arg("--filter").arg(filter);
+        }
+        if let Some(dir) = &options.fixtures {
+            suite.arg("--fixtures").arg(dir);
         }
         if step(fs.name(), || crate::run(&mut suite)).is_err() {
             failed.push(fs.name());
@@ -282,15 +300,17 @@ pub(crate) fn suite(options: &SuiteOptions) -> Result<()> {
             Ok(())
         });
     }
+    let place = |dir: &Path| scenarios::Place {
+        dir: dir.to_owned(),
+        ovl: options.ovl.clone(),
+        rootfs: options.rootfs.clone(),
+        quick: options.quick,
+    };
+    if let Some(fixtures) = &options.fixtures {
+        return docker::write_fixture(&place(&options.dir), fixtures);
+    }
     for (name, scenario) in scenarios {
-        count.run(options, name, |dir| {
-            scenario(&scenarios::Place {
-                dir: dir.to_owned(),
-                ovl: options.ovl.clone(),
-                rootfs: options.rootfs.clone(),
-                quick: options.quick,
-            })
-        });
+        count.run(options, name, |dir| scenario(&place(dir)));
     }
     let Count {
         passed,

@@ -187,10 +187,22 @@ impl Docker {
 
     /// Makes a container of the image that would run the script.
     pub(super) fn create(&self, name: &str, image: &str, script: &str) -> Result<()> {
+        self.create_with(&[], name, image, script)
+    }
+
+    /// The same with more options.
+    pub(super) fn create_with(
+        &self,
+        options: &[&str],
+        name: &str,
+        image: &str,
+        script: &str,
+    ) -> Result<()> {
         let script = format!("set -e\n{script}");
-        let command = ["/bin/sh", "-c", &script];
-        let arguments = ["create", "--network=none", "--name", name, image];
-        self.ok(&[&arguments[..], &command].concat()).map(drop)
+        let common = ["create", "--network=none", "--name", name];
+        let command = [image, "/bin/sh", "-c", &script];
+        let arguments = [&common[..], options, &command].concat();
+        self.ok(&arguments).map(drop)
     }
 }
 

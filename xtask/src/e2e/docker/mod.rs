@@ -2,6 +2,7 @@
 
 mod confine;
 mod daemon;
+mod fixtures;
 mod images;
 mod replaced;
 mod shared;
@@ -9,7 +10,7 @@ mod trees;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
@@ -18,6 +19,7 @@ use super::scenarios::{Ovl, Place, Scenario};
 use crate::output;
 pub(super) use confine::{Confinement, confined};
 use daemon::Docker;
+pub(super) use fixtures::write as write_fixture;
 
 /// Programs that these scenarios use besides the others, and the Debian packages that have them.
 pub(super) const TOOLS: [(&str, &str); 6] = [
@@ -86,7 +88,7 @@ const SECOND_CHANGE: &str = "
 /// Two images on a shell's root, each with one layer more: `shell:1`, `shell:2` and `shell:3`, made
 /// by the containers `one` and `two`.
 fn build_images(docker: &Docker, place: &Place) -> Result<()> {
-    let root = shell_root(place)?;
+    let root = pack(&shell_root(place)?)?;
     docker.ok(&["import", &root.to_string_lossy(), "shell:1"])?;
     docker.run("one", "shell:1", CHANGE)?;
     docker.ok_reading(&["cp", "-", "one:/data"], &capable_file(place)?)?;
@@ -95,7 +97,7 @@ fn build_images(docker: &Docker, place: &Place) -> Result<()> {
     docker.ok(&["commit", "two", "shell:3"]).map(drop)
 }
 
-/// An archive of a Debian shell, a few programs and files to change.
+/// A directory with a Debian shell, a few programs and files to change.
 fn shell_root(place: &Place) -> Result<PathBuf> {
     let dir = place.dir.join("shell");
     fs::create_dir(&dir)?;
@@ -146,7 +148,7 @@ fn shell_root(place: &Place) -> Result<PathBuf> {
     let mut setfattr = Command::new("setfattr");
     setfattr.args(["-n", "user.colour", "-v", "red"]);
     output(setfattr.arg(dir.join("data/coloured")))?;
-    pack(&dir)
+    Ok(dir)
 }
 
 /// An archive with a file that has a capability.
@@ -160,7 +162,7 @@ fn capable_file(place: &Place) -> Result<PathBuf> {
 }
 
 /// A directory as an archive beside it, with all that GNU tar knows of.
-fn pack(dir: &std::path::Path) -> Result<PathBuf> {
+fn pack(dir: &Path) -> Result<PathBuf> {
     let archive = dir.with_extension("tar");
     let mut tar = Command::new("tar");
     tar.args(["--numeric-owner", "--xattrs", "--xattrs-include=*", "-cf"])
@@ -169,7 +171,7 @@ fn pack(dir: &std::path::Path) -> Result<PathBuf> {
     Ok(archive)
 }
 
-/// The store must find its home whole, with these layers and no mount.
+/// The store must find its home whole, with these layers, and nothing to say of it.
 fn assert_whole(ovl: &Ovl, layers: &[&String]) -> Result<()> {
     let listed = ovl.ok(&["ls", "--json"])?;
     let listed: serde_json::Value = serde_json::from_str(&listed)?;
@@ -185,5 +187,7 @@ fn assert_whole(ovl: &Ovl, layers: &[&String]) -> Result<()> {
             "{layer} is not listed"
         );
     }
-    ovl.ok(&["check"]).map(drop)
+    let found = ovl.ok(&["check"])?;
+    ensure!(found.is_empty(), "the check found: {found}");
+    Ok(())
 }

@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
 use super::super::scenarios::{Ovl, Place};
 use super::daemon::Docker;
-use super::shared::digest;
-use super::trees::{assert_container, exported, saved};
+use super::trees::{assert_container, export_digests, exported, layer_digests};
 use super::{assert_whole, build_images};
 
 pub(super) fn top_layer(place: &Place) -> Result<()> {
@@ -19,7 +18,7 @@ pub(super) fn top_layer(place: &Place) -> Result<()> {
     let [_, parent, top] = &layers[..] else {
         anyhow::bail!("shell:3 has {layers:?}");
     };
-    let before = layer_digests(&docker, &place.dir.join("before"))?;
+    let before = layer_digests(&docker, "shell:3", &place.dir.join("before"))?;
     docker.stop()?;
 
     let ovl = docker.ovl(place);
@@ -29,7 +28,7 @@ pub(super) fn top_layer(place: &Place) -> Result<()> {
 
     docker.start_again()?;
     // The daemon compares each file and the whole archive with the sums that it has noted.
-    let after = layer_digests(&docker, &place.dir.join("after"))?;
+    let after = layer_digests(&docker, "shell:3", &place.dir.join("after"))?;
     ensure!(before == after, "Docker saves {after:?}, not {before:?}");
     let said = docker.run(
         "three",
@@ -54,11 +53,6 @@ fn rewrite(ovl: &Ovl, place: &Place, layer: &str, parent: &str) -> Result<()> {
     ovl.ok(&["rm", layer])?;
     ovl.ok(&["import", layer, "--parent", parent, &archive])
         .map(drop)
-}
-
-fn layer_digests(docker: &Docker, dir: &Path) -> Result<Vec<String>> {
-    let archives = saved(docker, "shell:3", dir)?;
-    archives.iter().map(|archive| digest(archive)).collect()
 }
 
 pub(super) fn writable_layer(place: &Place) -> Result<()> {
@@ -129,17 +123,8 @@ pub(super) fn whole_home(place: &Place) -> Result<()> {
         layers.insert(container.init.clone(), Some(image.clone()));
         layers.insert(container.own, Some(container.init));
     }
-    let exports = |dir: PathBuf| {
-        fs::create_dir(&dir)?;
-        let exports = containers.iter().map(|name| {
-            let archive = dir.join(name);
-            docker.ok(&["export", "--output", &archive.to_string_lossy(), name])?;
-            digest(&archive)
-        });
-        exports.collect::<Result<Vec<_>>>()
-    };
-    let before = exports(place.dir.join("exports"))?;
-    let saved = layer_digests(&docker, &place.dir.join("before"))?;
+    let before = export_digests(&docker, &containers, &place.dir.join("exports"))?;
+    let saved = layer_digests(&docker, "shell:3", &place.dir.join("before"))?;
     docker.stop()?;
 
     let ovl = docker.ovl(place);
@@ -151,18 +136,9 @@ pub(super) fn whole_home(place: &Place) -> Result<()> {
     ovl.assert_clean()?;
 
     docker.start_again()?;
-    let exports = |dir: PathBuf| {
-        fs::create_dir(&dir)?;
-        let exports = containers.iter().map(|name| {
-            let archive = dir.join(name);
-            docker.ok(&["export", "--output", &archive.to_string_lossy(), name])?;
-            digest(&archive)
-        });
-        exports.collect::<Result<Vec<_>>>()
-    };
-    let after = exports(place.dir.join("exports again"))?;
+    let after = export_digests(&docker, &containers, &place.dir.join("exports again"))?;
     ensure!(before == after, "Docker exports {after:?}, not {before:?}");
-    let again = layer_digests(&docker, &place.dir.join("after"))?;
+    let again = layer_digests(&docker, "shell:3", &place.dir.join("after"))?;
     ensure!(saved == again, "Docker saves {again:?}, not {saved:?}");
     let said = docker.ok(&["start", "--attach", "new"])?;
     ensure!(said == "second\nlast\n", "a container said {said:?}");

@@ -3,15 +3,13 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Result, ensure};
 
 use super::super::scenarios::Place;
 use super::daemon::Docker;
-use super::trees::saved;
+use super::trees::{export_digests, layer_digests};
 use super::{assert_whole, build_images};
-use crate::output;
 
 pub(super) fn children_and_siblings(place: &Place) -> Result<()> {
     let mut docker = Docker::start(place)?;
@@ -77,23 +75,18 @@ pub(super) fn children_and_siblings(place: &Place) -> Result<()> {
     docker.stop()
 }
 
-/// The digests of all that Docker gives out: its containers' exports and its image's layers.
+/// The digests of all that Docker gives out, by name: its containers' exports and its image's
+/// layers.
 fn digests(docker: &Docker, dir: &Path) -> Result<BTreeMap<String, String>> {
-    fs::create_dir(dir)?;
-    let mut digests = BTreeMap::new();
-    for name in ["one", "two", "untouched"] {
-        let archive = dir.join(name);
-        docker.ok(&["export", "--output", &archive.to_string_lossy(), name])?;
-        digests.insert(name.to_owned(), digest(&archive)?);
-    }
-    let layers = saved(docker, "shell:3", &dir.join("saved"))?;
-    for (depth, archive) in layers.iter().enumerate() {
-        digests.insert(format!("layer {depth}"), digest(archive)?);
+    let names = ["one", "two", "untouched"];
+    let mut digests: BTreeMap<String, String> = names
+        .map(str::to_owned)
+        .into_iter()
+        .zip(export_digests(docker, &names, dir)?)
+        .collect();
+    let layers = layer_digests(docker, "shell:3", &dir.join("saved"))?;
+    for (depth, digest) in layers.into_iter().enumerate() {
+        digests.insert(format!("layer {depth}"), digest);
     }
     Ok(digests)
-}
-
-pub(super) fn digest(file: &Path) -> Result<String> {
-    let printed = output(Command::new("sha256sum").arg(file))?;
-    Ok(printed.split(' ').next().unwrap_or_default().to_owned())
 }

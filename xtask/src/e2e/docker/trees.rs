@@ -12,7 +12,7 @@ use super::daemon::Docker;
 use crate::output;
 
 /// What Docker adds to every container in the layer between it and its image.
-const ADDED: [&str; 8] = [
+pub(super) const ADDED: [&str; 8] = [
     ".dockerenv",
     "dev/console",
     "dev/pts",
@@ -24,7 +24,7 @@ const ADDED: [&str; 8] = [
 ];
 
 /// Directories that get a new time by that; the root has no entry in Docker's archives.
-const TOUCHED: [&str; 2] = ["dev", "etc"];
+pub(super) const TOUCHED: [&str; 2] = ["dev", "etc"];
 
 /// Unpacks an archive with GNU tar.
 pub(super) fn unpack(archive: &Path, dir: &Path) -> Result<()> {
@@ -54,6 +54,32 @@ pub(super) fn saved(docker: &Docker, image: &str, dir: &Path) -> Result<Vec<Path
     Ok(layers.map(|name| dir.join(name)).collect())
 }
 
+/// The digests of the archives of an image's layers.
+pub(super) fn layer_digests(docker: &Docker, image: &str, dir: &Path) -> Result<Vec<String>> {
+    let archives = saved(docker, image, dir)?;
+    archives.iter().map(|archive| digest(archive)).collect()
+}
+
+/// The digests of the archives that Docker makes of containers, in a new directory.
+pub(super) fn export_digests(
+    docker: &Docker,
+    containers: &[&str],
+    dir: &Path,
+) -> Result<Vec<String>> {
+    fs::create_dir(dir)?;
+    let digests = containers.iter().map(|name| {
+        let archive = dir.join(name);
+        docker.ok(&["export", "--output", &archive.to_string_lossy(), name])?;
+        digest(&archive)
+    });
+    digests.collect()
+}
+
+fn digest(file: &Path) -> Result<String> {
+    let printed = output(Command::new("sha256sum").arg(file))?;
+    Ok(printed.split(' ').next().unwrap_or_default().to_owned())
+}
+
 /// Fails unless a container's mounted tree is the one that Docker has exported.
 pub(super) fn assert_container(mounted: &Path, exported: &Path) -> Result<()> {
     assert_same_as_seen(mounted, exported, as_exported)
@@ -73,12 +99,10 @@ pub(super) fn assert_image(mounted: &Path, exported: &Path) -> Result<()> {
     })
 }
 
-/// What Docker's archive of a tree keeps: times to the second and no attributes but capabilities.
+/// What Docker's archive of a tree keeps: times to the second, which names are the same file, and no
+/// attributes but capabilities.
 fn as_exported(path: &Path, fields: &mut Fields) -> bool {
-    if is_dir(fields) {
-        // Merged directories have one link whatever is in them.
-        fields.remove("link count");
-    }
+    fields.remove("link count");
     for (name, value) in fields.iter_mut() {
         match *name {
             "time" => value.truncate(value.find('.').unwrap_or(value.len())),
@@ -91,27 +115,31 @@ fn as_exported(path: &Path, fields: &mut Fields) -> bool {
 
 /// Fails unless two archives of one layer have the same names with the same metadata and contents.
 /// Both are unpacked below the directory, with whiteouts as the files that they are in an archive.
-pub(super) fn assert_same_archives(ours: &Path, theirs: &Path, dir: &Path) -> Result<()> {
+/// Docker's alone has the `needless` markers, which hide nothing.
+pub(super) fn assert_same_archives(
+    ours: &Path,
+    theirs: &Path,
+    needless: &[&str],
+    dir: &Path,
+) -> Result<()> {
     let trees = ["ours", "theirs"].map(|name| dir.join(name));
     for (archive, tree) in [ours, theirs].iter().zip(&trees) {
         unpack(archive, tree)?;
     }
+    for name in needless {
+        ensure!(trees[1].join(name).exists(), "Docker has no {name}");
+    }
+    let hides = |path: &Path| !needless.iter().any(|name| path == Path::new(name));
     assert_same_as_seen(&trees[0], &trees[1], |path, fields| {
         // Of a whiteout only the name counts.
         let name = path.file_name().unwrap_or_default().as_encoded_bytes();
         if name.starts_with(b".wh.") {
             fields.clear();
         }
-        !path.as_os_str().is_empty()
+        !path.as_os_str().is_empty() && hides(path)
     })?;
     for tree in trees {
         fs::remove_dir_all(tree)?;
     }
     Ok(())
-}
-
-fn is_dir(fields: &Fields) -> bool {
-    fields
-        .get("type and mode")
-        .is_some_and(|mode| mode.len() == 5 && mode.starts_with('4'))
 }
