@@ -9,9 +9,12 @@ use ovl_layout::LayerId;
 use ovl_mount::UnmountMode;
 use ovl_testkit::listing_at;
 
+/// A case on an empty directory.
+type Case = fn(&Path);
+
 /// All cases by name. They need to be root: the layers hold attributes and owners that nobody else
 /// can make.
-pub const CASES: &[(&str, fn(&Path))] = &[
+pub(crate) const CASES: &[(&str, Case)] = &[
     ("a_home_that_docker_wrote_is_listed_and_found_whole", listed),
     ("layers_that_docker_wrote_show_what_docker_showed", shown),
     (

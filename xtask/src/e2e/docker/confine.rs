@@ -1,7 +1,7 @@
 //! What a Docker daemon would write outside of its root is kept away from the machine.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
@@ -55,14 +55,27 @@ impl Confinement {
 
 impl Drop for Confinement {
     fn drop(&mut self) {
-        // Control groups belong to no namespace. They are empty, or somebody else's too.
+        // Control groups belong to no namespace. One hierarchy is at the root, several below it.
         let root = Path::new("/sys/fs/cgroup");
-        let hierarchies = fs::read_dir(root).into_iter().flatten().flatten();
-        let roots = hierarchies.map(|entry| entry.path());
-        for dir in roots.chain([root.to_owned()]) {
-            let _ = fs::remove_dir(dir.join(&CGROUP[1..]));
+        for dir in directories(root).into_iter().chain([root.to_owned()]) {
+            remove_group(&dir.join(&CGROUP[1..]));
         }
     }
+}
+
+/// Takes away a control group with those in it, also those that a killed run has left. What has
+/// processes stays.
+fn remove_group(dir: &Path) {
+    for inner in directories(dir) {
+        remove_group(&inner);
+    }
+    let _ = fs::remove_dir(dir);
+}
+
+fn directories(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let entries = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    entries.map(|entry| entry.path()).collect()
 }
 
 /// Containers need control groups; where nobody has mounted them, they are mounted here.
