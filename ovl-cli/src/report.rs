@@ -10,7 +10,7 @@ use ovl_diff::{Change, ChangeKind, EscapedPath, LayerSize};
 use ovl_driver::{
     Applied, Finding, Garbage, LayerInfo, LayerList, MountState, Remedy, Repaired, Status,
 };
-use ovl_layout::LayerId;
+use ovl_layout::{IdMap, LayerId};
 use ovl_mount::{
     Access, MAX_SETTING_LEN, MountAction, MountFeatures, MountPlan, OverlayCall, Setting,
 };
@@ -187,6 +187,8 @@ impl Report {
                 "sealed": info.sealed,
                 "root_opaque": info.root_opaque,
                 "recorded": info.recorded,
+                "uid_map": id_map(&info.id_maps.uids),
+                "gid_map": id_map(&info.id_maps.gids),
                 "paths": {
                     "dir": text(info.paths.dir()),
                     "diff": text(info.paths.diff()),
@@ -221,6 +223,14 @@ impl Report {
             line("diff", &text(info.paths.diff()));
             line("work", &text(info.paths.work()));
             line("merged", &text(info.paths.merged()));
+            for (key, map) in [
+                ("uid map", &info.id_maps.uids),
+                ("gid map", &info.id_maps.gids),
+            ] {
+                if let Some(map) = id_map(map) {
+                    line(key, &map);
+                }
+            }
             line("bytes", &info.size.apparent.to_string());
             line("allocated", &info.size.allocated.to_string());
             line("inodes", &info.size.inodes.to_string());
@@ -395,6 +405,9 @@ impl Report {
                 "backing_filesystem": status.backing_fs.name(),
                 "xattrs": status.xattrs.as_str(),
                 "max_depth": status.settings.max_depth,
+                "uid_map": id_map(&status.settings.id_maps.uids),
+                "gid_map": id_map(&status.settings.id_maps.gids),
+                "durability": status.settings.durability.to_string(),
                 "strategies": strategies,
                 "data_limit": status.features.data_limit.bytes(),
                 "index": status.features.index,
@@ -413,6 +426,13 @@ impl Report {
                 "Depth",
                 &format!("at most {} layers below a layer", status.settings.max_depth),
             );
+            line("Durability", &status.settings.durability.to_string());
+            let maps = &status.settings.id_maps;
+            for (key, map) in [("User id map", &maps.uids), ("Group id map", &maps.gids)] {
+                if let Some(map) = id_map(map) {
+                    line(key, &map);
+                }
+            }
             line("Mount strategies", &strategies.join(", "));
             line(
                 "Mount data",
@@ -427,6 +447,11 @@ impl Report {
         };
         self.print(value, lines)
     }
+}
+
+/// `None` where every id stands for itself.
+fn id_map(map: &IdMap) -> Option<String> {
+    (!map.is_identity()).then(|| map.to_string())
 }
 
 /// A finding and what mends it.

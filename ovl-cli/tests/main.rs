@@ -9,4 +9,6 @@
 
 mod commands;
 mod demo;
+mod id_maps;
 mod support;
+mod upkeep;

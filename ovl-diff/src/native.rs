@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::change::{Change, ChangeKind, differs};
-use crate::emit::{DiffSummary, Emitter};
+use crate::emit::{DiffOptions, DiffSummary, Emitter};
 use crate::error::{Context as _, DiffError};
 use crate::handles::FewHandles;
 use crate::tree::{DeviceNumber, DirEntry, DirHandle, FileKind, Metadata, Node, TreeBackend as _};
@@ -31,26 +31,37 @@ pub fn diff(
     root_opaque: bool,
     output: impl Write,
 ) -> Result<DiffSummary, DiffError> {
-    diff_confirmed(view, upper, lowers, root_opaque, output, || Ok(()))
+    let options = DiffOptions::new();
+    diff_confirmed(
+        view,
+        upper,
+        lowers,
+        root_opaque,
+        &options,
+        output,
+        || Ok(()),
+    )
 }
 
-/// As [`diff`], but asks `confirm` before the archive is ended: when what was read turns out not to
-/// be the layer any more, the output is broken off instead.
+/// As [`diff`], with options, and asks `confirm` before the archive is ended: when what was read
+/// turns out not to be the layer any more, the output is broken off instead.
 ///
 /// # Errors
 ///
-/// As for [`diff`], and what `confirm` gives.
+/// As for [`diff`], what `confirm` gives, and [`DiffError::NoContainerId`] for an id on disk that the
+/// options' maps do not have.
 pub fn diff_confirmed(
     view: View<'_>,
     upper: &DirHandle,
     lowers: &[DirHandle],
     root_opaque: bool,
+    options: &DiffOptions,
     output: impl Write,
     confirm: impl FnOnce() -> Result<(), DiffError>,
 ) -> Result<DiffSummary, DiffError> {
     let tree = FewHandles::new(view.tree());
     let view = View::new(&tree, view.xattrs());
-    let mut emitter = Emitter::new(view, output);
+    let mut emitter = Emitter::new(view, options, output);
     let result = diff_into(&mut emitter, view, upper, lowers, root_opaque);
     emitter.end(result.and_then(|()| confirm()))
 }

@@ -62,7 +62,8 @@ pub trait TreeBackend: fmt::Debug + Send + Sync {
     /// `EEXIST`, `ENOSPC`, `EDQUOT`, `ENAMETOOLONG`.
     fn create_file(&self, dir: &DirHandle, name: &OsStr, mode: u32) -> io::Result<FileHandle>;
 
-    /// Opens a regular file for reading. Never blocks on a FIFO or device.
+    /// Opens a regular file for reading. Never blocks on a FIFO or device; but opening a device can
+    /// have effects, so whoever may meet one looks at the kind first.
     ///
     /// # Errors
     /// `ELOOP` for a symbolic link, [`io::ErrorKind::InvalidInput`] for any other kind, `ENOENT`.

@@ -41,6 +41,16 @@ pub enum Error {
         /// The path.
         home: PathBuf,
     },
+    /// Another directory has taken the home's place since it was opened.
+    #[error(
+        "{} is another directory than when it was opened; open the store again",
+        EscapedPath(home)
+    )]
+    #[non_exhaustive]
+    HomeReplaced {
+        /// The path.
+        home: PathBuf,
+    },
     /// A home cannot have these settings.
     #[error(
         "the layer store at {} cannot be set up so: {problem}",
@@ -305,7 +315,7 @@ impl Error {
                 ..
             } if archive.is_bad_input() => ErrorKind::InvalidInput,
             Self::Diff {
-                source: DiffError::ReservedName { .. },
+                source: DiffError::ReservedName { .. } | DiffError::NoContainerId { .. },
                 ..
             } => ErrorKind::InvalidInput,
             Self::Diff {
@@ -321,6 +331,7 @@ impl Error {
                 ..
             } => ErrorKind::Unsupported,
             Self::Damaged { .. } => ErrorKind::Damaged,
+            Self::HomeReplaced { .. } => ErrorKind::Other,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Mount { .. } | Self::Apply { .. } | Self::Diff { .. } | Self::Io { .. } => {
                 io_kind(self)
@@ -351,6 +362,7 @@ impl Error {
             Self::Damaged { id, .. } => id.as_ref(),
             Self::HomeNotFound { .. }
             | Self::HomeExists { .. }
+            | Self::HomeReplaced { .. }
             | Self::Settings { .. }
             | Self::NotAHome { .. }
             | Self::Unsupported { .. }

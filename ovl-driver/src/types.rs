@@ -17,6 +17,8 @@ pub struct OpenOptions {
     pub create: bool,
     /// What is on disk when an operation returns; as the home's settings say where this does not.
     pub durability: Option<Durability>,
+    /// The id maps that the home must have; none means any. A home that is made here gets them.
+    pub id_maps: Option<IdMaps>,
 }
 
 impl OpenOptions {
@@ -40,6 +42,12 @@ impl OpenOptions {
             durability: durability.into(),
             ..self
         }
+    }
+
+    /// Sets the id maps that the home must have: opening one with others fails.
+    #[must_use]
+    pub fn id_maps(self, id_maps: Option<IdMaps>) -> Self {
+        Self { id_maps, ..self }
     }
 }
 
@@ -335,6 +343,8 @@ pub struct LayerInfo {
     pub sealed: bool,
     /// Whether it hides everything below its own contents.
     pub root_opaque: bool,
+    /// Whose owners stand on disk for the owners inside containers: the home's.
+    pub id_maps: IdMaps,
     /// Whether this program wrote it; another driver's layers mount with that driver's options.
     pub recorded: bool,
     /// Its paths.

@@ -12,15 +12,14 @@
 
 mod asynchronous;
 mod docker_home;
+mod host;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sched::{CloneFlags, unshare};
-use ovl_driver::blocking::Overlay2;
-use ovl_driver::{CreateLayer, Durability, ErrorKind, ImportOptions, Kernel, OpenOptions};
-use ovl_testkit::ArchiveBuilder;
+use ovl_driver::Kernel;
 use ovl_testkit::conformance::{Subject, cases};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
@@ -37,7 +36,8 @@ fn main() -> ExitCode {
     if let Err(reason) = &scratch
         && !reason.is_empty()
     {
-        let count = cases().len() + asynchronous::CASES.len() + docker_home::CASES.len() + 1;
+        let others = asynchronous::CASES.len() + host::CASES.len() + docker_home::CASES.len();
+        let count = cases().len() + others;
         eprintln!("SKIPPED: {count} real-kernel cases did not run: {reason}");
     } else if !is_root {
         let count = docker_home::CASES.len();
@@ -64,41 +64,13 @@ fn main() -> ExitCode {
     for &(name, run) in asynchronous::CASES {
         trials.push(trial(name, Box::new(move |dir| run(&Kernel::host(), dir))));
     }
+    for &(name, run) in host::CASES {
+        trials.push(trial(name, Box::new(run)));
+    }
     for &(name, run) in docker_home::CASES {
         trials.push(trial(name, Box::new(run)).with_ignored_flag(scratch.is_err() || !is_root));
     }
-    trials.push(trial(
-        "a_full_disk_refuses_an_import_and_gives_all_space_back",
-        Box::new(full_disk),
-    ));
     libtest_mimic::run(&arguments, trials).exit_code()
-}
-
-/// A mock has no small disks.
-fn full_disk(dir: &Path) {
-    let options = Some(c"size=2m");
-    mount("ovl-tests", dir, "tmpfs", MountFlags::empty(), options).unwrap();
-    let options = OpenOptions::new().create(true).durability(Durability::None);
-    let home = dir.join("home");
-    let store = Overlay2::open(Kernel::host(), &home, options).unwrap();
-    let import = |id: &str, len| {
-        let archive = ArchiveBuilder::new()
-            .file("first", b"1")
-            .file("large", &vec![7; len])
-            .finish();
-        let layer = CreateLayer::new(id.parse().unwrap());
-        store.import(&layer, &*archive, ImportOptions::new(), &mut |_| {})
-    };
-    import("fits", 1000).unwrap();
-    let free = || rustix::fs::statvfs(dir).unwrap().f_bfree;
-    let before = free();
-    let error = import("large", 4 << 20).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error:?}");
-    assert_eq!(free(), before);
-    assert_eq!(store.layers().unwrap().layers.len(), 1);
-    store.remove(&"fits".parse().unwrap(), false).unwrap();
-    store.reclaim().unwrap();
-    assert!(free() > before, "a full disk can be emptied");
 }
 
 /// Enters namespaces and mounts a tmpfs that vanishes with this process.

@@ -3,8 +3,8 @@
 use std::io::{self, Read, Write};
 
 use ovl_diff::{
-    ApplyOptions, ApplySummary, Change, DiffError, DiffSummary, DirHandle, LayerSize, Node,
-    Progress, TreeError, ViewDir, copy_layer, copy_root_attributes, fold_layer,
+    ApplyOptions, ApplySummary, Change, DiffError, DiffOptions, DiffSummary, DirHandle, LayerSize,
+    Node, Progress, TreeError, ViewDir, copy_layer, copy_root_attributes, fold_layer,
 };
 use ovl_layout::{LayerId, LowerChain, SealReason};
 
@@ -156,17 +156,19 @@ impl Overlay2 {
     ) -> Result<DiffSummary, Error> {
         let layer = self.layer(id)?;
         let stack = self.stack(&layer)?;
+        let options = DiffOptions::new().id_maps(self.settings.id_maps.clone());
         let result = match self.base_view(&layer, base)? {
             None => {
                 let lowers = self.hidden_lowers(&layer, &stack)?;
                 let (view, opaque) = (self.view(), layer.root_opaque());
                 let confirm = || self.confirm(&[&layer]);
-                ovl_diff::diff_confirmed(view, &stack.upper, &lowers, opaque, output, confirm)
+                let upper = &stack.upper;
+                ovl_diff::diff_confirmed(view, upper, &lowers, opaque, &options, output, confirm)
             }
             Some(base) => {
                 let confirm = || self.confirm(&base.layers(&layer));
-                let (view, merged) = (self.view(), stack.merged());
-                ovl_diff::diff_trees_confirmed(view, &merged, &base.shown, output, confirm)
+                let (view, merged, base) = (self.view(), stack.merged(), &base.shown);
+                ovl_diff::diff_trees_confirmed(view, &merged, base, &options, output, confirm)
             }
         };
         result.map_err(|source| Error::Diff {
@@ -241,6 +243,7 @@ impl Overlay2 {
         let identity = self.kernel.system().identity();
         let identity = identity.map_err(|e| Error::io("read the ids of", self.home(), e))?;
         let mut apply = ApplyOptions::new(self.settings.xattrs);
+        apply.id_maps = self.settings.id_maps.clone();
         apply.squash = options.squash;
         apply.skip_devices = options.skip_devices;
         if identity.user_namespace {

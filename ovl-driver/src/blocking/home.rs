@@ -7,10 +7,12 @@ use std::sync::{Mutex, PoisonError};
 
 use ovl_diff::{DirHandle, EscapedPath, FileKind, Node, RenameMode, TreeBackend};
 use ovl_layout::{
-    DOCKER_MAX_DEPTH, HomeSettings, Layout, MAX_DEPTH, RecordError, XattrNamespace, names,
+    DOCKER_MAX_DEPTH, HomeSettings, IdMap, IdMaps, Layout, MAX_DEPTH, RecordError, XattrNamespace,
+    names,
 };
 
 use super::Overlay2;
+use super::owners::Owners;
 use crate::error::Error;
 use crate::files;
 use crate::kernel::Kernel;
@@ -36,8 +38,9 @@ impl Overlay2 {
     ///
     /// [`Error::HomeNotFound`]; [`Error::NotAHome`] for a directory with something else in it;
     /// [`Error::Damaged`] for settings that cannot be read or are of a newer version;
-    /// [`Error::Unsupported`] for a relative path, and for a home whose layers carry attributes
-    /// that this user namespace cannot see; [`Error::Io`].
+    /// [`Error::Settings`] for other id maps than those asked for; [`Error::Unsupported`] for a
+    /// relative path, for a home whose layers carry attributes that this user namespace cannot see,
+    /// and for id maps whose root it does not have; [`Error::Io`].
     ///
     /// # Compatibility
     ///
@@ -54,11 +57,11 @@ impl Overlay2 {
             });
         }
         let tree = kernel.tree();
-        let identity = kernel
-            .system()
-            .identity()
-            .map_err(|e| Error::io("read the ids of", home, e))?;
+        let identity = identity(&kernel, home)?;
         let own_xattrs = own_xattrs(&identity);
+        // Before a home is made that could not be used.
+        let wanted = options.id_maps.clone().unwrap_or_default();
+        let owners = Owners::new(&identity, &wanted)?;
         refuse_symlink(tree, home)?;
         let home_dir = match tree.open_root(home) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -102,8 +105,8 @@ impl Overlay2 {
                         });
                     }
                     (true, true) => {
-                        let settings = InitOptions::new().settings(own_xattrs);
-                        make_home(&kernel, home, &home_dir, &settings)?
+                        let settings = InitOptions::new().id_maps(wanted).settings(own_xattrs);
+                        make_home(&kernel, home, &home_dir, &settings, owners)?
                     }
                 }
             }
@@ -121,7 +124,9 @@ impl Overlay2 {
                 ),
             });
         }
+        refuse_other_maps(home, &settings.id_maps, options.id_maps.as_ref())?;
         let store = Self {
+            owners: Owners::new(&identity, &settings.id_maps)?,
             layout: Layout::new(home),
             home: home_dir,
             links,
@@ -141,17 +146,15 @@ impl Overlay2 {
     ///
     /// [`Error::HomeExists`] for a home with other settings; [`Error::Settings`] for a
     /// depth of 0, of more than 499, or of more than 128 in a home that holds layers of Docker, which
-    /// could not use it any more; those of [`open`](Self::open).
+    /// could not use it any more, and for id maps other than those that such layers were made with; those of [`open`](Self::open).
     pub fn init(kernel: Kernel, home: &Path, options: &InitOptions) -> Result<Self, Error> {
         let store = match Self::open(kernel.clone(), home, OpenOptions::new()) {
             Err(Error::HomeNotFound { .. }) => {
                 let tree = kernel.tree();
-                let settings = {
-                    let identity = kernel.system().identity();
-                    let identity = identity.map_err(|e| Error::io("read the ids of", home, e))?;
-                    options.settings(own_xattrs(&identity))
-                };
+                let identity = identity(&kernel, home)?;
+                let settings = options.settings(own_xattrs(&identity));
                 check_settings(home, &settings)?;
+                let owners = Owners::new(&identity, &settings.id_maps)?;
                 let dir = match tree.open_root(home) {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {
                         make_home_dir(tree, home)?;
@@ -160,7 +163,7 @@ impl Overlay2 {
                     result => result,
                 };
                 let dir = dir.map_err(|error| Error::io("open", home, error))?;
-                make_home(&kernel, home, &dir, &settings)?;
+                make_home(&kernel, home, &dir, &settings, owners)?;
                 Self::open(kernel, home, OpenOptions::new())?
             }
             result => result?,
@@ -188,10 +191,35 @@ impl Overlay2 {
                 ),
             });
         }
+        let owners = Owners::new(&identity(&kernel, home)?, &settings.id_maps)?;
+        store.adopt_group(owners)?;
         let failed = |error| Error::io("write the settings of", home, error);
         let own = files::ensure_dir(kernel.tree(), &store.home, names::STORE_DIR, 0o700);
         write_settings(&kernel, &own.map_err(failed)?, &settings).map_err(failed)?;
         Self::open(kernel, home, OpenOptions::new())
+    }
+
+    /// Gives the directory of a home of Docker to the group of new id maps. Layers that are there
+    /// already must have been made with them.
+    fn adopt_group(&self, owners: Owners) -> Result<(), Error> {
+        let (tree, home, node) = (self.kernel.tree(), self.home(), Node::Dir(&self.home));
+        let found = tree.metadata(node);
+        let found = found.map_err(|error| Error::io("look at", home, error))?;
+        let Some(group) = owners.group().filter(|&group| group != found.gid) else {
+            return Ok(());
+        };
+        if !self.layer_ids()?.is_empty() {
+            return Err(Error::Settings {
+                home: home.to_owned(),
+                problem: format!(
+                    "its layers were made with other id maps: the home's group is {}, the root of the gid map is {group}",
+                    found.gid
+                ),
+            });
+        }
+        owners
+            .let_root_in(tree, node)
+            .map_err(|error| Error::io("set the owner of", home, error))
     }
 
     /// Our own directories, made where they are missing: only operations that write call this.
@@ -257,6 +285,11 @@ impl Overlay2 {
     }
 }
 
+fn identity(kernel: &Kernel, home: &Path) -> Result<Identity, Error> {
+    let identity = kernel.system().identity();
+    identity.map_err(|error| Error::io("read the ids of", home, error))
+}
+
 /// Where the caller can keep overlay's private attributes.
 fn own_xattrs(identity: &Identity) -> XattrNamespace {
     match identity.user_namespace {
@@ -273,6 +306,27 @@ fn check_settings(home: &Path, settings: &HomeSettings) -> Result<(), Error> {
             problem: format!("a depth of {depth} is not possible: 1 to {MAX_DEPTH} is"),
         }),
     }
+}
+
+fn refuse_other_maps(home: &Path, found: &IdMaps, wanted: Option<&IdMaps>) -> Result<(), Error> {
+    let Some(wanted) = wanted.filter(|&wanted| wanted != found) else {
+        return Ok(());
+    };
+    let maps = |maps: &IdMaps| {
+        let map = |map: &IdMap| match map.is_identity() {
+            true => "none".to_owned(),
+            false => map.to_string(),
+        };
+        format!(
+            "uid map {} and gid map {}",
+            map(&maps.uids),
+            map(&maps.gids)
+        )
+    };
+    Err(Error::Settings {
+        home: home.to_owned(),
+        problem: format!("it has {}, not {}", maps(found), maps(wanted)),
+    })
 }
 
 /// Whoever can change the link could show other layers under the same path.
@@ -350,9 +404,11 @@ fn make_home(
     home: &Path,
     dir: &DirHandle,
     settings: &HomeSettings,
+    owners: Owners,
 ) -> Result<DirHandle, Error> {
     let failed = |error| Error::io("create the layer store at", home, error);
     let tree = kernel.tree();
+    owners.let_root_in(tree, Node::Dir(dir)).map_err(failed)?;
     tree.set_mode(Node::Dir(dir), 0o710).map_err(failed)?;
     let store = files::ensure_dir(tree, dir, names::STORE_DIR, 0o700).map_err(failed)?;
     if files::read(tree, &store, names::SETTINGS)

@@ -131,11 +131,8 @@ impl Overlay2 {
         {
             Ok(dir) => Ok(dir),
             Err(error) => {
-                let problem = match Errno::from_io_error(&error) {
-                    Some(Errno::NOENT) => "the directory is missing",
-                    Some(Errno::NOTDIR | Errno::LOOP) => "not a directory",
-                    Some(Errno::XDEV) => "another file system is mounted there",
-                    _ => return Err(Error::io("open", path, error)),
+                let Some(problem) = contents_problem(&error) else {
+                    return Err(Error::io("open", path, error));
                 };
                 Err(Error::damaged(&layer.id, path, problem))
             }
@@ -254,7 +251,17 @@ impl Overlay2 {
     }
 }
 
-fn with_source(error: &dyn std::error::Error) -> String {
+/// Why a layer has no contents, when that is not the system's fault.
+pub(super) fn contents_problem(error: &io::Error) -> Option<&'static str> {
+    match Errno::from_io_error(error) {
+        Some(Errno::NOENT) => Some("the directory is missing"),
+        Some(Errno::NOTDIR | Errno::LOOP) => Some("not a directory"),
+        Some(Errno::XDEV) => Some("another file system is mounted there"),
+        _ => None,
+    }
+}
+
+pub(super) fn with_source(error: &dyn std::error::Error) -> String {
     match error.source() {
         None => error.to_string(),
         Some(source) => format!("{error}: {source}"),

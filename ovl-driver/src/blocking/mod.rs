@@ -7,6 +7,7 @@ mod create;
 mod home;
 mod layer;
 mod mounting;
+mod owners;
 mod query;
 mod remove;
 mod staging;
@@ -46,6 +47,7 @@ pub struct Overlay2 {
     home: DirHandle,
     links: DirHandle,
     settings: HomeSettings,
+    owners: owners::Owners,
     durability: Durability,
     /// Our own directory, opened or made when it is first needed.
     own: Mutex<Option<home::OwnDirs>>,

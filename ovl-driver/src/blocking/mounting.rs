@@ -2,7 +2,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::PathBuf;
 
-use ovl_diff::{DirHandle, FileKind, remove_tree};
+use ovl_diff::{DirHandle, FileKind, Node, remove_tree};
 use ovl_layout::{LayerId, names};
 use ovl_mount::{Access, MountError, MountFeatures, MountPlan, OverlaySpec, UnmountMode};
 
@@ -78,12 +78,14 @@ impl Overlay2 {
         if !layer.committed && in_flight {
             return Err(Error::InFlight { id: id.clone() });
         }
+        self.confirm_home()?;
         let plan = self.plan_for(&layer, request)?;
         let tree = self.kernel.tree();
-        if plan.access() == Access::Writable && !layer.chain.is_empty() {
-            self.clear_work(&layer)?;
-        }
-        files::ensure_dir(tree, &layer.dir, names::MERGED, 0o700)
+        let work = match plan.access() == Access::Writable && !layer.chain.is_empty() {
+            true => Some(self.clear_work(&layer)?),
+            false => None,
+        };
+        self.ensure_dir_of_root(&layer.dir, names::MERGED)
             .map_err(|error| Error::io("create", &target, error))?;
         let mut holds = Holds {
             boot: self.boot()?,
@@ -106,7 +108,9 @@ impl Overlay2 {
                 source,
             })
             .and_then(|()| {
-                self.write_holds(&own, id, &holds).inspect_err(|_| {
+                let given = self.give_work_to_root(&layer, work.as_ref());
+                let held = given.and_then(|()| self.write_holds(&own, id, &holds));
+                held.inspect_err(|_| {
                     // Nobody could ever release it.
                     let _ = self.kernel.mount().unmount(&target, UnmountMode::Lazy);
                 })
@@ -117,6 +121,20 @@ impl Overlay2 {
             let _ = files::remove(tree, &own.holds, id.as_str());
         }
         result.map(|()| target)
+    }
+
+    /// The kernel makes a directory of its own in `work` when it mounts. Inside a container nothing
+    /// can be copied up unless root there owns it.
+    fn give_work_to_root(&self, layer: &Layer, work: Option<&DirHandle>) -> Result<(), Error> {
+        let Some(work) = work else {
+            return Ok(());
+        };
+        let node = Node::Entry(work, OsStr::new(names::WORK));
+        let given = self.owners.give_to_root(self.kernel.tree(), node);
+        given.map_err(|error| {
+            let path = self.layout.layer(&layer.id).work().join(names::WORK);
+            Error::io("set the owner of", path, error)
+        })
     }
 
     /// Releases one hold of a layer's mount, and unmounts it with the last. Gives the holds left.
@@ -321,9 +339,27 @@ impl Overlay2 {
         })
     }
 
-    /// Makes `work` an empty directory. The kernel would keep what lies deeper than it looks, and
-    /// refuses a mount over the mark of a volatile one.
-    fn clear_work(&self, layer: &Layer) -> Result<(), Error> {
+    /// Mounts go by path; everything else by the directory that was opened.
+    fn confirm_home(&self) -> Result<(), Error> {
+        let (tree, home) = (self.kernel.tree(), self.home());
+        let look = |node| {
+            tree.metadata(node)
+                .map_err(|error| Error::io("look at", home, error))
+        };
+        let now = tree.open_root(home);
+        let now = now.map_err(|error| Error::io("open", home, error))?;
+        let (now, opened) = (look(Node::Dir(&now))?, look(Node::Dir(&self.home))?);
+        match (now.ino, now.dev) == (opened.ino, opened.dev) {
+            true => Ok(()),
+            false => Err(Error::HomeReplaced {
+                home: home.to_owned(),
+            }),
+        }
+    }
+
+    /// Makes `work` an empty directory of the container's root. The kernel would keep what lies
+    /// deeper than it looks, and refuses a mount over the mark of a volatile one.
+    fn clear_work(&self, layer: &Layer) -> Result<DirHandle, Error> {
         let (tree, name) = (self.kernel.tree(), OsStr::new(names::WORK));
         let path = self.layout.layer(&layer.id).work().to_owned();
         let failed = |error| Error::io("clear", &path, error);
@@ -345,7 +381,8 @@ impl Overlay2 {
                     _ => false,
                 };
                 if is_usual {
-                    return Ok(());
+                    let given = self.owners.give_to_root(tree, Node::Dir(&work));
+                    return given.map(|()| work).map_err(failed);
                 }
                 if self.is_volatile(&layer.dir)? {
                     let problem = "the machine stopped while the layer was mounted volatile, and what was written \
@@ -357,8 +394,7 @@ impl Overlay2 {
                     .map_err(|error| Error::tree(self.layout.layer(&layer.id).dir(), error))?;
             }
         }
-        files::ensure_dir(tree, &layer.dir, names::WORK, 0o700)
-            .map(|_| ())
+        self.ensure_dir_of_root(&layer.dir, names::WORK)
             .map_err(failed)
     }
 

@@ -72,6 +72,7 @@ impl Overlay2 {
             parent: self.parent_of(&layer)?,
             sealed: layer.committed,
             root_opaque: layer.root_opaque(),
+            id_maps: self.settings.id_maps.clone(),
             recorded: layer.record.is_some(),
             paths: self.layout.layer(id),
             size: self.size_of(id, &stack.upper)?,

@@ -134,11 +134,28 @@ impl Overlay2 {
         )
         .map_err(failed)?;
         let diff = files::ensure_dir(tree, &dir, names::DIFF, 0o755).map_err(failed)?;
-        if let Some(parent) = parent {
-            copy_root_attributes(self.view(), &parent.stack.upper, &diff)
-                .map_err(|error| Error::tree(&path.join(names::DIFF), error))?;
+        match parent {
+            Some(parent) => copy_root_attributes(self.view(), &parent.stack.upper, &diff)
+                .map_err(|error| Error::tree(&path.join(names::DIFF), error))?,
+            None => self
+                .owners
+                .give_to_root(tree, Node::Dir(&diff))
+                .map_err(failed)?,
         }
         Ok((dir, diff))
+    }
+
+    /// The directory `name` in a layer's directory, made with mode 0700 where it is missing, that
+    /// the container's root owns.
+    pub(super) fn ensure_dir_of_root(
+        &self,
+        layer: &DirHandle,
+        name: &str,
+    ) -> io::Result<DirHandle> {
+        let tree = self.kernel.tree();
+        let dir = files::ensure_dir(tree, layer, name, 0o700)?;
+        self.owners.give_to_root(tree, Node::Dir(&dir))?;
+        Ok(dir)
     }
 
     fn random_link(&self) -> Result<LinkId, Error> {
@@ -273,7 +290,9 @@ impl Staged<'_> {
         let write = self.failed("write");
         self.record.depth = self.chain.depth();
         if !self.chain.is_empty() {
-            files::ensure_dir(tree, &self.dir, names::WORK, 0o700).map_err(&write)?;
+            self.store
+                .ensure_dir_of_root(&self.dir, names::WORK)
+                .map_err(&write)?;
             let lower = self.chain.to_string();
             files::create(
                 tree,
@@ -318,7 +337,9 @@ impl Staged<'_> {
             durable,
         )
         .map_err(&write)?;
-        tree.set_mode(Node::Dir(&self.dir), 0o710).map_err(&write)?;
+        let own = Node::Dir(&self.dir);
+        self.store.owners.let_root_in(tree, own).map_err(&write)?;
+        tree.set_mode(own, 0o710).map_err(&write)?;
         if durable {
             tree.sync(Node::Dir(&self.dir))
                 .map_err(self.failed("sync"))?;

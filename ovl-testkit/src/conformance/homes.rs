@@ -1,10 +1,10 @@
 //! Homes: how they are made, and which are refused.
 
 use ovl_driver::blocking::Overlay2;
-use ovl_driver::{Durability, Error, ErrorKind, InitOptions, OpenOptions};
+use ovl_driver::{Durability, Error, ErrorKind, InitOptions, MountRequest, OpenOptions};
 use ovl_layout::{IdMap, IdMaps, names};
 
-use super::support::{chain, create};
+use super::support::{chain, create, id};
 use super::{Subject, list};
 
 list! {
@@ -15,6 +15,7 @@ list! {
     row_151_a_home_of_a_newer_format_is_refused_with_the_reason,
     row_152_a_home_that_others_may_write_to_is_refused,
     row_153_a_home_that_is_a_symbolic_link_is_refused,
+    row_153_a_home_that_was_replaced_is_never_mounted_from,
     row_168_a_relative_home_is_refused,
 }
 
@@ -113,6 +114,20 @@ fn row_153_a_home_that_is_a_symbolic_link_is_refused(subject: &Subject) {
         "symbolic link",
     );
     drop(store);
+}
+
+fn row_153_a_home_that_was_replaced_is_never_mounted_from(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    let home = store.home().to_owned();
+    subject.rename(&home, &subject.dir().join("moved"));
+    let other = subject.store();
+    create(&other, "base", None);
+    let error = store.mount(&id("base"), &MountRequest::new());
+    let error = error.expect_err("it is another home");
+    assert!(matches!(error, Error::HomeReplaced { .. }), "{error}");
+    assert!(chain(&error).contains("open the store again"));
+    subject.assert_clean(&other);
 }
 
 fn row_168_a_relative_home_is_refused(subject: &Subject) {

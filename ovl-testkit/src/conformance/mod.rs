@@ -7,6 +7,7 @@
 mod archives;
 mod damage;
 mod homes;
+mod id_maps;
 mod layers;
 mod mounts;
 mod support;
@@ -69,6 +70,7 @@ impl std::fmt::Debug for Case {
 pub fn cases() -> Vec<Case> {
     [
         homes::CASES,
+        id_maps::CASES,
         layers::CASES,
         mounts::CASES,
         archives::CASES,

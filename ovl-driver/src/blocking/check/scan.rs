@@ -10,6 +10,7 @@ use ovl_layout::{LayerId, LayerRecord, LinkId, LowerChain, names, parse_link_tar
 use rustix::io::Errno;
 
 use crate::blocking::Overlay2;
+use crate::blocking::layer::{contents_problem, with_source};
 use crate::error::Error;
 use crate::files;
 use crate::system::LockKind;
@@ -166,7 +167,7 @@ impl Overlay2 {
                 Err(_) => Part::Bad("not a symbolic link".to_owned()),
                 Ok(target) => match parse_link_target(target.as_encoded_bytes()) {
                     Ok(id) => Part::Good(id),
-                    Err(error) => Part::Bad(words(&error)),
+                    Err(error) => Part::Bad(with_source(&error)),
                 },
             };
             scan.links.insert(entry.name, target);
@@ -243,17 +244,20 @@ impl Overlay2 {
         let names: BTreeSet<OsString> = entries.into_iter().map(|entry| entry.name).collect();
         let contents = match tree.open_dir(&dir, OsStr::new(names::DIFF)) {
             Ok(_) => None,
-            Err(error) => Some(error.to_string()),
+            Err(error) => match contents_problem(&error) {
+                Some(problem) => Some(problem.to_owned()),
+                None => return Err(Error::io("open", path.join(names::DIFF), error)),
+            },
         };
         let mut seen = Seen {
             link: part(tree, &dir, names::LINK, |bytes| {
-                LinkId::parse_file(bytes).map_err(|error| words(&error))
+                LinkId::parse_file(bytes).map_err(|error| with_source(&error))
             })?,
             lower: part(tree, &dir, names::LOWER, |bytes| {
-                LowerChain::parse_file(bytes).map_err(|error| words(&error))
+                LowerChain::parse_file(bytes).map_err(|error| with_source(&error))
             })?,
             record: part(tree, &dir, names::RECORD, |bytes| {
-                LayerRecord::parse_file(bytes).map_err(|error| words(&error))
+                LayerRecord::parse_file(bytes).map_err(|error| with_source(&error))
             })?,
             newline: false,
             committed: names.contains(OsStr::new(names::COMMITTED)),
@@ -320,11 +324,4 @@ fn is_of_the_file(error: &io::Error) -> bool {
             Errno::from_io_error(error),
             Some(Errno::LOOP | Errno::IO | Errno::ISDIR | Errno::NXIO)
         )
-}
-
-fn words(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        None => error.to_string(),
-        Some(source) => format!("{error}: {source}"),
-    }
 }

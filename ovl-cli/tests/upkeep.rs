@@ -1,0 +1,153 @@
+//! init, check, gc and unmount-all.
+
+use serde_json::Value;
+
+use super::support::{Store, archive, store};
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+fn two_layers(store: &Store) {
+    let good = store.write("good.tar", &archive(&[("good", b"good")]));
+    store.ok(&["import", "base", &good]);
+    store.ok(&["create", "open", "--parent", "base"]);
+}
+
+#[test]
+fn a_home_is_made_with_settings_once() {
+    let Some(store) = store("a_home_is_made_with_settings_once") else {
+        return;
+    };
+    store.ok(&["init", "--max-depth", "300", "--durability", "full"]);
+    let status = json(&store.ok(&["--json", "status"]));
+    assert_eq!(status["max_depth"], 300);
+    assert_eq!(status["durability"], "full");
+    store.ok(&["init", "--max-depth", "300", "--durability", "full"]);
+    let message = store.fails(4, &["init"]);
+    assert!(message.contains("other settings"), "{message}");
+    for bad in [
+        &["init", "--max-depth", "500"][..],
+        &["init", "--durability", "some"],
+        &["init", "--uid-map", "0:1"],
+        &["init", "--uid-map", "1:0:1"],
+        &["init", "--size", "0"],
+        &["init", "--project-base", "0"],
+    ] {
+        store.fails(7, bad);
+    }
+    store.fails(2, &["init", "--max-depth", "many"]);
+}
+
+#[test]
+fn check_finds_and_mends_what_has_one_right_answer() {
+    let Some(store) = store("check_finds_and_mends_what_has_one_right_answer") else {
+        return;
+    };
+    two_layers(&store);
+    assert_eq!(store.ok(&["check"]), "");
+    let lower = store.path("home/open/lower");
+    let right = std::fs::read(&lower).unwrap();
+    std::fs::write(&lower, "").unwrap();
+    let output = store.run(&["check"]);
+    assert_eq!(output.status.code(), Some(9));
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        printed.contains("open/lower: the file is empty; check --repair mends it"),
+        "{printed}"
+    );
+    let report = store.run(&["--json", "check"]);
+    let report = json(&String::from_utf8_lossy(&report.stdout));
+    assert_eq!(report["sound"], false);
+    assert_eq!(report["findings"][0]["layer"], "open");
+    assert_eq!(report["findings"][0]["kind"], "lower");
+
+    let printed = store.ok(&["check", "--repair"]);
+    assert!(printed.starts_with("mended: "), "{printed}");
+    assert_eq!(std::fs::read(&lower).unwrap(), right);
+    assert_eq!(store.ok(&["check", "--repair"]), "");
+    // What nobody can know is not invented.
+    std::fs::remove_dir(store.path("home/open/diff")).unwrap();
+    let output = store.run(&["check", "--repair"]);
+    assert_eq!(output.status.code(), Some(9));
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(errors.contains("no single right answer"), "{errors}");
+}
+
+#[test]
+fn gc_tells_and_takes_what_nobody_needs() {
+    let Some(store) = store("gc_tells_and_takes_what_nobody_needs") else {
+        return;
+    };
+    two_layers(&store);
+    assert_eq!(store.ok(&["gc"]), "bytes 0\n");
+    store.ok(&["rm", "--defer", "open"]);
+    std::os::unix::fs::symlink(
+        "../gone/diff",
+        store.path("home/l/DANGLINGDANGLINGDANGLINGDA"),
+    )
+    .unwrap();
+    let would = json(&store.ok(&["--json", "gc", "--dry-run"]));
+    assert_eq!(would["items"][0]["kind"], "trash");
+    assert_eq!(would["kept"][0]["kind"], "dangling-link");
+    let printed = store.ok(&["gc"]);
+    assert!(
+        printed.contains("gone: ") && printed.contains("kept: "),
+        "{printed}"
+    );
+    let would = json(&store.ok(&["--json", "gc", "--dry-run", "--docker-stopped"]));
+    assert_eq!(would["items"].as_array().unwrap().len(), 1);
+    store.ok(&["gc", "--docker-stopped"]);
+    let report = json(&store.ok(&["--json", "check"]));
+    assert_eq!(report["findings"].as_array().unwrap().len(), 0);
+    assert_eq!(report["layers"], 1);
+}
+
+#[test]
+fn reading_commands_make_nothing() {
+    let Some(store) = store("reading_commands_make_nothing") else {
+        return;
+    };
+    for command in [
+        &["check"][..],
+        &["gc"],
+        &["gc", "--dry-run"],
+        &["check", "--repair"],
+    ] {
+        store.fails(3, command);
+    }
+    assert!(!store.path("home").exists());
+    two_layers(&store);
+    // A home as Docker leaves it.
+    std::fs::remove_dir_all(store.path("home/.ovl")).unwrap();
+    for command in [
+        &["check"][..],
+        &["gc", "--dry-run"],
+        &["ls"],
+        &["inspect", "open"],
+    ] {
+        store.ok(command);
+    }
+    assert!(!store.path("home/.ovl").exists());
+}
+
+#[test]
+fn unmount_all_takes_every_mount_and_tells_which() {
+    let Some(store) = store("unmount_all_takes_every_mount_and_tells_which") else {
+        return;
+    };
+    let good = store.write("good.tar", &archive(&[("good", b"good")]));
+    let script = format!(
+        "ovl import base {good} >/dev/null
+         ovl create one --parent base; ovl create two --parent base
+         ovl mount one >/dev/null; ovl mount two >/dev/null; ovl mount two >/dev/null
+         ovl unmount-all | sort; ovl unmount-all; ovl unmount one 2>/dev/null && exit 50
+         ovl check"
+    );
+    let Some(output) = store.script(&script) else {
+        return;
+    };
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{:?}: {errors}", output.status);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "one\ntwo\n");
+}
