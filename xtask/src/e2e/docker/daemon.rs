@@ -28,7 +28,7 @@ pub(super) struct Docker {
     daemon: Option<Child>,
 }
 
-/// The three layers of a container, uppermost first.
+/// What a container has above the layers of its image.
 pub(super) struct ContainerLayers {
     /// What the container writes to.
     pub(super) own: String,
