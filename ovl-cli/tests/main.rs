@@ -10,5 +10,6 @@
 mod commands;
 mod demo;
 mod id_maps;
+mod quotas;
 mod support;
 mod upkeep;

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 use ovl_diff::{ApplyError, DiffError, EscapedPath, TreeError};
 use ovl_layout::{DepthExceeded, LayerId};
 use ovl_mount::{MountError, PlanError};
+use ovl_quota::{ProjectId, QuotaError, Usage};
+
+use crate::system::FsType;
 
 /// Why an operation of the store failed. Whatever the variant, the store is as it was before,
 /// unless the variant says otherwise.
@@ -222,6 +225,37 @@ pub enum Error {
         /// The reason.
         source: DiffError,
     },
+    /// Limits for a layer that no container writes to.
+    #[error("only writable layers take limits, and {id} is none; ask for a writable one")]
+    #[non_exhaustive]
+    NotWritable {
+        /// The layer.
+        id: LayerId,
+    },
+    /// Limits cannot be set.
+    #[error("cannot limit {id}")]
+    #[non_exhaustive]
+    Quota {
+        /// The layer.
+        id: LayerId,
+        /// Why not.
+        source: QuotaError,
+    },
+    /// The layer's project is at its limit. What did not fit is gone again.
+    #[error(
+        "{id} is over the quota of its project {project}: {usage}; remove files, or raise the limit"
+    )]
+    #[non_exhaustive]
+    OverQuota {
+        /// The layer.
+        id: LayerId,
+        /// Its project.
+        project: ProjectId,
+        /// What the project used when it was full, and its limits.
+        usage: Usage,
+        /// What failed.
+        source: Box<Self>,
+    },
     /// Something on disk is not as it must be. Nothing was mounted or changed.
     #[error("the store is damaged: {}: {problem}", EscapedPath(file))]
     #[non_exhaustive]
@@ -241,6 +275,22 @@ pub enum Error {
         what: &'static str,
         /// Why not.
         reason: String,
+    },
+    /// The file system's directory entries do not tell their types, without which overlayfs shows
+    /// wrong things.
+    #[error(
+        "the file system ({}) of {} is formatted without d_type support, which no home can do without; {advice}",
+        fs_type.name(),
+        EscapedPath(path)
+    )]
+    #[non_exhaustive]
+    NoDType {
+        /// The home, or the directory that it would be made in.
+        path: PathBuf,
+        /// The file system.
+        fs_type: FsType,
+        /// How to make one that can do it.
+        advice: &'static str,
     },
     /// The system refused a step.
     #[error("cannot {operation} {}", EscapedPath(path))]
@@ -294,9 +344,20 @@ impl Error {
             | Self::HasChildren { .. }
             | Self::InFlight { .. }
             | Self::Sealed { .. } => ErrorKind::Busy,
-            Self::NotAHome { .. } | Self::Settings { .. } | Self::Depth { .. } => {
-                ErrorKind::InvalidInput
-            }
+            Self::NotAHome { .. }
+            | Self::Settings { .. }
+            | Self::Depth { .. }
+            | Self::NotWritable { .. }
+            | Self::Quota {
+                source: QuotaError::Limits(_),
+                ..
+            } => ErrorKind::InvalidInput,
+            Self::OverQuota { .. }
+            | Self::Quota {
+                source: QuotaError::IdsExhausted(_),
+                ..
+            } => ErrorKind::NoSpace,
+            Self::Quota { .. } => ErrorKind::Unsupported,
             Self::Plan {
                 source: PlanError::NoStrategy,
                 ..
@@ -332,7 +393,7 @@ impl Error {
             } => ErrorKind::Unsupported,
             Self::Damaged { .. } => ErrorKind::Damaged,
             Self::HomeReplaced { .. } => ErrorKind::Other,
-            Self::Unsupported { .. } => ErrorKind::Unsupported,
+            Self::Unsupported { .. } | Self::NoDType { .. } => ErrorKind::Unsupported,
             Self::Mount { .. } | Self::Apply { .. } | Self::Diff { .. } | Self::Io { .. } => {
                 io_kind(self)
             }
@@ -354,6 +415,9 @@ impl Error {
             | Self::HasChildren { id, .. }
             | Self::InFlight { id }
             | Self::Sealed { id }
+            | Self::NotWritable { id }
+            | Self::Quota { id, .. }
+            | Self::OverQuota { id, .. }
             | Self::Depth { id, .. }
             | Self::Plan { id, .. }
             | Self::Mount { id, .. }
@@ -366,6 +430,7 @@ impl Error {
             | Self::Settings { .. }
             | Self::NotAHome { .. }
             | Self::Unsupported { .. }
+            | Self::NoDType { .. }
             | Self::Io { .. } => None,
         }
     }
@@ -386,6 +451,34 @@ impl Error {
         }
     }
 
+    /// An error of a layer's quota.
+    pub(crate) fn quota(id: &LayerId, error: QuotaError) -> Self {
+        match error {
+            QuotaError::Io {
+                operation,
+                path,
+                source,
+                ..
+            } => Self::io(operation, path, source),
+            source => Self::Quota {
+                id: id.clone(),
+                source,
+            },
+        }
+    }
+
+    /// The error of the system at the end of the chain.
+    pub(crate) fn io_source(&self) -> Option<&io::Error> {
+        let mut next: Option<&(dyn StdError + 'static)> = Some(self);
+        while let Some(error) = next {
+            if let Some(source) = error.downcast_ref::<io::Error>() {
+                return Some(source);
+            }
+            next = error.source();
+        }
+        None
+    }
+
     /// An error of a step on the store's own tree, whose paths are relative to `base`.
     pub(crate) fn tree(base: &Path, error: TreeError) -> Self {
         Self::Io {
@@ -398,20 +491,13 @@ impl Error {
 
 /// What the error number at the end of the chain says.
 fn io_kind(error: &Error) -> ErrorKind {
-    let mut next: Option<&(dyn StdError + 'static)> = Some(error);
-    while let Some(error) = next {
-        if let Some(source) = error.downcast_ref::<io::Error>() {
-            return match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
-                io::ErrorKind::Unsupported | io::ErrorKind::ReadOnlyFilesystem => {
-                    ErrorKind::Unsupported
-                }
-                _ => ErrorKind::Other,
-            };
+    match error.io_source().map(io::Error::kind) {
+        Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => ErrorKind::NoSpace,
+        Some(io::ErrorKind::Unsupported | io::ErrorKind::ReadOnlyFilesystem) => {
+            ErrorKind::Unsupported
         }
-        next = error.source();
+        _ => ErrorKind::Other,
     }
-    ErrorKind::Other
 }
 
 fn list(ids: &[LayerId]) -> String {

@@ -9,8 +9,10 @@ use ovl_diff::{
 use ovl_layout::{LayerId, LowerChain, SealReason};
 
 use super::Overlay2;
+use super::create::refuse_limits;
 use super::layer::{Layer, Stack};
-use super::staging::{Parent, Staged};
+use super::quota::Project;
+use super::staging::{Parent, Plan, Staged};
 use crate::error::Error;
 use crate::system::LockKind;
 use crate::types::{Applied, Base, CreateLayer, ImportOptions};
@@ -31,9 +33,16 @@ impl Overlay2 {
         options: ImportOptions,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Applied, Error> {
+        refuse_limits(layer)?;
         self.refuse_existing(&layer.id)?;
         let (parent, chain, lock) = self.begin(layer)?;
-        let mut staged = self.stage(parent.as_ref(), chain)?;
+        let mut staged = self.stage(Plan {
+            id: &layer.id,
+            parent: parent.as_ref(),
+            chain,
+            replaces: None,
+            project: Project::None,
+        })?;
         // From here on the staging directory says that the parent is in use.
         drop(lock);
         let lowers = parent.as_ref().map(Parent::layers).unwrap_or_default();
@@ -53,9 +62,13 @@ impl Overlay2 {
     /// Applies an archive to an open layer that is not mounted, on top of what is in it. The layer
     /// is replaced in one step, and stays as it was on any error.
     ///
+    /// The new contents belong to the layer's project while the old ones still do: a limit must
+    /// leave room for both.
+    ///
     /// # Errors
     ///
     /// [`Error::LayerNotFound`], [`Error::Sealed`], [`Error::Mounted`], [`Error::Apply`],
+    /// [`Error::OverQuota`],
     /// [`Error::Damaged`], [`Error::Io`].
     #[doc(alias = "ApplyDiff")]
     pub fn apply(
@@ -74,19 +87,27 @@ impl Overlay2 {
             Some(parent) => Some(self.parent(parent)?),
             None => None,
         };
-        let mut staged = self.stage(parent.as_ref(), layer.chain.clone())?;
+        let mut staged = self.stage(Plan {
+            id,
+            parent: parent.as_ref(),
+            chain: layer.chain.clone(),
+            replaces: Some(layer.link),
+            project: Project::Kept,
+        })?;
         // From here on nobody mounts, removes or replaces the layer.
-        staged.replace(id, layer.link)?;
         drop(lock);
 
-        let summary = self.build_on(id, &mut staged, &stack, archive, options, progress)?;
+        let summary = self
+            .build_on(id, &mut staged, &stack, archive, options, progress)
+            .map_err(|error| staged.explain(error))?;
         let was_opaque = layer.root_opaque();
         staged.record.root_opaque = was_opaque || (summary.root_opaque && parent_id.is_some());
         if staged.record.root_opaque {
             staged.chain = LowerChain::default();
         }
         let size = self.size_of(id, &staged.diff)?;
-        staged.complete(false)?;
+        let completed = staged.complete(false);
+        completed.map_err(|error| staged.explain(error))?;
 
         // A child may have sealed it, and other programs know nothing of our staging.
         let lock = self.lock_layer(id, LockKind::Exclusive)?;
@@ -257,14 +278,18 @@ impl Overlay2 {
         )
     }
 
-    fn parent(&self, id: &LayerId) -> Result<Parent, Error> {
+    pub(super) fn parent(&self, id: &LayerId) -> Result<Parent, Error> {
         let layer = self.layer(id)?;
         let stack = self.stack(&layer)?;
         Ok(Parent { layer, stack })
     }
 
     /// The layer, if its contents may change now.
-    fn changeable(&self, id: &LayerId, own: Option<&Staged<'_>>) -> Result<Layer, Error> {
+    pub(super) fn changeable(
+        &self,
+        id: &LayerId,
+        own: Option<&Staged<'_>>,
+    ) -> Result<Layer, Error> {
         // In this order: a child seals its parent before it leaves staging.
         let in_flight = self.is_in_flight(id, own)?;
         let layer = self.layer(id)?;

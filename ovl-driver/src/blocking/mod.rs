@@ -9,14 +9,17 @@ mod layer;
 mod mounting;
 mod owners;
 mod query;
+mod quota;
 mod remove;
 mod staging;
+mod status;
 
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use ovl_diff::{DirHandle, View};
 use ovl_layout::{Durability, HomeSettings, Layout};
+use ovl_quota::{Bytes, QuotaControl};
 
 use crate::kernel::Kernel;
 
@@ -49,6 +52,10 @@ pub struct Overlay2 {
     settings: HomeSettings,
     owners: owners::Owners,
     durability: Durability,
+    /// What a writable layer may take, where its maker does not say.
+    size: Option<Bytes>,
+    /// The quotas of the home, or why they cannot be used.
+    quotas: OnceLock<Result<QuotaControl, String>>,
     /// Our own directory, opened or made when it is first needed.
     own: Mutex<Option<home::OwnDirs>>,
 }

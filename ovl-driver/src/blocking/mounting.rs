@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use ovl_diff::{DirHandle, FileKind, Node, remove_tree};
 use ovl_layout::{LayerId, names};
-use ovl_mount::{Access, MountError, MountFeatures, MountPlan, OverlaySpec, UnmountMode};
+use ovl_mount::{Access, MountError, MountPlan, OverlaySpec, UnmountMode};
 
 use super::Overlay2;
 use super::home::OwnDirs;
@@ -233,14 +233,6 @@ impl Overlay2 {
                 id: layer.id.clone(),
                 source,
             })
-    }
-
-    /// What the kernel offers for mounting this home's layers.
-    pub(super) fn features(&self) -> Result<MountFeatures, Error> {
-        let features = self.kernel.mount().features();
-        let features =
-            features.map_err(|error| Error::io("probe mounts for", self.home(), error))?;
-        Ok(features.user_namespace(self.settings.xattrs == ovl_layout::XattrNamespace::User))
     }
 
     /// How a layer is mounted, as far as anybody holds it.

@@ -140,7 +140,7 @@ impl Overlay2 {
             && entries.iter().any(|entry| foreign(&entry.name)))
     }
 
-    /// Frees the space of removed layers. Several callers share the work.
+    /// Frees the space of removed layers, and their projects. Several callers share the work.
     ///
     /// # Errors
     ///
@@ -157,6 +157,9 @@ impl Overlay2 {
             let link = name.as_encoded_bytes().get(..LINK_ID_LEN);
             if let Some(link) = link.and_then(|bytes| LinkId::parse_file(bytes).ok()) {
                 self.unlink_staged(&own, OsStr::new(link.as_str()))?;
+            }
+            if let Err(error) = self.release_project(&own, &path.join(&name)) {
+                failed.get_or_insert(error);
             }
             match remove_tree(tree, &own.trash, &name) {
                 Ok(()) => reclaimed.layers += 1,

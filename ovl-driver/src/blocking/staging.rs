@@ -6,6 +6,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::path::{Path, PathBuf};
 
 use ovl_diff::{
     DirHandle, Node, RenameMode, TreeError, copy_root_attributes, remove_tree, sync_layer,
@@ -15,8 +16,10 @@ use ovl_layout::{
 };
 
 use super::Overlay2;
+use super::children::readable_record;
 use super::home::OwnDirs;
 use super::layer::{Layer, Stack};
+use super::quota::Project;
 use crate::error::Error;
 use crate::files;
 use crate::system::{Lock, LockKind};
@@ -34,9 +37,24 @@ pub(super) struct Staged<'a> {
     name: OsString,
     dir: DirHandle,
     pub(super) diff: DirHandle,
+    id: LayerId,
     published: bool,
     linked: bool,
+    /// Whether it has a project that goes with it.
+    releases: bool,
     lock: Option<Lock>,
+}
+
+/// What a staged layer will be.
+pub(super) struct Plan<'a> {
+    pub(super) id: &'a LayerId,
+    /// What it stands on; locked by the caller.
+    pub(super) parent: Option<&'a Parent>,
+    pub(super) chain: LowerChain,
+    /// The link of the present layer of this id, with which it will be swapped; locked by the
+    /// caller, in use from the moment that the new one is staged.
+    pub(super) replaces: Option<LinkId>,
+    pub(super) project: Project,
 }
 
 /// What a new layer stands on.
@@ -46,12 +64,8 @@ pub(super) struct Parent {
 }
 
 impl Overlay2 {
-    /// Begins a layer on `parent`, which the caller has locked.
-    pub(super) fn stage(
-        &self,
-        parent: Option<&Parent>,
-        chain: LowerChain,
-    ) -> Result<Staged<'_>, Error> {
+    /// Begins a layer.
+    pub(super) fn stage(&self, plan: Plan<'_>) -> Result<Staged<'_>, Error> {
         let own = self.own_dirs()?;
         let tree = self.kernel.tree();
         let path = self.layout.store_dir().join(names::STAGING);
@@ -87,28 +101,36 @@ impl Overlay2 {
             }
         };
         let name = OsString::from(link.as_str());
-        let parent_id = parent.map(|parent| parent.layer.id.clone());
-        let record = LayerRecord::new(link, parent_id, &chain);
-        let made = self.fill(&own, &name, &record, parent);
+        let parent_id = plan.parent.map(|parent| parent.layer.id.clone());
+        let link = plan.replaces.unwrap_or(link);
+        let record = LayerRecord::new(link, parent_id, &plan.chain);
+        let made = self.fill(&own, &name, &record, &plan);
+        let releases = matches!(plan.project, Project::Own(_));
         let (dir, diff) = match made {
             Ok(dirs) => dirs,
             Err(error) => {
+                let path = path.join(&name);
+                let error = self.explain(plan.id, &path, error);
                 // The first error is the one to report; what is left is cleaned up at the next open.
+                if releases {
+                    let _ = self.release_project(&own, &path);
+                }
                 let _ = remove_tree(tree, &own.staging, &name);
                 return Err(error);
             }
         };
-        let (published, linked) = (false, false);
         Ok(Staged {
             store: self,
             own,
             record,
-            chain,
+            chain: plan.chain,
             name,
             dir,
             diff,
-            published,
-            linked,
+            id: plan.id.clone(),
+            published: false,
+            linked: false,
+            releases,
             lock: Some(lock),
         })
     }
@@ -118,7 +140,7 @@ impl Overlay2 {
         own: &OwnDirs,
         name: &OsStr,
         record: &LayerRecord,
-        parent: Option<&Parent>,
+        plan: &Plan<'_>,
     ) -> Result<(DirHandle, DirHandle), Error> {
         let tree = self.kernel.tree();
         let path = self.layout.store_dir().join(names::STAGING).join(name);
@@ -133,8 +155,13 @@ impl Overlay2 {
             false,
         )
         .map_err(failed)?;
+        if plan.replaces.is_some() {
+            let id = plan.id.as_str().as_bytes();
+            files::create(tree, &dir, REPLACES, 0o600, id, false).map_err(failed)?;
+        }
+        self.tag(own, plan.id, &path, plan.project)?;
         let diff = files::ensure_dir(tree, &dir, names::DIFF, 0o755).map_err(failed)?;
-        match parent {
+        match plan.parent {
             Some(parent) => copy_root_attributes(self.view(), &parent.stack.upper, &diff)
                 .map_err(|error| Error::tree(&path.join(names::DIFF), error))?,
             None => self
@@ -233,12 +260,35 @@ impl Overlay2 {
                 continue;
             }
             self.unlink_staged(own, &name)?;
+            if self.has_own_project(own, &name) {
+                self.release_project(own, &path.join(&name))?;
+            }
             match remove_tree(tree, &own.staging, &name) {
                 Err(TreeError { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
                 result => result.map_err(|error| Error::tree(&path, error))?,
             }
         }
         Ok(())
+    }
+
+    /// Whether the project of a leftover goes with it. Not so where the layer that it should have
+    /// replaced, or has been replaced by, is in the same.
+    fn has_own_project(&self, own: &OwnDirs, name: &OsStr) -> bool {
+        let tree = self.kernel.tree();
+        let Ok(dir) = tree.open_dir(&own.staging, name) else {
+            return false;
+        };
+        let of = |dir: &Path| self.kernel.quota().project_of(dir).ok().flatten();
+        let replaced = files::read(tree, &dir, REPLACES).ok().flatten();
+        let replaced = replaced.and_then(|id| String::from_utf8(id).ok()?.parse().ok());
+        match replaced {
+            Some(id) => {
+                let staged = self.layout.store_dir().join(names::STAGING).join(name);
+                of(&staged) != of(self.layout.layer(&id).dir())
+            }
+            None => readable_record(self, &dir)
+                .is_some_and(|record| OsStr::new(record.link.as_str()) == name),
+        }
     }
 
     /// Removes the link of a layer that was never published; a link that leads to a layer stays.
@@ -273,13 +323,18 @@ impl Overlay2 {
 }
 
 impl Staged<'_> {
+    /// Says which project is at its limit, where that is why a step failed.
+    pub(super) fn explain(&self, error: Error) -> Error {
+        self.store.explain(&self.id, &self.path(), error)
+    }
+
+    fn path(&self) -> PathBuf {
+        let staging = self.store.layout.store_dir().join(names::STAGING);
+        staging.join(&self.name)
+    }
+
     fn failed(&self, operation: &'static str) -> impl Fn(io::Error) -> Error + use<> {
-        let path = self
-            .store
-            .layout
-            .store_dir()
-            .join(names::STAGING)
-            .join(&self.name);
+        let path = self.path();
         move |error| Error::io(operation, &path, error)
     }
 
@@ -359,14 +414,6 @@ impl Staged<'_> {
             .map_err(|error| self.failed(error.operation)(error.source))
     }
 
-    /// Says that the layer `id`, which the caller has locked, will be replaced by this one: until
-    /// then it is in use.
-    pub(super) fn replace(&mut self, id: &LayerId, link: LinkId) -> Result<(), Error> {
-        self.record.link = link;
-        let (tree, id) = (self.store.kernel.tree(), id.as_str().as_bytes());
-        files::create(tree, &self.dir, REPLACES, 0o600, id, false).map_err(self.failed("write"))
-    }
-
     /// Makes the complete layer visible as `id`, or says that the id is taken.
     pub(super) fn publish(mut self, id: &LayerId) -> Result<(), Error> {
         let store = self.store;
@@ -400,6 +447,9 @@ impl Staged<'_> {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(Error::AlreadyExists { id: id.clone() });
             }
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                return Err(store.not_movable(id, error));
+            }
             result => {
                 let path = store.layout.layer(id).dir().to_owned();
                 result.map_err(|error| Error::io("publish", path, error))?;
@@ -426,6 +476,7 @@ impl Staged<'_> {
         .map_err(|error| Error::io("replace", &path, error))?;
         // It locks what is the layer now; what is left here is the old one.
         self.lock = None;
+        self.releases = false;
         if store.durable() {
             tree.sync(Node::Dir(&store.home))
                 .map_err(|error| Error::io("sync", &path, error))?;
@@ -442,6 +493,9 @@ impl Drop for Staged<'_> {
         }
         if self.linked {
             let _ = self.store.unlink_staged(&self.own, &self.name);
+        }
+        if self.releases {
+            let _ = self.store.release_project(&self.own, &self.path());
         }
         let _ = remove_tree(self.store.kernel.tree(), &self.own.staging, &self.name);
     }

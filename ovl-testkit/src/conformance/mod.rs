@@ -10,6 +10,7 @@ mod homes;
 mod id_maps;
 mod layers;
 mod mounts;
+mod quotas;
 mod support;
 
 use std::path::{Path, PathBuf};
@@ -75,6 +76,7 @@ pub fn cases() -> Vec<Case> {
         mounts::CASES,
         archives::CASES,
         damage::CASES,
+        quotas::CASES,
     ]
     .concat()
 }
