@@ -58,6 +58,13 @@ impl Options {
         }
     }
 
+    pub(crate) fn with_docker() -> Self {
+        Self {
+            docker: true,
+            ..Self::for_ci(false)
+        }
+    }
+
     pub(crate) fn for_fixtures() -> Self {
         Self {
             fs: vec![FsKind::Ext4],
