@@ -207,10 +207,10 @@ pub(crate) struct How {
     /// The SELinux context of everything in the mount
     #[arg(long)]
     pub(crate) label: Option<String>,
-    /// A mount option: nodev, nosuid, noexec, redirect_dir=, metacopy=, xino=
+    /// A mount option: nodev, nosuid, noexec, volatile, redirect_dir=, metacopy=, xino=
     #[arg(long = "option", short = 'O', value_name = "O")]
     pub(crate) options: Vec<String>,
-    /// Insist on lowerdir-plus, mount-absolute or mount-relative
+    /// Insist on layers-by-fd, lowerdir-plus, mount-absolute or mount-relative
     #[arg(long)]
     pub(crate) strategy: Option<String>,
 }

@@ -355,8 +355,17 @@ impl Report {
                     value["data"] =
                         json!({ "text": bytes, "len": data.as_bytes().len(), "limit": limit });
                 }
-                (_, Some(OverlayCall::Settings { settings, .. })) => {
+                (
+                    _,
+                    Some(
+                        OverlayCall::Settings { settings, .. }
+                        | OverlayCall::Layers { settings, .. },
+                    ),
+                ) => {
                     let one = |setting: &Setting| match setting {
+                        Setting::Directory(key, path) => json!({
+                            "key": key, "directory": text(path),
+                        }),
                         Setting::Text(key, value) => json!({
                             "key": key, "value": text(Path::new(value)), "len": value.len(), "limit": MAX_SETTING_LEN,
                         }),
@@ -385,9 +394,18 @@ impl Report {
                         EscapedPath(Path::new(&*String::from_utf8_lossy(bytes)))
                     );
                 }
-                (_, Some(OverlayCall::Settings { settings, .. })) => {
+                (
+                    _,
+                    Some(
+                        OverlayCall::Settings { settings, .. }
+                        | OverlayCall::Layers { settings, .. },
+                    ),
+                ) => {
                     for setting in settings {
                         lines += &match setting {
+                            Setting::Directory(key, path) => {
+                                format!("{key:9} {} (opened)\n", text(path))
+                            }
                             Setting::Text(key, value) => format!(
                                 "{key:9} {} ({} of {MAX_SETTING_LEN} bytes)\n",
                                 text(Path::new(value)),

@@ -2,7 +2,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::plan::{DataLimit, MountPlan};
+use crate::plan::{Access, DataLimit, MountAction, MountPlan};
 
 /// Carries out mount plans and tells what is mounted.
 ///
@@ -21,15 +21,24 @@ pub trait MountBackend: fmt::Debug + Send + Sync + 'static {
     /// is writable or read-only as planned. On error nothing is left mounted.
     ///
     /// # Errors
-    /// [`MountError::Mount`] with the kernel's messages, [`MountError::NotWritable`].
+    /// [`MountError::Mount`] with the kernel's messages, [`MountError::Layer`],
+    /// [`MountError::NotWritable`], [`MountError::NotReadOnly`].
     fn mount(&self, plan: &MountPlan) -> Result<(), MountError>;
 
     /// Takes away the topmost mount at exactly `target`.
     ///
     /// # Errors
     /// [`MountError::Busy`] with [`UnmountMode::Now`] while files are open or it is a working
-    /// directory, [`MountError::NotMounted`], [`MountError::Unmount`].
+    /// directory, with the [`holders`](Self::holders); [`MountError::NotMounted`],
+    /// [`MountError::Unmount`].
     fn unmount(&self, target: &Path, mode: UnmountMode) -> Result<(), MountError>;
+
+    /// Processes that use the topmost mount at exactly `target`: at most [`MAX_HOLDERS`] of those
+    /// that the caller may look at, by process number. None where nothing is mounted.
+    ///
+    /// # Errors
+    /// When the process table cannot be read.
+    fn holders(&self, target: &Path) -> io::Result<Vec<Holder>>;
 
     /// The topmost mount at exactly `path`, in the caller's mount namespace.
     ///
@@ -50,6 +59,8 @@ pub trait MountBackend: fmt::Debug + Send + Sync + 'static {
 pub struct MountFeatures {
     /// The limit of a `mount(2)` data string: one page.
     pub data_limit: DataLimit,
+    /// `fsconfig(2)` takes layers as open directories (Linux 6.13), and `openat2(2)` opens them.
+    pub layers_by_fd: bool,
     /// `fsconfig(2)` takes one layer a call as `lowerdir+` (Linux 6.8).
     pub lowerdir_plus: bool,
     /// The overlay module knows the `index` option (Linux 4.13).
@@ -64,9 +75,19 @@ impl MountFeatures {
     pub fn new(data_limit: DataLimit) -> Self {
         Self {
             data_limit,
+            layers_by_fd: false,
             lowerdir_plus: false,
             index: false,
             user_namespace: false,
+        }
+    }
+
+    /// Sets whether layers can be open directories.
+    #[must_use]
+    pub fn layers_by_fd(self, layers_by_fd: bool) -> Self {
+        Self {
+            layers_by_fd,
+            ..self
         }
     }
 
@@ -117,10 +138,13 @@ pub struct MountInfo {
     pub fs_type: String,
     /// Whether the mount or its file system is read-only.
     pub read_only: bool,
+    /// Whether what is mounted below it appears in other mounts too.
+    #[doc(alias = "propagation")]
+    pub shared: bool,
 }
 
 impl MountInfo {
-    /// A mount with these values.
+    /// A private mount with these values.
     #[must_use]
     pub fn new(id: u64, target: PathBuf, fs_type: String, read_only: bool) -> Self {
         Self {
@@ -128,7 +152,73 @@ impl MountInfo {
             target,
             fs_type,
             read_only,
+            shared: false,
         }
+    }
+
+    /// Sets whether what is mounted below it appears in other mounts too.
+    #[must_use]
+    pub fn shared(self, shared: bool) -> Self {
+        Self { shared, ..self }
+    }
+}
+
+/// Most processes that [`MountBackend::holders`] names.
+pub const MAX_HOLDERS: usize = 16;
+
+/// A process that keeps a mount busy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Holder {
+    /// The process number.
+    pub pid: u32,
+    /// What the process calls itself, unreadable bytes replaced.
+    pub comm: String,
+    /// The first use that was found.
+    pub held_as: HeldAs,
+}
+
+impl Holder {
+    /// A process with these values.
+    #[must_use]
+    pub fn new(pid: u32, comm: impl Into<String>, held_as: HeldAs) -> Self {
+        Self {
+            pid,
+            comm: comm.into(),
+            held_as,
+        }
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pid, comm, held_as } = self;
+        write!(f, "{} ({held_as} of process {pid})", comm.escape_debug())
+    }
+}
+
+/// How a process uses a mount.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HeldAs {
+    /// It is the working directory.
+    WorkingDirectory,
+    /// It is the root directory.
+    Root,
+    /// A file or directory is open.
+    OpenFile,
+    /// A file is mapped into memory.
+    Mapping,
+}
+
+impl fmt::Display for HeldAs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::WorkingDirectory => "working directory",
+            Self::Root => "root directory",
+            Self::OpenFile => "open file",
+            Self::Mapping => "mapped file",
+        })
     }
 }
 
@@ -149,22 +239,49 @@ pub enum MountError {
         /// The failed call's error.
         source: io::Error,
     },
+    /// A layer's directory cannot be opened, or is not a directory but a symbolic link.
+    #[error("cannot open the layer directory {} for the mount at {}", layer.display(), target.display())]
+    #[non_exhaustive]
+    Layer {
+        /// The directory.
+        layer: PathBuf,
+        /// The mount point.
+        target: PathBuf,
+        /// The failed call's error.
+        source: io::Error,
+    },
     /// A mount planned as writable came up read-only; it was taken away again.
     #[error(
-        "the mount at {} came up read-only: its file system is read-only, or the kernel could not use the layer's work directory",
-        target.display()
+        "the mount at {} came up read-only: its file system is read-only, or the kernel could not use the layer's work directory{}",
+        target.display(),
+        Messages(messages)
     )]
     #[non_exhaustive]
     NotWritable {
         /// The mount point.
         target: PathBuf,
+        /// What the kernel said through the file system context, oldest first.
+        messages: Vec<String>,
+    },
+    /// A mount planned as read-only came up writable; it was taken away again.
+    #[error("the mount at {} came up writable and was to be read-only", target.display())]
+    #[non_exhaustive]
+    NotReadOnly {
+        /// The mount point.
+        target: PathBuf,
     },
     /// Files of the mount are open, or it is somebody's working directory.
-    #[error("{} is in use; close what uses it, or unmount lazily", target.display())]
+    #[error(
+        "{} is in use{}; close what uses it, or unmount lazily",
+        target.display(),
+        Holders(holders)
+    )]
     #[non_exhaustive]
     Busy {
         /// The mount point.
         target: PathBuf,
+        /// Who uses it, as far as the caller may see.
+        holders: Vec<Holder>,
         /// The failed call's error.
         source: io::Error,
     },
@@ -199,11 +316,27 @@ impl MountError {
         }
     }
 
-    /// A mount that is read-only although it was not planned so.
+    /// A directory of a plan that cannot be opened, by its path below the home.
     #[must_use]
-    pub fn not_writable(target: &Path) -> Self {
-        Self::NotWritable {
-            target: target.to_owned(),
+    pub fn layer(plan: &MountPlan, layer: &Path, source: io::Error) -> Self {
+        let home = match plan.action() {
+            MountAction::Overlay(call) => call.working_dir(),
+            MountAction::Bind { .. } => None,
+        };
+        Self::Layer {
+            layer: home.map_or_else(|| layer.to_owned(), |home| home.join(layer)),
+            target: plan.target().to_owned(),
+            source,
+        }
+    }
+
+    /// A mount that is not what it was planned to be: read-only or writable.
+    #[must_use]
+    pub fn wrong_access(plan: &MountPlan, messages: Vec<String>) -> Self {
+        let target = plan.target().to_owned();
+        match plan.access() {
+            Access::Writable => Self::NotWritable { target, messages },
+            Access::ReadOnly => Self::NotReadOnly { target },
         }
     }
 
@@ -215,11 +348,40 @@ impl MountError {
             .raw_os_error()
             .map(rustix::io::Errno::from_raw_os_error)
         {
-            Some(rustix::io::Errno::BUSY) => Self::Busy { target, source },
+            Some(rustix::io::Errno::BUSY) => Self::Busy {
+                target,
+                holders: Vec::new(),
+                source,
+            },
             Some(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {
                 Self::NotMounted { target }
             }
             _ => Self::Unmount { target, source },
+        }
+    }
+
+    /// Names who is in the way, where that is what is wrong.
+    #[must_use]
+    pub fn with_holders(mut self, find: impl FnOnce() -> Vec<Holder>) -> Self {
+        if let Self::Busy { holders, .. } = &mut self {
+            *holders = find();
+        }
+        self
+    }
+}
+
+struct Holders<'a>(&'a [Holder]);
+
+impl fmt::Display for Holders<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 5;
+        for (index, holder) in self.0.iter().take(SHOWN).enumerate() {
+            let word = if index == 0 { " by " } else { ", " };
+            write!(f, "{word}{holder}")?;
+        }
+        match self.0.len().saturating_sub(SHOWN) {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
         }
     }
 }

@@ -1,3 +1,6 @@
+mod context;
+mod holders;
+
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -8,15 +11,15 @@ use std::thread;
 use rustix::fs::{AtFlags, Mode, OFlags, StatVfsMountFlags, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags, UnmountFlags,
+    MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
 };
 
-use crate::backend::{MountBackend, MountError, MountFeatures, MountInfo, UnmountMode};
+use crate::backend::{Holder, MountBackend, MountError, MountFeatures, MountInfo, UnmountMode};
 use crate::mountinfo;
 use crate::options::OverlayOptions;
-use crate::plan::{Access, DataLimit, MountAction, MountPlan, OverlayCall, Setting};
+use crate::plan::{Access, DataLimit, MountAction, MountPlan, OverlayCall};
 use crate::sys;
+use context::Overlay;
 
 /// File system type, and the source that the mount table shows, as Docker has it.
 const OVERLAY: &str = "overlay";
@@ -35,13 +38,13 @@ const OVERLAY: &str = "overlay";
 /// # Privileges
 ///
 /// [`mount`](MountBackend::mount) and [`unmount`](MountBackend::unmount) need `CAP_SYS_ADMIN` in
-/// the user namespace that owns the mount namespace. Without it `features` reports no
-/// `lowerdir_plus`; everything else works without privileges. `/proc` must be mounted.
+/// the user namespace that owns the mount namespace. Without it `features` reports neither
+/// `layers_by_fd` nor `lowerdir_plus`; everything else works without privileges. `/proc` must be mounted.
 ///
 /// # Kernel
 ///
-/// 4.0 for more than one lower layer. Later features are found by trying: `fsopen(2)` with
-/// `lowerdir+` (6.8), and for bind mounts `open_tree(2)` with `mount_setattr(2)` (5.12), by which a
+/// 4.0 for more than one lower layer. Later features are found by trying: `fsopen(2)` with layers
+/// as open directories (6.13) or as `lowerdir+` (6.8), and for bind mounts `open_tree(2)` with `mount_setattr(2)` (5.12), by which a
 /// read-only bind mount is never writable for a moment.
 #[derive(Clone, Debug, Default)]
 pub struct HostMount {
@@ -54,12 +57,14 @@ impl MountBackend for HostMount {
             return Ok(*features);
         }
         // First, because it loads the overlay module.
-        let lowerdir_plus = probe_lowerdir_plus()?;
+        let probed = context::probe()?;
+        let takes = probed.unwrap_or_default();
         let features = MountFeatures::new(DataLimit::for_page_size(rustix::param::page_size()))
-            .lowerdir_plus(lowerdir_plus.unwrap_or(false))
+            .layers_by_fd(takes.fds)
+            .lowerdir_plus(takes.strings)
             .index(fs::exists("/sys/module/overlay/parameters/index")?)
             .user_namespace(in_user_namespace()?);
-        if lowerdir_plus.is_some() {
+        if probed.is_some() {
             return Ok(*self.features.get_or_init(|| features));
         }
         Ok(features)
@@ -68,7 +73,8 @@ impl MountBackend for HostMount {
     fn mount(&self, plan: &MountPlan) -> Result<(), MountError> {
         carry_out(plan).map_err(|failure| match failure {
             Failure::Refused { messages, source } => MountError::mount(plan, messages, source),
-            Failure::NotWritable => MountError::not_writable(plan.target()),
+            Failure::Layer { layer, source } => MountError::layer(plan, &layer, source),
+            Failure::WrongAccess { messages } => MountError::wrong_access(plan, messages),
         })
     }
 
@@ -85,8 +91,18 @@ impl MountBackend for HostMount {
                 let (target, source) = (target.to_owned(), error.into());
                 return MountError::Unmount { target, source };
             }
-            MountError::unmount(target, error.into())
+            // Nobody is named where nobody can be: what is wrong is that somebody is there.
+            let holders = || self.holders(target).unwrap_or_default();
+            MountError::unmount(target, error.into()).with_holders(holders)
         })
+    }
+
+    /// Looks through `/proc`. Mappings are found by the path that the mount has for the caller.
+    fn holders(&self, target: &Path) -> io::Result<Vec<Holder>> {
+        match self.mount_at(target)? {
+            Some(mount) => holders::of(&mount),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// The path may lead through symbolic links; [`MountInfo::target`] is the resolved one.
@@ -117,7 +133,13 @@ enum Failure {
         messages: Vec<String>,
         source: io::Error,
     },
-    NotWritable,
+    Layer {
+        layer: PathBuf,
+        source: io::Error,
+    },
+    WrongAccess {
+        messages: Vec<String>,
+    },
 }
 
 impl From<io::Error> for Failure {
@@ -149,10 +171,16 @@ fn carry_out(plan: &MountPlan) -> Result<(), Failure> {
             working_dir,
         }) => {
             let attributes = mount_attributes(plan.options());
-            let mount = in_directory(working_dir.as_deref(), || {
-                detached_overlay(settings, attributes)
+            let overlay = in_directory(working_dir.as_deref(), || {
+                Overlay::detached(settings, None, attributes)
             })?;
-            place(plan, &mount, &target)
+            place(plan, overlay.mount(), &target).map_err(|error| overlay.explain(error))
+        }
+        MountAction::Overlay(OverlayCall::Layers { home, settings }) => {
+            let home = open_directory(home, OFlags::empty())?;
+            let attributes = mount_attributes(plan.options());
+            let overlay = Overlay::detached(settings, Some(&home), attributes)?;
+            place(plan, overlay.mount(), &target).map_err(|error| overlay.explain(error))
         }
         MountAction::Bind { source } => {
             let source = open_directory(source, OFlags::NOFOLLOW)?;
@@ -167,28 +195,6 @@ fn carry_out(plan: &MountPlan) -> Result<(), Failure> {
             }
         }
     }
-}
-
-/// An overlay that is attached nowhere. Dropping it before [`place`] leaves nothing behind.
-fn detached_overlay(settings: &[Setting], attributes: MountAttrFlags) -> Result<OwnedFd, Failure> {
-    let context = rustix::mount::fsopen(OVERLAY, FsOpenFlags::FSOPEN_CLOEXEC)?;
-    let create = || {
-        rustix::mount::fsconfig_set_string(&context, "source", OVERLAY)?;
-        for setting in settings {
-            match setting {
-                Setting::Flag(key) => rustix::mount::fsconfig_set_flag(&context, *key)?,
-                Setting::Text(key, value) => {
-                    rustix::mount::fsconfig_set_string(&context, *key, value.as_os_str())?;
-                }
-            }
-        }
-        rustix::mount::fsconfig_create(&context)?;
-        rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-    };
-    create().map_err(|errno: Errno| Failure::Refused {
-        messages: kernel_messages(&context),
-        source: errno.into(),
-    })
 }
 
 /// A bind mount that is attached nowhere, with all its attributes.
@@ -266,10 +272,9 @@ fn check_access(plan: &MountPlan, mount: &OwnedFd) -> Result<(), Failure> {
     let flags = rustix::fs::fstatvfs(mount)?.f_flag;
     match (plan.access(), flags.contains(StatVfsMountFlags::RDONLY)) {
         (Access::Writable, false) | (Access::ReadOnly, true) => Ok(()),
-        (Access::Writable, true) => Err(Failure::NotWritable),
-        (Access::ReadOnly, false) => {
-            Err(io::Error::other("the mount was planned read-only and came up writable").into())
-        }
+        (Access::Writable, true) | (Access::ReadOnly, false) => Err(Failure::WrongAccess {
+            messages: Vec::new(),
+        }),
     }
 }
 
@@ -340,39 +345,6 @@ fn mount_attributes(options: OverlayOptions) -> MountAttrFlags {
     attributes.set(MountAttrFlags::MOUNT_ATTR_NOSUID, options.nosuid);
     attributes.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, options.noexec);
     attributes
-}
-
-/// The log of a file system context, oldest message first. Each read takes one message, which is
-/// lost if it does not fit the buffer; the end is `ENODATA`.
-fn kernel_messages(context: &OwnedFd) -> Vec<String> {
-    let mut messages = Vec::new();
-    let mut buffer = vec![0; 16 * 1024];
-    while let Ok(len @ 1..) = rustix::io::read(context, &mut *buffer) {
-        let message = String::from_utf8_lossy(&buffer[..len]);
-        // `e `, `w ` or `i `: error, warning, information.
-        let text = message
-            .split_once(' ')
-            .filter(|(level, _)| level.len() == 1)
-            .map_or(&*message, |(_, text)| text);
-        messages.push(text.trim_end().to_owned());
-    }
-    messages
-}
-
-/// `None` when the caller may not ask.
-fn probe_lowerdir_plus() -> io::Result<Option<bool>> {
-    let context = match rustix::mount::fsopen(OVERLAY, FsOpenFlags::FSOPEN_CLOEXEC) {
-        Ok(context) => context,
-        Err(Errno::PERM) => return Ok(None),
-        // No such call before Linux 5.2, or a kernel without overlayfs.
-        Err(Errno::NOSYS | Errno::NODEV) => return Ok(Some(false)),
-        Err(error) => return Err(error.into()),
-    };
-    // Before Linux 6.5 any key is taken here, and read only when the file system is created.
-    let takes_anything = rustix::mount::fsconfig_set_flag(&context, "ovl-no-such-option").is_ok();
-    let takes_layers =
-        !takes_anything && rustix::mount::fsconfig_set_string(&context, "lowerdir+", "/").is_ok();
-    Ok(Some(takes_layers))
 }
 
 /// `PROC_USER_INIT_INO` of `include/linux/proc_ns.h`.

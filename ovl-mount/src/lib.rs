@@ -10,6 +10,7 @@
 #![deny(unsafe_code)]
 
 mod backend;
+mod call;
 mod host;
 mod label;
 mod mountinfo;
@@ -17,7 +18,9 @@ mod options;
 mod plan;
 mod sys;
 
-pub use backend::{MountBackend, MountError, MountFeatures, MountInfo, UnmountMode};
+pub use backend::{
+    HeldAs, Holder, MAX_HOLDERS, MountBackend, MountError, MountFeatures, MountInfo, UnmountMode,
+};
 pub use host::HostMount;
 pub use label::{LabelError, MountLabel};
 pub use options::{OptionError, OverlayOptions, RedirectDir, Switch, Xino};

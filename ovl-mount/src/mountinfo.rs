@@ -50,12 +50,16 @@ fn parse_line(line: &[u8]) -> Option<MountInfo> {
     let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
     let target = fields.nth(3)?;
     let options = fields.next()?;
-    fields.find(|field| *field == b"-")?;
+    let mut shared = false;
+    fields.find(|field| {
+        shared |= field.starts_with(b"shared:");
+        *field == b"-"
+    })?;
     let fs_type = fields.next()?;
     let super_options = fields.nth(1)?;
     let read_only = is_read_only(options) || is_read_only(super_options);
     let fs_type = String::from_utf8_lossy(&unescape(fs_type)).into_owned();
-    Some(MountInfo::new(id, path(target)?, fs_type, read_only))
+    Some(MountInfo::new(id, path(target)?, fs_type, read_only).shared(shared))
 }
 
 /// The kernel writes `ro` or `rw` first. What follows in the file system's options is the file
@@ -125,7 +129,7 @@ mod tests {
         let table = b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
             36 22 0:30 / /h/top/merged rw,nodev - overlay overlay rw,lowerdir=/h/l/A,upperdir=/h/u\n";
         let expected = [
-            MountInfo::new(22, "/".into(), "ext4".into(), false),
+            MountInfo::new(22, "/".into(), "ext4".into(), false).shared(true),
             MountInfo::new(36, "/h/top/merged".into(), "overlay".into(), false),
         ];
         assert_eq!(parse(table).unwrap(), expected);
@@ -139,9 +143,10 @@ mod tests {
             "shared:5 master:3 propagate_from:2 unbindable ",
         ] {
             let line = format!("9 1 0:5 / /m rw {optional}- xfs /dev/b rw");
+            let shared = optional.starts_with("shared");
             assert_eq!(
                 one(line.as_bytes()),
-                MountInfo::new(9, "/m".into(), "xfs".into(), false)
+                MountInfo::new(9, "/m".into(), "xfs".into(), false).shared(shared)
             );
         }
     }

@@ -23,6 +23,10 @@ pub struct OverlayOptions {
     pub nosuid: bool,
     /// Nothing is executable.
     pub noexec: bool,
+    /// Nothing written through the mount is ever synced, not even at its end. What a machine that
+    /// stops leaves behind cannot be told from what was written. Only a writable overlay has
+    /// anything to sync: plans of others leave it out.
+    pub volatile: bool,
 }
 
 impl OverlayOptions {
@@ -64,6 +68,7 @@ impl OverlayOptions {
             None if text == "nodev" => self.nodev = true,
             None if text == "nosuid" => self.nosuid = true,
             None if text == "noexec" => self.noexec = true,
+            None if text == "volatile" => self.volatile = true,
             Some(("redirect_dir", value)) => {
                 self.redirect_dir = Some(value.parse().map_err(|()| unknown())?);
             }
@@ -77,7 +82,7 @@ impl OverlayOptions {
     }
 
     /// The settings that come before the layers, in Docker's order.
-    pub(crate) fn settings(&self, features: &MountFeatures) -> Vec<Setting> {
+    pub(crate) fn settings(&self, features: &MountFeatures, writable: bool) -> Vec<Setting> {
         let mut settings = Vec::new();
         if features.index {
             settings.push(Setting::Text("index", "off".into()));
@@ -91,6 +96,9 @@ impl OverlayOptions {
         text("redirect_dir", self.redirect_dir.map(RedirectDir::as_str));
         text("metacopy", self.metacopy.map(Switch::as_str));
         text("xino", self.xino.map(Xino::as_str));
+        if self.volatile && writable {
+            settings.push(Setting::Flag("volatile"));
+        }
         settings
     }
 }
@@ -112,6 +120,7 @@ impl fmt::Display for OverlayOptions {
             (self.nodev, "nodev"),
             (self.nosuid, "nosuid"),
             (self.noexec, "noexec"),
+            (self.volatile, "volatile"),
         ] {
             words.extend(set.then(|| word.to_owned()));
         }
@@ -122,7 +131,7 @@ impl fmt::Display for OverlayOptions {
 /// An option outside the set.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{option:?} is not a mount option; there are nodev, nosuid, noexec, redirect_dir=on|follow|nofollow, metacopy=on|off and xino=on|off|auto"
+    "{option:?} is not a mount option; there are nodev, nosuid, noexec, volatile, redirect_dir=on|follow|nofollow, metacopy=on|off and xino=on|off|auto"
 )]
 #[non_exhaustive]
 pub struct OptionError {

@@ -1,12 +1,13 @@
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CString, OsString};
 use std::fmt;
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use ovl_layout::{LayerId, Layout, LowerChain, names};
+use ovl_layout::{LayerId, Layout, LowerChain};
 
 use crate::backend::MountFeatures;
+use crate::call::{Base, Calls};
 use crate::label::MountLabel;
 use crate::options::OverlayOptions;
 
@@ -50,6 +51,10 @@ pub enum Access {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Strategy {
+    /// One open directory a layer through `fsconfig(2)` (Linux 6.13): nothing is escaped, no length
+    /// is limited, and the kernel follows no link. Needs the ids of the layers below, see
+    /// [`OverlaySpec::lower_ids`].
+    LayersByFd,
     /// One `lowerdir+` setting a layer through `fsconfig(2)` (Linux 6.8): no length limit over all.
     LowerdirPlus,
     /// One `mount(2)` data string with absolute paths: the form Docker uses first.
@@ -61,12 +66,18 @@ pub enum Strategy {
 
 impl Strategy {
     /// Every strategy, in the order in which a plan prefers them.
-    pub const ALL: [Self; 3] = [Self::LowerdirPlus, Self::MountAbsolute, Self::MountRelative];
+    pub const ALL: [Self; 4] = [
+        Self::LayersByFd,
+        Self::LowerdirPlus,
+        Self::MountAbsolute,
+        Self::MountRelative,
+    ];
 
     /// The name used in options and JSON.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::LayersByFd => "layers-by-fd",
             Self::LowerdirPlus => "lowerdir-plus",
             Self::MountAbsolute => "mount-absolute",
             Self::MountRelative => "mount-relative",
@@ -113,11 +124,12 @@ impl FromStr for Strategy {
 /// ```
 #[derive(Clone, Debug)]
 pub struct OverlaySpec<'a> {
-    id: &'a LayerId,
-    chain: &'a LowerChain,
-    access: Access,
-    options: OverlayOptions,
-    label: Option<&'a MountLabel>,
+    pub(crate) id: &'a LayerId,
+    pub(crate) chain: &'a LowerChain,
+    pub(crate) lower_ids: Option<&'a [LayerId]>,
+    pub(crate) access: Access,
+    pub(crate) options: OverlayOptions,
+    pub(crate) label: Option<&'a MountLabel>,
     strategy: Option<Strategy>,
 }
 
@@ -129,10 +141,22 @@ impl<'a> OverlaySpec<'a> {
         Self {
             id,
             chain,
+            lower_ids: None,
             access,
             options,
             label: None,
             strategy: None,
+        }
+    }
+
+    /// Sets the ids of the chain's layers, uppermost first, without which there is no
+    /// [`Strategy::LayersByFd`]. That they are the layers of the chain's links is the caller's to
+    /// have checked; here only their number is.
+    #[must_use]
+    pub fn lower_ids(self, lower_ids: &'a [LayerId]) -> Self {
+        Self {
+            lower_ids: Some(lower_ids),
+            ..self
         }
     }
 
@@ -199,7 +223,13 @@ impl<'a> OverlaySpec<'a> {
                 limit: KERNEL_MAX_LOWERS,
             });
         }
-        let names = Names { layout, spec: self };
+        if let Some(ids) = self.lower_ids.map(<[_]>::len)
+            && ids != self.chain.depth()
+        {
+            let lowers = self.chain.depth();
+            return Err(PlanError::LowerIds { ids, lowers });
+        }
+        let calls = Calls::new(layout, self, features);
         let mut last = PlanError::NoStrategy;
         for strategy in Strategy::ALL {
             let wanted = self.strategy.is_none_or(|wanted| wanted == strategy);
@@ -207,10 +237,15 @@ impl<'a> OverlaySpec<'a> {
                 continue;
             }
             let attempt = match strategy {
+                Strategy::LayersByFd if !features.layers_by_fd => continue,
+                Strategy::LayersByFd => match self.lower_ids {
+                    Some(ids) => Ok(calls.layers(ids)),
+                    None => Err(PlanError::NoLowerIds),
+                },
                 Strategy::LowerdirPlus if !features.lowerdir_plus => continue,
-                Strategy::LowerdirPlus => names.settings(features),
-                Strategy::MountAbsolute => names.data(features, Base::Absolute),
-                Strategy::MountRelative => names.data(features, Base::Home),
+                Strategy::LowerdirPlus => calls.settings(),
+                Strategy::MountAbsolute => calls.data(Base::Absolute),
+                Strategy::MountRelative => calls.data(Base::Home),
             };
             match attempt {
                 Ok(call) => return Ok(call),
@@ -261,6 +296,7 @@ impl MountPlan {
     pub fn strategy(&self) -> Option<Strategy> {
         match &self.action {
             MountAction::Bind { .. } => None,
+            MountAction::Overlay(OverlayCall::Layers { .. }) => Some(Strategy::LayersByFd),
             MountAction::Overlay(OverlayCall::Settings { .. }) => Some(Strategy::LowerdirPlus),
             MountAction::Overlay(OverlayCall::Data {
                 working_dir: None, ..
@@ -278,7 +314,9 @@ impl fmt::Display for MountPlan {
             MountAction::Overlay(OverlayCall::Data { data, .. }) => {
                 write!(f, "overlay {}", String::from_utf8_lossy(data.as_bytes()))
             }
-            MountAction::Overlay(OverlayCall::Settings { settings, .. }) => {
+            MountAction::Overlay(
+                OverlayCall::Settings { settings, .. } | OverlayCall::Layers { settings, .. },
+            ) => {
                 f.write_str("overlay")?;
                 settings
                     .iter()
@@ -326,6 +364,13 @@ pub enum OverlayCall {
         /// Paths in the settings are relative to this directory; absolute when `None`.
         working_dir: Option<PathBuf>,
     },
+    /// `fsconfig(2)`, one setting a call, in this order; the layers as open directories.
+    Layers {
+        /// The directory that the layers are opened below.
+        home: PathBuf,
+        /// The settings.
+        settings: Vec<Setting>,
+    },
 }
 
 impl OverlayCall {
@@ -336,13 +381,14 @@ impl OverlayCall {
             Self::Data { working_dir, .. } | Self::Settings { working_dir, .. } => {
                 working_dir.as_deref()
             }
+            Self::Layers { home, .. } => Some(home),
         }
     }
 }
 
 /// A `mount(2)` data string that fits its limit and holds no NUL.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MountData(CString);
+pub struct MountData(pub(crate) CString);
 
 impl MountData {
     /// The string without the terminating NUL.
@@ -366,6 +412,9 @@ pub enum Setting {
     Flag(&'static str),
     /// A key with a string of at most [`MAX_SETTING_LEN`] bytes.
     Text(&'static str, OsString),
+    /// A key with an open directory, by its path below [`OverlayCall::Layers::home`]. No symbolic
+    /// link is followed on the way, and no mount point crossed.
+    Directory(&'static str, PathBuf),
 }
 
 impl fmt::Display for Setting {
@@ -373,6 +422,7 @@ impl fmt::Display for Setting {
         match self {
             Self::Flag(key) => f.write_str(key),
             Self::Text(key, value) => write!(f, "{key}={}", Path::new(value).display()),
+            Self::Directory(key, path) => write!(f, "{key}=<fd of {}>", path.display()),
         }
     }
 }
@@ -419,6 +469,18 @@ pub enum PlanError {
     /// The strategy asked for is not offered by this kernel.
     #[error("this kernel does not have the mount strategy asked for")]
     NoStrategy,
+    /// Layers by fd were asked for without the layers' ids.
+    #[error("layers are mounted by fd only where the ids of the lower layers are given")]
+    NoLowerIds,
+    /// The ids given are not one a layer of the chain.
+    #[error("{ids} ids were given for {lowers} lower layers")]
+    #[non_exhaustive]
+    LowerIds {
+        /// Ids given.
+        ids: usize,
+        /// Layers in the chain.
+        lowers: usize,
+    },
     /// A label needs a file system of its own to stick to.
     #[error("a layer without a parent is a bind mount, which takes no label")]
     LabelOnBind,
@@ -429,163 +491,4 @@ pub enum PlanError {
         /// The path.
         path: PathBuf,
     },
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Base {
-    Absolute,
-    Home,
-}
-
-/// The strings of one overlay.
-struct Names<'a> {
-    layout: &'a Layout,
-    spec: &'a OverlaySpec<'a>,
-}
-
-impl Names<'_> {
-    fn path(&self, base: Base, parts: [&str; 2]) -> PathBuf {
-        let relative: PathBuf = parts.iter().collect();
-        match base {
-            Base::Absolute => self.layout.home().join(relative),
-            Base::Home => relative,
-        }
-    }
-
-    fn own(&self, base: Base, name: &str) -> PathBuf {
-        self.path(base, [self.spec.id.as_str(), name])
-    }
-
-    /// Lower directories, uppermost first.
-    fn lowers(&self, base: Base) -> impl Iterator<Item = PathBuf> {
-        let own = (self.spec.access == Access::ReadOnly).then(|| self.own(base, names::DIFF));
-        let links = self.spec.chain.links().iter();
-        own.into_iter()
-            .chain(links.map(move |link| self.path(base, [names::LINK_DIR, link.as_str()])))
-    }
-
-    fn upper_and_work(&self, base: Base) -> Option<(PathBuf, PathBuf)> {
-        (self.spec.access == Access::Writable)
-            .then(|| (self.own(base, names::DIFF), self.own(base, names::WORK)))
-    }
-
-    fn working_dir(&self, base: Base) -> Option<PathBuf> {
-        (base == Base::Home).then(|| self.layout.home().to_owned())
-    }
-
-    /// Docker's string: `overlay2.Get` in moby, plus the explicit options.
-    fn data(&self, features: &MountFeatures, base: Base) -> Result<OverlayCall, PlanError> {
-        let mut data = Vec::new();
-        for setting in self.spec.options.settings(features) {
-            match setting {
-                Setting::Flag(key) => data.extend_from_slice(key.as_bytes()),
-                Setting::Text(key, value) => {
-                    data.extend_from_slice(key.as_bytes());
-                    data.push(b'=');
-                    data.extend_from_slice(value.as_bytes());
-                }
-            }
-            data.push(b',');
-        }
-        data.extend_from_slice(b"lowerdir=");
-        let mut lowers = 0;
-        for lower in self.lowers(base) {
-            if lowers > 0 {
-                data.push(b':');
-            }
-            push_escaped(&mut data, lower.as_os_str());
-            lowers += 1;
-        }
-        if let Some((upper, work)) = self.upper_and_work(base) {
-            data.extend_from_slice(b",upperdir=");
-            push_escaped(&mut data, upper.as_os_str());
-            data.extend_from_slice(b",workdir=");
-            push_escaped(&mut data, work.as_os_str());
-        }
-        if let Some(label) = self.spec.label {
-            data.extend_from_slice(format!(",context=\"{label}\"").as_bytes());
-        }
-        let (len, limit) = (data.len(), features.data_limit.bytes());
-        if len > limit {
-            let strategy = match base {
-                Base::Absolute => Strategy::MountAbsolute,
-                Base::Home => Strategy::MountRelative,
-            };
-            return Err(PlanError::DataTooLong {
-                strategy,
-                len,
-                limit,
-                lowers,
-            });
-        }
-        let data = CString::new(data).map_err(|_| PlanError::Nul {
-            path: self.layout.home().to_owned(),
-        })?;
-        Ok(OverlayCall::Data {
-            data: MountData(data),
-            working_dir: self.working_dir(base),
-        })
-    }
-
-    /// Absolute where every value fits, since the mount table shows what is given here.
-    fn settings(&self, features: &MountFeatures) -> Result<OverlayCall, PlanError> {
-        self.settings_from(features, Base::Absolute)
-            .or_else(|_| self.settings_from(features, Base::Home))
-    }
-
-    fn settings_from(
-        &self,
-        features: &MountFeatures,
-        base: Base,
-    ) -> Result<OverlayCall, PlanError> {
-        let mut settings = self.spec.options.settings(features);
-        // Taken verbatim by the kernel, unlike the two below.
-        settings.extend(
-            self.lowers(base)
-                .map(|lower| Setting::Text("lowerdir+", lower.into())),
-        );
-        if let Some((upper, work)) = self.upper_and_work(base) {
-            settings.push(Setting::Text("upperdir", backslash_doubled(&upper)));
-            settings.push(Setting::Text("workdir", backslash_doubled(&work)));
-        }
-        if let Some(label) = self.spec.label {
-            settings.push(Setting::Text("context", label.as_str().into()));
-        }
-        for setting in &settings {
-            let Setting::Text(key, value) = setting else {
-                continue;
-            };
-            if value.len() > MAX_SETTING_LEN {
-                let (len, limit) = (value.len(), MAX_SETTING_LEN);
-                return Err(PlanError::SettingTooLong { key, len, limit });
-            }
-        }
-        Ok(OverlayCall::Settings {
-            settings,
-            working_dir: self.working_dir(base),
-        })
-    }
-}
-
-/// A backslash before `\`, `,` and `:` means the byte itself in all three path options.
-fn push_escaped(data: &mut Vec<u8>, path: &OsStr) {
-    for &byte in path.as_bytes() {
-        if matches!(byte, b'\\' | b',' | b':') {
-            data.push(b'\\');
-        }
-        data.push(byte);
-    }
-}
-
-/// `upperdir` and `workdir` still take a backslash as an escape in `fsconfig(2)`; an undoubled one
-/// can name another existing directory.
-fn backslash_doubled(path: &Path) -> OsString {
-    let mut value = Vec::with_capacity(path.as_os_str().len());
-    for &byte in path.as_os_str().as_bytes() {
-        if byte == b'\\' {
-            value.push(b'\\');
-        }
-        value.push(byte);
-    }
-    OsString::from_vec(value)
 }

@@ -18,6 +18,8 @@ pub(crate) struct Case {
     pub(crate) home: Vec<u8>,
     pub(crate) id: LayerId,
     pub(crate) links: Vec<LinkId>,
+    /// The ids of the links' layers, where they are known.
+    pub(crate) ids: Option<Vec<LayerId>>,
     pub(crate) access: Access,
     /// Options as the command line writes them, each at most once.
     pub(crate) options: Vec<&'static str>,
@@ -37,8 +39,11 @@ impl Case {
             .fold(OverlayOptions::default(), |options, word| {
                 options.with(word).unwrap()
             });
-        OverlaySpec::new(&self.id, &chain, self.access)
-            .options(options)
+        let mut spec = OverlaySpec::new(&self.id, &chain, self.access);
+        if let Some(ids) = &self.ids {
+            spec = spec.lower_ids(ids);
+        }
+        spec.options(options)
             .label(self.label.as_ref())
             .strategy(self.strategy)
             .plan(&layout, &self.features)
@@ -46,6 +51,7 @@ impl Case {
 
     fn with_page_size(self, page_size: usize) -> Self {
         let features = MountFeatures::new(DataLimit::for_page_size(page_size))
+            .layers_by_fd(self.features.layers_by_fd)
             .lowerdir_plus(self.features.lowerdir_plus)
             .index(self.features.index)
             .user_namespace(self.features.user_namespace);
@@ -72,6 +78,13 @@ impl Case {
         own.into_iter().chain(links).collect()
     }
 
+    /// The same without links: what is opened for the kernel.
+    pub(crate) fn lower_dirs(&self) -> Vec<String> {
+        let own = (self.access == Access::ReadOnly).then_some(&self.id);
+        let ids = own.into_iter().chain(self.ids.iter().flatten());
+        ids.map(|id| format!("{id}/diff")).collect()
+    }
+
     /// Upper and work directory, relative to the home.
     pub(crate) fn upper_and_work(&self) -> Option<[String; 2]> {
         match self.access {
@@ -91,6 +104,9 @@ impl Case {
         }
         for key in ["redirect_dir=", "metacopy=", "xino="] {
             words.extend(self.options.iter().filter(|word| word.starts_with(key)));
+        }
+        if self.access == Access::Writable {
+            words.extend(self.options.iter().filter(|word| **word == "volatile"));
         }
         words
     }
@@ -154,13 +170,15 @@ prop_compose! {
         label in prop::option::weighted(0.3, label()),
         strategy in prop::option::of(prop::sample::select(Strategy::ALL.to_vec())),
         page_size in prop_oneof![Just(4096_usize), Just(16384), Just(65536), PAGE_SIZES],
-        [lowerdir_plus, index, user_namespace] in any::<[bool; 3]>(),
+        [layers_by_fd, lowerdir_plus, index, user_namespace, known] in any::<[bool; 5]>(),
     ) -> Case {
         let features = MountFeatures::new(DataLimit::for_page_size(page_size))
+            .layers_by_fd(layers_by_fd)
             .lowerdir_plus(lowerdir_plus)
             .index(index)
             .user_namespace(user_namespace);
-        Case { home, id, links, access, options, label, strategy, page_size, features }
+        let ids = known.then(|| (0..links.len()).map(lower_id).collect());
+        Case { home, id, links, ids, access, options, label, strategy, page_size, features }
     }
 }
 
@@ -208,6 +226,11 @@ pub(crate) fn link(seed: u64, index: usize) -> LinkId {
     LinkId::from_entropy(entropy)
 }
 
+/// The id of a lower layer.
+pub(crate) fn lower_id(index: usize) -> LayerId {
+    format!("lower-{index}").parse().unwrap()
+}
+
 fn options() -> BoxedStrategy<Vec<&'static str>> {
     let one_of = |words: &'static [&'static str]| prop::option::of(prop::sample::select(words));
     (
@@ -218,7 +241,7 @@ fn options() -> BoxedStrategy<Vec<&'static str>> {
         ]),
         one_of(&["metacopy=on", "metacopy=off"]),
         one_of(&["xino=on", "xino=off", "xino=auto"]),
-        prop::sample::subsequence(vec!["nodev", "nosuid", "noexec"], 0..=3),
+        prop::sample::subsequence(vec!["nodev", "nosuid", "noexec", "volatile"], 0..=4),
     )
         .prop_map(|(redirect, metacopy, xino, flags)| {
             [redirect, metacopy, xino]

@@ -9,7 +9,7 @@ use ovl_mount::{
     OverlayOptions, OverlaySpec, PlanError, Setting, Strategy,
 };
 
-use crate::case::link;
+use crate::case::{link, lower_id};
 
 const DOCKER_HOME: &str = "/var/lib/docker/overlay2";
 const ID: &str = "5a5f3c9e1d2b4a6870c9d8e7f6a5b4c3d2e1f00918273645546372819abcdef0";
@@ -161,6 +161,72 @@ fn settings_are_verbatim_but_for_backslashes_of_upper_and_work() {
             ],
             working_dir: None,
         }),
+    );
+}
+
+#[test]
+fn layers_by_fd_are_named_below_the_home_and_never_by_their_links() {
+    let (id, chain) = ("top".parse().unwrap(), two_layers());
+    let lowers = [lower_id(1), lower_id(0)];
+    let features = features()
+        .index(true)
+        .layers_by_fd(true)
+        .lowerdir_plus(true);
+    let layout = Layout::new("/a\\b,c:d \"e\"\n%");
+    let directory = |key, path: &str| Setting::Directory(key, path.into());
+    let own = directory("lowerdir+", "top/diff");
+    let below = [
+        directory("lowerdir+", "lower-1/diff"),
+        directory("lowerdir+", "lower-0/diff"),
+    ];
+    let upper = [
+        directory("upperdir", "top/diff"),
+        directory("workdir", "top/work"),
+    ];
+    for (access, layers) in [
+        (Access::Writable, [&below[..], &upper].concat()),
+        (Access::ReadOnly, [&[own], &below[..]].concat()),
+    ] {
+        let spec = OverlaySpec::new(&id, &chain, access).lower_ids(&lowers);
+        let plan = spec.plan(&layout, &features).unwrap();
+        assert_eq!(plan.strategy(), Some(Strategy::LayersByFd));
+        let mut settings = vec![Setting::Text("index", "off".into())];
+        settings.extend(layers);
+        let home = layout.home().to_owned();
+        assert_eq!(
+            plan.action(),
+            &MountAction::Overlay(OverlayCall::Layers { home, settings })
+        );
+    }
+}
+
+#[test]
+fn a_plan_by_fd_prints_what_is_opened() {
+    let (id, chain) = ("top".parse().unwrap(), two_layers());
+    let lowers = [lower_id(1), lower_id(0)];
+    let spec = OverlaySpec::new(&id, &chain, Access::ReadOnly).lower_ids(&lowers);
+    let plan = spec.plan(&Layout::new("/h"), &features().layers_by_fd(true));
+    assert_eq!(
+        plan.unwrap().to_string(),
+        "overlay lowerdir+=<fd of top/diff> lowerdir+=<fd of lower-1/diff> \
+         lowerdir+=<fd of lower-0/diff>"
+    );
+}
+
+#[test]
+fn volatile_is_said_of_writable_overlays_only() {
+    let (id, chain) = ("top".parse().unwrap(), two_layers());
+    let options = OverlayOptions::default().with("volatile").unwrap();
+    let plan = |chain: &LowerChain, access| {
+        let spec = OverlaySpec::new(&id, chain, access).options(options);
+        let plan = spec.plan(&Layout::new("/h"), &features()).unwrap();
+        plan.to_string()
+    };
+    assert!(plan(&chain, Access::Writable).starts_with("overlay volatile,lowerdir=/h/l/"));
+    assert!(plan(&chain, Access::ReadOnly).starts_with("overlay lowerdir=/h/top/diff:"));
+    assert_eq!(
+        plan(&LowerChain::default(), Access::Writable),
+        "bind /h/top/diff"
     );
 }
 

@@ -25,7 +25,9 @@ proptest! {
                 prop_assert_eq!(data.as_bytes().len(), case.data_len(plan.strategy().unwrap()));
                 prop_assert!(data.as_c_str().to_bytes_with_nul().len() <= case.page_size);
             }
-            MountAction::Overlay(OverlayCall::Settings { settings, .. }) => {
+            MountAction::Overlay(
+                OverlayCall::Settings { settings, .. } | OverlayCall::Layers { settings, .. },
+            ) => {
                 for setting in settings {
                     if let Setting::Text(_, value) = setting {
                         prop_assert!(value.len() <= 255, "{} has {} bytes", setting, value.len());
@@ -51,6 +53,10 @@ proptest! {
             MountAction::Overlay(OverlayCall::Settings { settings, working_dir }) => {
                 check_settings(&case, settings, working_dir.as_deref())?;
             }
+            MountAction::Overlay(OverlayCall::Layers { home, settings }) => {
+                prop_assert_eq!(home.as_os_str().as_bytes(), &case.home);
+                prop_assert_eq!(read(settings), meant_directories(&case));
+            }
         }
     }
 }
@@ -69,6 +75,7 @@ enum Refusal {
         limit: usize,
     },
     NoStrategy,
+    NoLowerIds,
     LabelOnBind,
     Other(String),
 }
@@ -90,6 +97,7 @@ impl From<&PlanError> for Refusal {
             },
             PlanError::TooManyLowers { lowers, limit, .. } => Self::TooManyLowers { lowers, limit },
             PlanError::NoStrategy => Self::NoStrategy,
+            PlanError::NoLowerIds => Self::NoLowerIds,
             PlanError::LabelOnBind => Self::LabelOnBind,
             ref other => Self::Other(other.to_string()),
         }
@@ -120,6 +128,14 @@ fn expected(case: &Case) -> Result<Option<Strategy>, Refusal> {
             lowers,
         })
     };
+    match (case.strategy, case.features.layers_by_fd, &case.ids) {
+        (None | Some(Strategy::LayersByFd), true, Some(_)) => {
+            return Ok(Some(Strategy::LayersByFd));
+        }
+        (Some(Strategy::LayersByFd), false, _) => return Err(Refusal::NoStrategy),
+        (Some(Strategy::LayersByFd), true, None) => return Err(Refusal::NoLowerIds),
+        _ => {}
+    }
     match (case.strategy, case.features.lowerdir_plus) {
         // Relative to the home no value has more than 133 bytes, and no label more than 255.
         (None | Some(Strategy::LowerdirPlus), true) => Ok(Some(Strategy::LowerdirPlus)),
@@ -197,44 +213,62 @@ fn check_settings(case: &Case, settings: &[Setting], working_dir: Option<&Path>)
         None => case.in_home(relative),
         Some(_) => relative.clone().into_bytes(),
     };
-    let mut expected: Vec<(&str, Option<Vec<u8>>)> = case
+    let layers = case.lowers().into_iter().map(|lower| ("lowerdir+", lower));
+    let upper = case.upper_and_work().into_iter();
+    let upper = upper.flat_map(|[upper, work]| [("upperdir", upper), ("workdir", work)]);
+    let layers = layers.chain(upper).map(|(key, path)| (key, meant(&path)));
+    prop_assert_eq!(read(settings), around(case, layers));
+    Ok(())
+}
+
+/// What the layers are opened as, relative to the home.
+fn meant_directories(case: &Case) -> Vec<(&'static str, Option<Vec<u8>>)> {
+    let layers = case
+        .lower_dirs()
+        .into_iter()
+        .map(|lower| ("lowerdir+", lower));
+    let upper = case.upper_and_work().into_iter();
+    let upper = upper.flat_map(|[upper, work]| [("upperdir", upper), ("workdir", work)]);
+    around(
+        case,
+        layers
+            .chain(upper)
+            .map(|(key, path)| (key, path.into_bytes())),
+    )
+}
+
+/// The options in front of the layers and the label behind them.
+fn around(
+    case: &Case,
+    layers: impl Iterator<Item = (&'static str, Vec<u8>)>,
+) -> Vec<(&'static str, Option<Vec<u8>>)> {
+    let words = case
         .words()
         .into_iter()
         .map(|word| match word.split_once('=') {
             Some((key, value)) => (key, Some(value.into())),
             None => (word, None),
-        })
-        .collect();
-    expected.extend(
-        case.lowers()
-            .iter()
-            .map(|lower| ("lowerdir+", Some(meant(lower)))),
-    );
-    if let Some([upper, work]) = case.upper_and_work() {
-        expected.extend([
-            ("upperdir", Some(meant(&upper))),
-            ("workdir", Some(meant(&work))),
-        ]);
-    }
-    expected.extend(
-        case.label
-            .iter()
-            .map(|label| ("context", Some(label.as_str().into()))),
-    );
+        });
+    let label = case.label.iter();
+    let label = label.map(|label| ("context", Some(label.as_str().into())));
+    words
+        .chain(layers.map(|(key, value)| (key, Some(value))))
+        .chain(label)
+        .collect()
+}
 
-    let read: Vec<_> = settings
-        .iter()
-        .map(|setting| match setting {
-            Setting::Flag(key) => (*key, None),
-            Setting::Text(key @ ("upperdir" | "workdir"), value) => {
-                (*key, Some(unescape(value.as_bytes())))
-            }
-            Setting::Text(key, value) => (*key, Some(value.as_bytes().to_vec())),
-            _ => ("a kind of setting that this test does not know", None),
-        })
-        .collect();
-    prop_assert_eq!(read, expected);
-    Ok(())
+/// The settings as the kernel reads them.
+fn read(settings: &[Setting]) -> Vec<(&'static str, Option<Vec<u8>>)> {
+    let one = |setting: &Setting| match setting {
+        Setting::Flag(key) => (*key, None),
+        Setting::Text(key @ ("upperdir" | "workdir"), value) => {
+            (*key, Some(unescape(value.as_bytes())))
+        }
+        Setting::Text(key, value) => (*key, Some(value.as_bytes().to_vec())),
+        Setting::Directory(key, path) => (*key, Some(path.as_os_str().as_bytes().to_vec())),
+        _ => ("a kind of setting that this test does not know", None),
+    };
+    settings.iter().map(one).collect()
 }
 
 fn check_working_dir(case: &Case, working_dir: Option<&Path>) -> TestCaseResult {

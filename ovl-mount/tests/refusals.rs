@@ -11,7 +11,7 @@ use ovl_mount::{
 use proptest::prelude::any;
 use proptest::{prop_assert, proptest};
 
-use crate::case::link;
+use crate::case::{link, lower_id};
 
 fn label(text: &str) -> Result<MountLabel, LabelError> {
     text.parse()
@@ -183,7 +183,7 @@ fn a_home_with_a_nul_byte_is_refused_whatever_the_strategy() {
         for strategy in [None].into_iter().chain(Strategy::ALL.map(Some)) {
             let spec = OverlaySpec::new(&id, &chain, Access::Writable).strategy(strategy);
             let refused = spec
-                .plan(&layout, &features().lowerdir_plus(true))
+                .plan(&layout, &features().layers_by_fd(true).lowerdir_plus(true))
                 .unwrap_err();
             let PlanError::Nul { path, .. } = refused else {
                 panic!("{refused:?}")
@@ -198,17 +198,41 @@ fn a_strategy_that_the_kernel_lacks_is_refused_even_if_others_would_do() {
     let id: LayerId = "top".parse().unwrap();
     let chain: LowerChain = [link(1, 1)].into_iter().collect();
     let spec = OverlaySpec::new(&id, &chain, Access::Writable);
-    let spec = spec.strategy(Some(Strategy::LowerdirPlus));
+    let lowers = [lower_id(0)];
+    for strategy in [Strategy::LayersByFd, Strategy::LowerdirPlus] {
+        let spec = spec.clone().lower_ids(&lowers).strategy(Some(strategy));
+        assert_eq!(
+            spec.plan(&Layout::new("/h"), &features()),
+            Err(PlanError::NoStrategy)
+        );
+    }
+}
+
+#[test]
+fn layers_by_fd_need_the_id_of_every_layer_below() {
+    let id: LayerId = "top".parse().unwrap();
+    let chain: LowerChain = (0..2).map(|index| link(1, index)).collect();
+    let features = features().layers_by_fd(true);
+    let spec = OverlaySpec::new(&id, &chain, Access::Writable);
+    let plan = |spec: OverlaySpec<'_>| spec.plan(&Layout::new("/h"), &features);
+    let by_fd = spec.clone().strategy(Some(Strategy::LayersByFd));
+    assert_eq!(plan(by_fd), Err(PlanError::NoLowerIds));
     assert_eq!(
-        spec.plan(&Layout::new("/h"), &features()),
-        Err(PlanError::NoStrategy)
+        plan(spec.clone()).unwrap().strategy(),
+        Some(Strategy::MountAbsolute)
     );
+    let lowers = [lower_id(0), lower_id(1), lower_id(2)];
+    for count in [0, 1, 3] {
+        let refused = plan(spec.clone().lower_ids(&lowers[..count])).unwrap_err();
+        let expected = format!("{count} ids were given for 2 lower layers");
+        assert_eq!(refused.to_string(), expected);
+    }
 }
 
 #[test]
 fn the_layer_s_own_diff_counts_as_a_lower_where_it_is_read_only() {
     let id: LayerId = "top".parse().unwrap();
-    let features = features().lowerdir_plus(true);
+    let features = features().layers_by_fd(true).lowerdir_plus(true);
     for (depth, access, fits) in [
         (500, Access::Writable, true),
         (501, Access::Writable, false),
@@ -216,11 +240,17 @@ fn the_layer_s_own_diff_counts_as_a_lower_where_it_is_read_only() {
         (500, Access::ReadOnly, false),
     ] {
         let chain: LowerChain = (0..depth).map(|index| link(1, index)).collect();
-        let plan = OverlaySpec::new(&id, &chain, access).plan(&Layout::new("/h"), &features);
-        assert_eq!(plan.is_ok(), fits, "{depth} layers, {access:?}");
-        if let Err(refused) = plan {
-            let expected = "501 lower layers in one mount, the kernel stacks 500";
-            assert_eq!(refused.to_string(), expected);
+        let lowers: Vec<_> = (0..depth).map(lower_id).collect();
+        for strategy in [Strategy::LayersByFd, Strategy::LowerdirPlus] {
+            let spec = OverlaySpec::new(&id, &chain, access).lower_ids(&lowers);
+            let plan = spec
+                .strategy(Some(strategy))
+                .plan(&Layout::new("/h"), &features);
+            assert_eq!(plan.is_ok(), fits, "{depth} layers, {access:?}");
+            if let Err(refused) = plan {
+                let expected = "501 lower layers in one mount, the kernel stacks 500";
+                assert_eq!(refused.to_string(), expected);
+            }
         }
     }
 }

@@ -225,6 +225,7 @@ impl Overlay2 {
             false => request.options,
         };
         OverlaySpec::new(&layer.id, &layer.chain, access)
+            .lower_ids(&stack.ids)
             .options(options)
             .label(request.label.as_ref())
             .strategy(request.strategy)

@@ -124,7 +124,11 @@ fn status_of(
     let features = features_for(kernel, path, settings.xattrs)?;
     let strategies = Strategy::ALL.into_iter();
     let strategies = strategies
-        .filter(|strategy| features.lowerdir_plus || *strategy != Strategy::LowerdirPlus)
+        .filter(|strategy| match strategy {
+            Strategy::LayersByFd => features.layers_by_fd,
+            Strategy::LowerdirPlus => features.lowerdir_plus,
+            _ => true,
+        })
         .collect();
     let (backing_fs, d_type) = d_type(kernel, path, dir)?;
     let identity = kernel.system().identity();

@@ -121,7 +121,11 @@ fn a_stack_of_128_shows_every_layer_by_every_strategy(subject: &Subject) {
                 source: PlanError::NoStrategy,
                 ..
             }) => {
-                assert!(strategy == Strategy::LowerdirPlus && !features.lowerdir_plus);
+                match strategy {
+                    Strategy::LayersByFd => assert!(!features.layers_by_fd),
+                    Strategy::LowerdirPlus => assert!(!features.lowerdir_plus),
+                    _ => panic!("every kernel has {strategy}"),
+                }
                 continue;
             }
             Err(error) => panic!("{strategy}: {}", chain(&error)),

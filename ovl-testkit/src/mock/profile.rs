@@ -7,6 +7,8 @@ use ovl_quota::Enforcement;
 pub struct KernelProfile {
     /// Bytes in a page: the limit of mount data.
     pub page_size: usize,
+    /// Whether `fsconfig` takes layers as open directories.
+    pub layers_by_fd: bool,
     /// Whether `fsconfig` takes `lowerdir+`.
     pub lowerdir_plus: bool,
     /// Whether overlayfs knows the option `index`.
@@ -27,6 +29,7 @@ impl KernelProfile {
     pub fn modern() -> Self {
         Self {
             page_size: 4096,
+            layers_by_fd: true,
             lowerdir_plus: true,
             index: true,
             identity: Identity::root(),
@@ -40,7 +43,17 @@ impl KernelProfile {
     #[must_use]
     pub fn legacy() -> Self {
         Self {
+            layers_by_fd: false,
             lowerdir_plus: false,
+            ..Self::modern()
+        }
+    }
+
+    /// Linux 6.12: layers are named, and cannot be open directories.
+    #[must_use]
+    pub fn named_layers() -> Self {
+        Self {
+            layers_by_fd: false,
             ..Self::modern()
         }
     }
@@ -61,6 +74,7 @@ impl KernelProfile {
     pub fn large_pages() -> Self {
         Self {
             page_size: 65536,
+            layers_by_fd: false,
             lowerdir_plus: false,
             ..Self::modern()
         }
