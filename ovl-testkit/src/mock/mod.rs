@@ -6,6 +6,7 @@ mod mounts;
 mod overlay;
 mod profile;
 mod quota;
+mod request;
 mod system;
 mod tree;
 

@@ -3,23 +3,25 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::ops::Deref;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use ovl_driver::Identity;
 use ovl_layout::XattrNamespace;
 use ovl_mount::{
-    Access, DataLimit, KERNEL_MAX_LOWERS, MAX_SETTING_LEN, MountAction, MountBackend, MountError,
-    MountFeatures, MountInfo, MountPlan, OverlayCall, Setting, UnmountMode,
+    Access, DataLimit, HeldAs, Holder, KERNEL_MAX_LOWERS, MAX_HOLDERS, MountAction, MountBackend,
+    MountError, MountFeatures, MountInfo, MountPlan, OverlayCall, UnmountMode,
 };
 use rustix::io::Errno;
 
-use super::inode::{Ino, ROOT, Result};
+use super::inode::{Body, Ino, ROOT, Result};
 use super::overlay::Overlay;
-use super::{KernelProfile, MockKernel, State};
+use super::request::{Directory, Refusal, Request};
+use super::{MockKernel, State};
 
-/// One mount. Whoever has something open on it shares it, which is what makes it busy.
+/// One mount.
 #[derive(Debug)]
 pub(super) struct Mount {
     pub(super) id: u64,
@@ -28,6 +30,38 @@ pub(super) struct Mount {
     point: Ino,
     pub(super) read_only: bool,
     pub(super) kind: Kind,
+    uses: Mutex<Vec<Weak<Use>>>,
+}
+
+/// What a process has open on a mount, which is what keeps that busy.
+#[derive(Debug)]
+pub(super) struct Use {
+    mount: Arc<Mount>,
+    process: u32,
+}
+
+impl Use {
+    pub(super) fn new(mount: &Arc<Mount>, process: u32) -> Arc<Self> {
+        let mount = Arc::clone(mount);
+        let new = Arc::new(Self { mount, process });
+        let mut uses = new.mount.open_uses();
+        uses.retain(|one| one.strong_count() > 0);
+        uses.push(Arc::downgrade(&new));
+        drop(uses);
+        new
+    }
+
+    pub(super) fn process(&self) -> u32 {
+        self.process
+    }
+}
+
+impl Deref for Use {
+    type Target = Mount;
+
+    fn deref(&self) -> &Mount {
+        &self.mount
+    }
 }
 
 #[derive(Debug)]
@@ -46,7 +80,22 @@ impl Mount {
             point: 0,
             read_only: false,
             kind: Kind::Plain(ROOT),
+            uses: Mutex::default(),
         }
+    }
+
+    fn open_uses(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Use>>> {
+        self.uses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The processes that have something open on it, by number.
+    fn holders(&self) -> Vec<u32> {
+        // Dropped only after the list is free again: the last use of a mount frees its list.
+        let uses: Vec<_> = self.open_uses().iter().filter_map(Weak::upgrade).collect();
+        let mut processes: Vec<u32> = uses.iter().map(|one| one.process).collect();
+        processes.sort_unstable();
+        processes.dedup();
+        processes
     }
 }
 
@@ -74,12 +123,12 @@ impl State {
                     let dir = stack[stack.len() - 1];
                     let ino = self.child(dir, &name)?.ok_or(Errno::NOENT)?;
                     match &self.inode(ino)?.body {
-                        super::inode::Body::Directory(_) => stack.push(ino),
-                        super::inode::Body::Symlink(target) if links < 40 => {
+                        Body::Directory(_) => stack.push(ino),
+                        Body::Symlink(target) if links < 40 => {
                             links += 1;
                             pending.extend(Path::new(target).iter().rev().map(OsStr::to_owned));
                         }
-                        super::inode::Body::Symlink(_) => return Err(Errno::LOOP),
+                        Body::Symlink(_) => return Err(Errno::LOOP),
                         _ => return Err(Errno::NOTDIR),
                     }
                 }
@@ -88,22 +137,44 @@ impl State {
         Ok(stack[stack.len() - 1])
     }
 
-    fn overlay(
-        &mut self,
-        request: &Request,
-        profile: &KernelProfile,
-        identity: &Identity,
-    ) -> Result<Overlay> {
-        let find = |path: &Path| match path.is_absolute() {
-            true => self.plain_dir(path),
-            false => {
+    /// A directory at a path that does not end with a symbolic link.
+    fn plain_dir_itself(&self, path: &Path) -> Result<Ino> {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return self.plain_dir(path);
+        };
+        let ino = self.child(self.plain_dir(parent)?, name)?;
+        let ino = ino.ok_or(Errno::NOENT)?;
+        match self.inode(ino)?.is_dir() {
+            true => Ok(ino),
+            false => Err(Errno::NOTDIR),
+        }
+    }
+
+    /// `openat2(2)` with `RESOLVE_BENEATH`, `RESOLVE_NO_SYMLINKS` and `RESOLVE_NO_XDEV`.
+    fn dir_beneath(&self, home: Ino, path: &Path) -> Result<Ino> {
+        path.iter().try_fold(home, |dir, name| {
+            let ino = self.child(dir, name)?.ok_or(Errno::NOENT)?;
+            match &self.inode(ino)?.body {
+                Body::Directory(_) if self.is_mount_point(ino) => Err(Errno::XDEV),
+                Body::Directory(_) => Ok(ino),
+                Body::Symlink(_) => Err(Errno::LOOP),
+                _ => Err(Errno::NOTDIR),
+            }
+        })
+    }
+
+    fn overlay(&mut self, request: &Request, identity: &Identity) -> Result<Overlay> {
+        let find = |directory: &Directory| match directory {
+            Directory::Open(ino) => Ok(*ino),
+            Directory::Named(path) if path.is_absolute() => self.plain_dir(path),
+            Directory::Named(path) => {
                 let base = request.working_dir.as_deref().ok_or(Errno::NOENT)?;
                 self.plain_dir(&base.join(path))
             }
         };
         let mut lowers = Vec::new();
-        for path in &request.lowers {
-            let ino = find(path)?;
+        for lower in &request.lowers {
+            let ino = find(lower)?;
             if lowers.contains(&ino) {
                 return Err(Errno::LOOP);
             }
@@ -124,6 +195,7 @@ impl State {
             (Some(upper), Some(work)) => Some((find(upper)?, find(work)?)),
             _ => return Err(Errno::INVAL),
         };
+        let mut writable = false;
         if let Some((upper, work)) = upper {
             if upper == work || lowers.contains(&upper) {
                 return Err(Errno::LOOP);
@@ -136,25 +208,58 @@ impl State {
             {
                 return Err(Errno::BUSY);
             }
-            match self.child(work, OsStr::new("work"))? {
-                None => {
-                    let body = super::inode::Body::Directory(BTreeMap::new());
-                    self.add(work, OsStr::new("work"), body, 0)?;
-                }
-                // Linux makes it anew.
-                Some(ino) => {
-                    let inode = self.inode_mut(ino)?;
-                    (inode.uid, inode.gid, inode.mode) = (0, 0, 0);
-                }
-            }
+            writable = self.make_work(work, request.volatile)?;
         }
-        let _ = profile;
+        // Without a place to work in nothing can be changed.
+        let upper = upper.filter(|_| writable);
         Ok(Overlay {
             upper: upper.map(|(upper, _)| upper),
             work: upper.map(|(_, work)| work),
             lowers,
             xattrs,
         })
+    }
+
+    /// `ovl_make_workdir`: makes `work/work` anew. False where what lies in it is too deep for the
+    /// kernel to remove, which mounts read-only then.
+    fn make_work(&mut self, work: Ino, volatile: bool) -> Result<bool> {
+        let name = OsStr::new("work");
+        if let Some(inner) = self.child(work, name)? {
+            if let Some(marks) = self.child(inner, OsStr::new("incompat"))?
+                && self.entries(marks).is_ok_and(|marks| !marks.is_empty())
+            {
+                return Err(Errno::INVAL);
+            }
+            if !self.clear(inner, 0)? {
+                return Ok(false);
+            }
+            self.rmdir(work, name)?;
+        }
+        let body = || Body::Directory(BTreeMap::new());
+        let mut dir = self.add(work, name, body(), 0)?;
+        if volatile {
+            for name in ["incompat", "volatile"] {
+                dir = self.add(dir, OsStr::new(name), body(), 0)?;
+            }
+            let dirty = Body::Regular(super::data::Data::default());
+            self.add(dir, OsStr::new("dirty"), dirty, 0o600)?;
+        }
+        Ok(true)
+    }
+
+    /// Whether all went; two levels do.
+    fn clear(&mut self, dir: Ino, level: usize) -> Result<bool> {
+        for (name, ino) in self.entries(dir)?.clone() {
+            if !self.inode(ino)?.is_dir() {
+                self.unlink(dir, &name)?;
+                continue;
+            }
+            if !self.entries(ino)?.is_empty() && (level == 1 || !self.clear(ino, level + 1)?) {
+                return Ok(false);
+            }
+            self.rmdir(dir, &name)?;
+        }
+        Ok(true)
     }
 }
 
@@ -168,130 +273,37 @@ impl Mount {
     }
 }
 
-/// What overlayfs is asked for.
-#[derive(Default)]
-struct Request {
-    lowers: Vec<PathBuf>,
-    upper: Option<PathBuf>,
-    work: Option<PathBuf>,
-    userxattr: bool,
-    working_dir: Option<PathBuf>,
-}
-
-impl Request {
-    fn set(&mut self, key: &[u8], value: Option<&[u8]>, profile: &KernelProfile) -> Result<()> {
-        let path = |bytes: &[u8]| PathBuf::from(OsString::from_vec(unescape(bytes)));
-        match (key, value) {
-            (b"userxattr", None) => self.userxattr = true,
-            (b"index", Some(b"on" | b"off")) if profile.index => {}
-            (b"redirect_dir", Some(b"on" | b"off" | b"follow" | b"nofollow"))
-            | (b"metacopy", Some(b"on" | b"off"))
-            | (b"xino", Some(b"on" | b"off" | b"auto")) => {}
-            (b"upperdir", Some(value)) => self.upper = Some(path(value)),
-            (b"workdir", Some(value)) => self.work = Some(path(value)),
-            // Also a label: no security module is active here.
-            _ => return Err(Errno::INVAL),
-        }
-        Ok(())
-    }
-
-    /// As the kernel reads the data of `mount(2)`.
-    fn from_data(data: &[u8], profile: &KernelProfile) -> Result<Self> {
-        if data.len() >= profile.page_size {
-            // Linux cuts it here and mounts whatever that names.
-            return Err(Errno::INVAL);
-        }
-        let mut request = Self::default();
-        for option in split(data, b',') {
-            let (key, value) = match option.iter().position(|&byte| byte == b'=') {
-                Some(at) => (&option[..at], Some(&option[at + 1..])),
-                None => (option, None),
-            };
-            match (key, value) {
-                (b"lowerdir", Some(value)) => {
-                    let paths = split(value, b':').into_iter();
-                    request.lowers = paths
-                        .map(|path| PathBuf::from(OsString::from_vec(unescape(path))))
-                        .collect();
-                }
-                (key, value) => request.set(key, value, profile)?,
-            }
-        }
-        Ok(request)
-    }
-
-    fn from_settings(settings: &[Setting], profile: &KernelProfile) -> Result<Self> {
-        if !profile.lowerdir_plus {
-            return Err(Errno::NOSYS);
-        }
-        let mut request = Self::default();
-        for setting in settings {
-            match setting {
-                Setting::Flag(key) => request.set(key.as_bytes(), None, profile)?,
-                Setting::Text(_, value) if value.len() > MAX_SETTING_LEN => {
-                    return Err(Errno::INVAL);
-                }
-                Setting::Text("lowerdir+", value) => request.lowers.push(PathBuf::from(value)),
-                Setting::Text(key, value) => {
-                    request.set(key.as_bytes(), Some(value.as_bytes()), profile)?;
-                }
-                _ => return Err(Errno::INVAL),
-            }
-        }
-        Ok(request)
-    }
-}
-
-/// Splits at separators that no backslash precedes.
-fn split(bytes: &[u8], separator: u8) -> Vec<&[u8]> {
-    let (mut parts, mut start, mut escaped) = (Vec::new(), 0, false);
-    for (at, &byte) in bytes.iter().enumerate() {
-        if byte == separator && !escaped {
-            parts.push(&bytes[start..at]);
-            start = at + 1;
-        }
-        escaped = byte == b'\\' && !escaped;
-    }
-    parts.push(&bytes[start..]);
-    parts
-}
-
-fn unescape(bytes: &[u8]) -> Vec<u8> {
-    let (mut plain, mut escaped) = (Vec::with_capacity(bytes.len()), false);
-    for &byte in bytes {
-        if byte == b'\\' && !escaped {
-            escaped = true;
-        } else {
-            plain.push(byte);
-            escaped = false;
-        }
-    }
-    plain
-}
-
 impl MockKernel {
-    fn try_mount(&self, plan: &MountPlan) -> Result<()> {
+    fn try_mount(&self, plan: &MountPlan) -> std::result::Result<(), Refusal> {
         let profile = self.profile();
         let mut state = self.state();
-        let point = state.plain_dir(plan.target())?;
+        let point = state.plain_dir_itself(plan.target())?;
         let (kind, read_only) = match plan.action() {
             MountAction::Bind { source } => (
-                Kind::Plain(state.plain_dir(source)?),
+                Kind::Plain(state.plain_dir_itself(source)?),
                 plan.access() == Access::ReadOnly,
             ),
             MountAction::Overlay(call) => {
                 let mut request = match call {
                     OverlayCall::Data { data, .. } => Request::from_data(data.as_bytes(), profile)?,
                     OverlayCall::Settings { settings, .. } => {
-                        Request::from_settings(settings, profile)?
+                        Request::from_settings(settings, profile, |_| Err(Errno::BADF))?
+                    }
+                    OverlayCall::Layers { home, settings } => {
+                        let home = state.plain_dir(home)?;
+                        let open = |path: &Path| state.dir_beneath(home, path);
+                        Request::from_settings(settings, profile, open)?
                     }
                 };
                 request.working_dir = call.working_dir().map(Path::to_owned);
-                let overlay = state.overlay(&request, profile, &profile.identity)?;
+                let overlay = state.overlay(&request, &profile.identity)?;
                 let read_only = overlay.upper.is_none();
                 (Kind::Overlay(overlay), read_only)
             }
         };
+        if read_only != (plan.access() == Access::ReadOnly) {
+            return Err(Refusal::WrongAccess);
+        }
         let id = state.next_mount;
         state.next_mount += 1;
         let target = plan.target().to_owned();
@@ -301,6 +313,7 @@ impl MockKernel {
             point,
             read_only,
             kind,
+            uses: Mutex::default(),
         }));
         Ok(())
     }
@@ -311,6 +324,7 @@ impl MountBackend for MockKernel {
         let profile = self.profile();
         Ok(
             MountFeatures::new(DataLimit::for_page_size(profile.page_size))
+                .layers_by_fd(profile.layers_by_fd)
                 .lowerdir_plus(profile.lowerdir_plus)
                 .index(profile.index)
                 .user_namespace(profile.identity.user_namespace),
@@ -318,8 +332,24 @@ impl MountBackend for MockKernel {
     }
 
     fn mount(&self, plan: &MountPlan) -> std::result::Result<(), MountError> {
-        self.try_mount(plan)
-            .map_err(|errno| MountError::mount(plan, Vec::new(), errno.into()))
+        self.try_mount(plan).map_err(|refusal| match refusal {
+            Refusal::Errno(errno) => MountError::mount(plan, Vec::new(), errno.into()),
+            Refusal::Said(errno, said) => MountError::mount(plan, vec![said], errno.into()),
+            Refusal::Layer(layer, errno) => MountError::layer(plan, &layer, errno.into()),
+            Refusal::WrongAccess => MountError::wrong_access(plan, Vec::new()),
+        })
+    }
+
+    fn holders(&self, target: &Path) -> io::Result<Vec<Holder>> {
+        let state = self.state();
+        let mount = state.mounts.iter().rfind(|mount| mount.target == target);
+        let processes = mount.map_or_else(Vec::new, |mount| mount.holders());
+        let holder = |pid| Holder::new(pid, format!("process-{pid}"), HeldAs::OpenFile);
+        Ok(processes
+            .into_iter()
+            .take(MAX_HOLDERS)
+            .map(holder)
+            .collect())
     }
 
     fn unmount(&self, target: &Path, mode: UnmountMode) -> std::result::Result<(), MountError> {
@@ -331,8 +361,10 @@ impl MountBackend for MockKernel {
         else {
             return Err(MountError::unmount(target, Errno::INVAL.into()));
         };
-        if mode == UnmountMode::Now && Arc::strong_count(&state.mounts[at]) > 1 {
-            return Err(MountError::unmount(target, Errno::BUSY.into()));
+        if mode == UnmountMode::Now && !state.mounts[at].holders().is_empty() {
+            drop(state);
+            let holders = || self.holders(target).unwrap_or_default();
+            return Err(MountError::unmount(target, Errno::BUSY.into()).with_holders(holders));
         }
         state.mounts.remove(at);
         Ok(())

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use super::data::Data;
 use super::inode::{Body, Ino, ROOT, Result, check_name};
-use super::mounts::{Kind, Mount};
+use super::mounts::{Kind, Mount, Use};
 use super::overlay::{Entry, Overlay, is_private};
 use super::{MockKernel, State};
 
@@ -25,7 +25,7 @@ const MAX_TARGET_LEN: usize = 4095;
 
 /// An open directory. Holding the mount is what keeps it busy.
 pub(super) struct MockDir {
-    mount: Arc<Mount>,
+    mount: Arc<Use>,
     at: At,
 }
 
@@ -37,7 +37,7 @@ enum At {
 }
 
 struct MockFile {
-    mount: Arc<Mount>,
+    mount: Arc<Use>,
     ino: Ino,
     writable: bool,
 }
@@ -122,16 +122,19 @@ impl MockDir {
         let Some(ino) = state.child(dir, name)? else {
             return Ok(None);
         };
-        Ok(state.mounted_on(ino).map(Self::root_of))
+        let process = self.mount.process();
+        Ok(state
+            .mounted_on(ino)
+            .map(|mount| Self::root_of(mount, process)))
     }
 
-    fn root_of(mount: &Arc<Mount>) -> Self {
+    fn root_of(mount: &Arc<Mount>, process: u32) -> Self {
         let at = match &mount.kind {
             Kind::Plain(root) => At::Plain(*root),
             Kind::Overlay(_) => At::Merged(Vec::new()),
         };
         Self {
-            mount: Arc::clone(mount),
+            mount: Use::new(mount, process),
             at,
         }
     }
@@ -259,12 +262,12 @@ impl TreeBackend for MockKernel {
                 && let Some(mount) = state.mounted_on(ino)
                 && mount.id > found.mount.id
             {
-                found = MockDir::root_of(mount);
+                found = MockDir::root_of(mount, self.process.pid);
             }
             Ok(found)
         };
         let mut stack = vec![MockDir {
-            mount: Arc::clone(root),
+            mount: Use::new(root, self.process.pid),
             at: At::Plain(ROOT),
         }];
         let mut pending: Vec<OsString> = path.iter().rev().map(OsStr::to_owned).collect();
