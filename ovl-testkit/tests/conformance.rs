@@ -27,6 +27,11 @@ fn all_cases_hold_on_a_modern_kernel() {
 }
 
 #[test]
+fn all_cases_hold_where_layers_cannot_be_open_directories() {
+    run(&KernelProfile::named_layers());
+}
+
+#[test]
 fn all_cases_hold_without_the_new_mount_api() {
     run(&KernelProfile::legacy());
 }

@@ -50,6 +50,11 @@ pub(super) struct Stack {
 impl Overlay2 {
     /// Reads a layer's small files.
     pub(super) fn layer(&self, id: &LayerId) -> Result<Layer, Error> {
+        self.layer_above(id, &[])
+    }
+
+    /// The same of a layer that should stand on `known`: links of a chain that was read before.
+    fn layer_above(&self, id: &LayerId, known: &[LinkId]) -> Result<Layer, Error> {
         let tree = self.kernel.tree();
         let paths = self.layout.layer(id);
         let dir = match tree.open_dir(&self.home, id.as_ref()) {
@@ -84,7 +89,7 @@ impl Overlay2 {
         })?;
         let chain = match read(names::LOWER)? {
             None => LowerChain::default(),
-            Some(contents) => LowerChain::parse_file(&contents)
+            Some(contents) => LowerChain::parse_known(&contents, known)
                 .map_err(|error| damaged(names::LOWER, &with_source(&error)))?,
         };
         if chain.links().contains(&link) {
@@ -172,7 +177,9 @@ impl Overlay2 {
         };
         for &link in layer.chain.links() {
             let id = self.resolve(&layer.id, link)?;
-            let below = self.layer(&id).map_err(|error| match error {
+            // It was the parent's when the layer was made, and no chain ever changes.
+            let known = &layer.chain.links()[stack.ids.len() + 1..];
+            let below = self.layer_above(&id, known).map_err(|error| match error {
                 Error::LayerNotFound { .. } => Error::damaged(
                     &layer.id,
                     self.layout.link(link),
@@ -185,8 +192,7 @@ impl Overlay2 {
                 let problem = format!("the link points to {id}, whose own link is {}", below.link);
                 return Err(Error::damaged(&layer.id, file, problem));
             }
-            // It was the parent's when the layer was made, and no chain ever changes.
-            if below.chain.links() != &layer.chain.links()[stack.ids.len() + 1..] {
+            if below.chain.links() != known {
                 let file = self.layout.layer(&layer.id).dir().join(names::LOWER);
                 let problem = format!(
                     "it names {} layers below {id}, which itself names {}",

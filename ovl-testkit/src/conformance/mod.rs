@@ -11,6 +11,7 @@ mod id_maps;
 mod layers;
 mod mounts;
 mod quotas;
+mod strategies;
 mod support;
 
 use std::path::{Path, PathBuf};
@@ -74,6 +75,7 @@ pub fn cases() -> Vec<Case> {
         id_maps::CASES,
         layers::CASES,
         mounts::CASES,
+        strategies::CASES,
         archives::CASES,
         damage::CASES,
         quotas::CASES,

@@ -3,9 +3,9 @@
 use std::ffi::OsStr;
 
 use ovl_driver::{Error, ErrorKind, Hold, ImportOptions, MountRequest};
-use ovl_mount::{Access, MountError, OverlayOptions, UnmountMode};
+use ovl_mount::{Access, HeldAs, MountError, OverlayOptions, UnmountMode};
 
-use super::support::{create, id, import, layer, mount, unmount, with_mount};
+use super::support::{chain, create, id, import, layer, mount, unmount, with_mount};
 use super::{Subject, list};
 use crate::archive::ArchiveBuilder;
 
@@ -88,15 +88,20 @@ fn a_busy_mount_stays_held_until_it_is_unmounted_lazily(subject: &Subject) {
     let error = store
         .unmount(&id("top"), UnmountMode::Now)
         .expect_err("a file is open");
-    let busy = matches!(
-        error,
-        Error::Mount {
-            source: MountError::Busy { .. },
-            ..
-        }
-    );
-    assert!(busy, "{error}");
     assert_eq!(error.kind(), ErrorKind::Busy);
+    let Error::Mount {
+        source: MountError::Busy { holders, .. },
+        ..
+    } = &error
+    else {
+        panic!("{error}");
+    };
+    let this = subject.kernel().system().this_process().expect("a process");
+    let own = holders.iter().find(|holder| holder.pid == this.pid);
+    let own = own.unwrap_or_else(|| panic!("not among {holders:?}"));
+    assert_eq!(own.held_as, HeldAs::OpenFile);
+    let words = chain(&error);
+    assert!(words.contains(&format!("process {}", this.pid)), "{words}");
     let state = store
         .inspect(&id("top"))
         .expect("inspect")

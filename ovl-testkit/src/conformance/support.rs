@@ -93,6 +93,12 @@ impl Subject {
         made.unwrap_or_else(|error| panic!("mkdir {}: {error}", path.display()));
     }
 
+    pub(super) fn rmdir(&self, path: &Path) {
+        let (dir, name) = self.parent(path);
+        let gone = self.tree().remove_dir(&dir, name);
+        gone.unwrap_or_else(|error| panic!("rmdir {}: {error}", path.display()));
+    }
+
     pub(super) fn unlink(&self, path: &Path) {
         let (dir, name) = self.parent(path);
         let gone = self.tree().unlink(&dir, name);
