@@ -221,6 +221,13 @@ pub(crate) struct Mount {
     pub(crate) id: String,
     #[command(flatten)]
     pub(crate) how: How,
+    /// Take what is there for the layer's contents, though it was mounted volatile when the machine
+    /// stopped
+    #[arg(long, conflicts_with = "discard_dirty")]
+    pub(crate) accept_dirty: bool,
+    /// Empty the layer if it was mounted volatile when the machine stopped
+    #[arg(long)]
+    pub(crate) discard_dirty: bool,
 }
 
 #[derive(Debug, Args)]

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use clap::CommandFactory as _;
 use ovl_driver::blocking::Overlay2;
 use ovl_driver::{
-    Base, CreateLayer, Durability, Error, ImportOptions, InitOptions, Kernel, MountRequest,
+    Base, CreateLayer, Dirty, Durability, Error, ImportOptions, InitOptions, Kernel, MountRequest,
     OpenOptions, Repaired, Severity, UpkeepOptions,
 };
 use ovl_layout::{IdMap, IdMaps, LayerId};
@@ -78,6 +78,11 @@ impl Program {
             }
             Command::Mount(args) => {
                 let (id, request) = (layer_id(&args.id)?, request(&args.how)?);
+                let request = request.dirty(match (args.accept_dirty, args.discard_dirty) {
+                    (true, _) => Some(Dirty::Accept),
+                    (false, true) => Some(Dirty::Discard),
+                    (false, false) => None,
+                });
                 self.refuse_lost_mount("mount")?;
                 let path = self.open()?.mount(&id, &request)?;
                 self.report.mounted(id.as_str(), &path)

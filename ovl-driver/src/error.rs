@@ -267,6 +267,18 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// The machine stopped while the layer was mounted volatile. Nothing was mounted or changed.
+    #[error(
+        "the layer {id} was mounted volatile when the machine stopped, and what was written to it is not whole; accept it as it is or discard it when you mount it, or remove the layer; {} says so",
+        EscapedPath(mark)
+    )]
+    #[non_exhaustive]
+    Dirty {
+        /// The layer.
+        id: LayerId,
+        /// The file or directory that tells.
+        mark: PathBuf,
+    },
     /// This kernel, file system or user cannot do it.
     #[error("{what} is not supported here: {reason}")]
     #[non_exhaustive]
@@ -391,7 +403,7 @@ impl Error {
                 source: DiffError::Elsewhere { .. },
                 ..
             } => ErrorKind::Unsupported,
-            Self::Damaged { .. } => ErrorKind::Damaged,
+            Self::Damaged { .. } | Self::Dirty { .. } => ErrorKind::Damaged,
             Self::HomeReplaced { .. } => ErrorKind::Other,
             Self::Unsupported { .. } | Self::NoDType { .. } => ErrorKind::Unsupported,
             Self::Mount { .. } | Self::Apply { .. } | Self::Diff { .. } | Self::Io { .. } => {
@@ -415,6 +427,7 @@ impl Error {
             | Self::HasChildren { id, .. }
             | Self::InFlight { id }
             | Self::Sealed { id }
+            | Self::Dirty { id, .. }
             | Self::NotWritable { id }
             | Self::Quota { id, .. }
             | Self::OverQuota { id, .. }

@@ -250,6 +250,18 @@ pub struct MountRequest {
     pub strategy: Option<Strategy>,
     /// How long the hold lasts.
     pub hold: Hold,
+    /// What to do with contents of which nobody knows what is missing; without an answer they are
+    /// [`Error::Dirty`](crate::Error::Dirty).
+    pub dirty: Option<Dirty>,
+}
+
+/// What becomes of a layer that was mounted volatile when the machine stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dirty {
+    /// What is there is the layer's contents from now on, whole or not.
+    Accept,
+    /// The layer is emptied. Not for sealed layers: others may stand on them.
+    Discard,
 }
 
 impl MountRequest {
@@ -275,6 +287,13 @@ impl MountRequest {
     #[must_use]
     pub fn strategy(self, strategy: Option<Strategy>) -> Self {
         Self { strategy, ..self }
+    }
+
+    /// Says what to do with contents of which nobody knows what is missing. It changes nothing
+    /// about other layers.
+    #[must_use]
+    pub fn dirty(self, dirty: Option<Dirty>) -> Self {
+        Self { dirty, ..self }
     }
 
     /// Sets how long the hold lasts.

@@ -36,6 +36,9 @@ pub struct LayerRecord {
     pub sealed: Option<SealReason>,
     /// The layer hides everything below it: it has a parent but no `lower` file.
     pub root_opaque: bool,
+    /// The boot in which the layer was mounted volatile. After that boot nobody can tell what of
+    /// its contents reached the disk.
+    pub volatile: Option<String>,
 }
 
 impl LayerRecord {
@@ -48,6 +51,7 @@ impl LayerRecord {
             depth: chain.depth(),
             sealed: None,
             root_opaque: false,
+            volatile: None,
         }
     }
 
@@ -64,6 +68,7 @@ impl LayerRecord {
             depth: lines.required("depth")?,
             sealed: lines.optional::<SealReason>("sealed")?,
             root_opaque: lines.optional::<bool>("root-opaque")?.unwrap_or(false),
+            volatile: lines.optional("volatile")?,
         };
         lines.finish()?;
         Ok(record)
@@ -98,6 +103,9 @@ impl fmt::Display for LayerRecord {
         }
         if self.root_opaque {
             writeln!(f, "root-opaque true")?;
+        }
+        if let Some(boot) = &self.volatile {
+            writeln!(f, "volatile {boot}")?;
         }
         writeln!(f, "end")
     }

@@ -17,6 +17,7 @@ fn record() -> LayerRecord {
 fn a_record_reads_back() {
     let mut opaque = record();
     opaque.root_opaque = true;
+    opaque.volatile = Some("5d5d1c2e-0f3c-4f0e-9d6f-2f1f4c1c9a51".to_owned());
     opaque.depth = 0;
     for written in [
         record(),

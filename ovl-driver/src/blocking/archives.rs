@@ -69,7 +69,7 @@ impl Overlay2 {
     ///
     /// [`Error::LayerNotFound`], [`Error::Sealed`], [`Error::Mounted`], [`Error::Apply`],
     /// [`Error::OverQuota`],
-    /// [`Error::Damaged`], [`Error::Io`].
+    /// [`Error::Damaged`], [`Error::Dirty`], [`Error::Io`].
     #[doc(alias = "ApplyDiff")]
     pub fn apply(
         &self,
@@ -81,6 +81,7 @@ impl Overlay2 {
         let lock = self.lock_layer(id, LockKind::Exclusive)?;
         let locked = lock.ino();
         let layer = self.changeable(id, None)?;
+        self.refuse_dirty(&layer)?;
         let stack = self.stack(&layer)?;
         let parent_id = self.parent_of(&layer)?;
         let parent = match &parent_id {
@@ -104,6 +105,10 @@ impl Overlay2 {
         staged.record.root_opaque = was_opaque || (summary.root_opaque && parent_id.is_some());
         if staged.record.root_opaque {
             staged.chain = LowerChain::default();
+        }
+        if !self.durable() {
+            // The copy is no safer than what it was made of.
+            staged.record.volatile = layer.record.and_then(|record| record.volatile);
         }
         let size = self.size_of(id, &staged.diff)?;
         let completed = staged.complete(false);

@@ -23,7 +23,8 @@ impl Overlay2 {
     ///
     /// [`Error::NotWritable`] for limits; [`Error::AlreadyExists`]; [`Error::ParentNotFound`];
     /// [`Error::Mounted`] when the parent is
-    /// mounted writable; [`Error::Depth`]; [`Error::Damaged`] for a parent that cannot be trusted;
+    /// mounted writable; [`Error::Depth`]; [`Error::Damaged`] for a parent that cannot be trusted; [`Error::Dirty`] for
+    /// one that was mounted volatile when the machine stopped;
     /// [`Error::Io`]. Nothing is left behind.
     ///
     /// # Compatibility
@@ -101,6 +102,7 @@ impl Overlay2 {
             .map_err(missing)?;
         let parent = self.layer(parent_id).map_err(missing)?;
         let stack = self.stack(&parent)?;
+        self.refuse_dirty(&parent)?;
         if let Some(state) = self.mount_state(&parent)?
             && state.access == Access::Writable
         {

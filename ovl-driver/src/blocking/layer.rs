@@ -45,6 +45,8 @@ pub(super) struct Stack {
     pub(super) ids: Vec<LayerId>,
     /// Whether this program wrote every one of them, the layer itself included.
     pub(super) recorded: bool,
+    /// Those below that were mounted volatile, and the boots in which that was.
+    pub(super) volatile: Vec<(LayerId, String)>,
 }
 
 impl Overlay2 {
@@ -174,6 +176,7 @@ impl Overlay2 {
             lowers: Vec::with_capacity(layer.chain.depth()),
             ids: Vec::with_capacity(layer.chain.depth()),
             recorded: layer.record.is_some(),
+            volatile: Vec::new(),
         };
         for &link in layer.chain.links() {
             let id = self.resolve(&layer.id, link)?;
@@ -203,6 +206,8 @@ impl Overlay2 {
             }
             stack.lowers.push(self.diff_dir(&below)?);
             stack.recorded &= below.record.is_some();
+            let noted = below.record.and_then(|record| record.volatile);
+            stack.volatile.extend(noted.map(|boot| (id.clone(), boot)));
             stack.ids.push(id);
         }
         Ok(stack)

@@ -13,6 +13,7 @@ mod quota;
 mod remove;
 mod staging;
 mod status;
+mod volatile;
 
 use std::path::Path;
 use std::sync::{Mutex, OnceLock};

@@ -8,7 +8,7 @@ use ovl_mount::{Access, MountError, MountPlan, OverlaySpec, UnmountMode};
 
 use super::Overlay2;
 use super::home::OwnDirs;
-use super::layer::Layer;
+use super::layer::{Layer, Stack};
 use crate::error::Error;
 use crate::files;
 use crate::holds::{Holds, describe};
@@ -38,6 +38,9 @@ impl Overlay2 {
     /// # Errors
     ///
     /// [`Error::LayerNotFound`]; [`Error::Damaged`] for a stack that cannot be trusted;
+    /// [`Error::Dirty`] for one with a layer that was mounted volatile when the machine stopped,
+    /// unless the request says what to do with this layer; [`Error::Unsupported`] for a volatile
+    /// mount of a layer that another program wrote; [`Error::Sealed`] for a discarded sealed layer;
     /// [`Error::MountedDifferently`] for another label or other options than those of the mount;
     /// [`Error::InFlight`] for an open layer on which a child is being made; [`Error::Plan`];
     /// [`Error::Mount`]. Nothing is left mounted.
@@ -79,12 +82,21 @@ impl Overlay2 {
             return Err(Error::InFlight { id: id.clone() });
         }
         self.confirm_home()?;
-        let plan = self.plan_for(&layer, request)?;
+        let stack = self.stack(&layer)?;
+        self.refuse_dirty_below(&stack)?;
+        let plan = self.plan_on(&layer, &stack, request)?;
+        let settled = self.settle_dirty(&layer, request.dirty)?;
         let tree = self.kernel.tree();
-        let work = match plan.access() == Access::Writable && !layer.chain.is_empty() {
-            true => Some(self.clear_work(&layer)?),
+        let writable = plan.access() == Access::Writable && !layer.chain.is_empty();
+        let work = match writable || (settled && !layer.chain.is_empty()) {
+            true => Some(self.clear_work(&layer)?).filter(|_| writable),
             false => None,
         };
+        if writable && request.options.volatile {
+            self.note_volatile(&layer, Some(self.boot()?))?;
+        } else if settled {
+            self.note_volatile(&layer, None)?;
+        }
         self.ensure_dir_of_root(&layer.dir, names::MERGED)
             .map_err(|error| Error::io("create", &target, error))?;
         let mut holds = Holds {
@@ -159,6 +171,7 @@ impl Overlay2 {
             return Ok(holds.total());
         }
         self.take_down(&own, &layer.id, &layer.dir, mode)?;
+        self.note_synced(&layer, &holds, mode)?;
         Ok(0)
     }
 
@@ -191,7 +204,9 @@ impl Overlay2 {
             }
             let result = self.lock_layer(&id, LockKind::Exclusive).and_then(|_lock| {
                 let layer = self.layer(&id)?;
-                self.take_down(&own, &layer.id, &layer.dir, mode)
+                let holds = self.noted_holds(&own, &layer);
+                self.take_down(&own, &layer.id, &layer.dir, mode)?;
+                holds.map_or(Ok(()), |holds| self.note_synced(&layer, &holds, mode))
             });
             match result {
                 Ok(()) => unmounted.push(id),
@@ -209,11 +224,16 @@ impl Overlay2 {
     ///
     /// [`Error::LayerNotFound`], [`Error::Damaged`], [`Error::Plan`].
     pub fn plan(&self, id: &LayerId, request: &MountRequest) -> Result<MountPlan, Error> {
-        self.plan_for(&self.layer(id)?, request)
+        let layer = self.layer(id)?;
+        self.plan_on(&layer, &self.stack(&layer)?, request)
     }
 
-    fn plan_for(&self, layer: &Layer, request: &MountRequest) -> Result<MountPlan, Error> {
-        let stack = self.stack(layer)?;
+    fn plan_on(
+        &self,
+        layer: &Layer,
+        stack: &Stack,
+        request: &MountRequest,
+    ) -> Result<MountPlan, Error> {
         let access = if layer.committed {
             Access::ReadOnly
         } else {
@@ -351,7 +371,8 @@ impl Overlay2 {
     }
 
     /// Makes `work` an empty directory of the container's root. The kernel would keep what lies
-    /// deeper than it looks, and refuses a mount over the mark of a volatile one.
+    /// deeper than it looks, and refuses a mount over the mark of a volatile one, which is of this
+    /// boot or settled by now.
     fn clear_work(&self, layer: &Layer) -> Result<DirHandle, Error> {
         let (tree, name) = (self.kernel.tree(), OsStr::new(names::WORK));
         let path = self.layout.layer(&layer.id).work().to_owned();
@@ -376,12 +397,6 @@ impl Overlay2 {
                 if is_usual {
                     let given = self.owners.give_to_root(tree, Node::Dir(&work));
                     return given.map(|()| work).map_err(failed);
-                }
-                if self.is_volatile(&layer.dir)? {
-                    let problem = "the machine stopped while the layer was mounted volatile, and what was written \
-                                   is not whole; remove the layer, or accept what is there by removing this mark";
-                    let mark = path.join("work/incompat/volatile");
-                    return Err(Error::damaged(&layer.id, mark, problem));
                 }
                 remove_tree(tree, &layer.dir, name)
                     .map_err(|error| Error::tree(self.layout.layer(&layer.id).dir(), error))?;
@@ -438,7 +453,7 @@ impl Overlay2 {
         self.layout.store_dir().join(names::HOLDS).join(id.as_str())
     }
 
-    fn boot(&self) -> Result<String, Error> {
+    pub(super) fn boot(&self) -> Result<String, Error> {
         let boot = self.kernel.system().boot_id();
         boot.map_err(|error| Error::io("read the boot id for", self.home(), error))
     }

@@ -531,7 +531,7 @@ fn row_145_a_mark_of_a_volatile_mount_refuses_the_next(subject: &Subject) {
     let error = store.mount(&id("top"), &MountRequest::new());
     let error = error.expect_err("what was written may be lost");
     assert!(
-        matches!(&error, Error::Damaged { file, .. } if *file == mark),
+        matches!(&error, Error::Dirty { mark: found, .. } if *found == mark),
         "{}",
         chain(&error)
     );

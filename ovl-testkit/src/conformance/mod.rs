@@ -13,6 +13,7 @@ mod mounts;
 mod quotas;
 mod strategies;
 mod support;
+mod volatile;
 
 use std::path::{Path, PathBuf};
 
@@ -76,6 +77,7 @@ pub fn cases() -> Vec<Case> {
         layers::CASES,
         mounts::CASES,
         strategies::CASES,
+        volatile::CASES,
         archives::CASES,
         damage::CASES,
         quotas::CASES,

@@ -332,8 +332,17 @@ impl Findings<'_> {
         let store = self.store;
         let target = store.layout.layer(id).merged().to_owned();
         let mounted = seen.names.contains(OsStr::new(names::MERGED));
-        if seen.volatile && !(mounted && store.is_mounted(&target)?) {
-            let path = store.layout.layer(id).work().join("work/incompat/volatile");
+        let paths = store.layout.layer(id);
+        let noted = seen.valid_record();
+        let dirty = match noted.and_then(|record| record.volatile.as_ref()) {
+            Some(boot) => (*boot != store.boot()?).then(|| paths.dir().join(names::RECORD)),
+            None => seen
+                .volatile
+                .then(|| paths.work().join("work/incompat/volatile")),
+        };
+        if let Some(path) = dirty
+            && !(mounted && store.is_mounted(&target)?)
+        {
             let problem = "the machine stopped while the layer was mounted volatile: what was written is not whole";
             self.add(
                 FindingKind::Volatile,

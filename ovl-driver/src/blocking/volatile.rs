@@ -1,0 +1,158 @@
+//! Layers that were mounted volatile.
+//!
+//! What is written through a volatile mount reaches the disk in no order, if at all, until the
+//! machine stops. The layer's record notes the boot of such a mount; the kernel leaves a mark of its
+//! own in `work`, which stays after the mount and refuses the next one. In the boot that is noted
+//! nothing is lost, and the mark goes without a word. In any other somebody has to decide.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+
+use ovl_diff::{FileKind, Node, remove_tree};
+use ovl_layout::names;
+use ovl_mount::{Access, UnmountMode};
+
+use super::Overlay2;
+use super::home::OwnDirs;
+use super::layer::{Layer, Stack};
+use crate::error::Error;
+use crate::files;
+use crate::holds::Holds;
+use crate::types::Dirty;
+
+impl Overlay2 {
+    /// Refuses a layer that was mounted volatile when the machine stopped.
+    pub(super) fn refuse_dirty(&self, layer: &Layer) -> Result<(), Error> {
+        match self.dirty_mark(layer)? {
+            None => Ok(()),
+            Some(mark) => Err(Error::Dirty {
+                id: layer.id.clone(),
+                mark,
+            }),
+        }
+    }
+
+    /// The same for those below, of which only the records are asked.
+    pub(super) fn refuse_dirty_below(&self, stack: &Stack) -> Result<(), Error> {
+        if stack.volatile.is_empty() {
+            return Ok(());
+        }
+        let boot = self.boot()?;
+        match stack.volatile.iter().find(|(_, noted)| *noted != boot) {
+            None => Ok(()),
+            Some((id, _)) => Err(Error::Dirty {
+                id: id.clone(),
+                mark: self.layout.layer(id).dir().join(names::RECORD),
+            }),
+        }
+    }
+
+    /// Does with a layer's contents what the caller says, or refuses when they need a word and
+    /// there is none. The note stays until the mount is sure to come: true says that it is void.
+    pub(super) fn settle_dirty(&self, layer: &Layer, answer: Option<Dirty>) -> Result<bool, Error> {
+        match answer {
+            None => self.refuse_dirty(layer).map(|()| false),
+            Some(_) if self.dirty_mark(layer)?.is_none() => Ok(false),
+            Some(Dirty::Accept) => Ok(true),
+            Some(Dirty::Discard) if layer.committed => Err(Error::Sealed {
+                id: layer.id.clone(),
+            }),
+            Some(Dirty::Discard) => self.empty(layer).map(|()| true),
+        }
+    }
+
+    /// Notes a volatile mount before it is made, or that there is nothing to note any more.
+    pub(super) fn note_volatile(&self, layer: &Layer, boot: Option<String>) -> Result<(), Error> {
+        let tree = self.kernel.tree();
+        let path = self.layout.layer(&layer.id).dir().join(names::RECORD);
+        let Some(record) = &layer.record else {
+            return match boot {
+                None => Ok(()),
+                Some(_) => Err(Error::Unsupported {
+                    what: "a volatile mount",
+                    reason: format!(
+                        "another program wrote the layer {}, so there is no record to note the mount in",
+                        layer.id
+                    ),
+                }),
+            };
+        };
+        if record.volatile == boot {
+            return Ok(());
+        }
+        let mut record = record.clone();
+        record.volatile = boot;
+        // Not the layer's contents: this one file, which must be whole whatever happens.
+        let (contents, durable) = (record.to_string(), self.durable());
+        files::replace(
+            tree,
+            &layer.dir,
+            names::RECORD,
+            0o644,
+            contents.as_bytes(),
+            durable,
+        )
+        .and_then(|()| match durable {
+            true => tree.sync(Node::Dir(&layer.dir)),
+            false => Ok(()),
+        })
+        .map_err(|error| Error::io("write", path, error))
+    }
+
+    /// Voids the note once the kernel has synced all that was written: it does when the last user
+    /// of a mount that is not volatile goes, which is the unmount itself unless that is lazy.
+    pub(super) fn note_synced(
+        &self,
+        layer: &Layer,
+        holds: &Holds,
+        mode: UnmountMode,
+    ) -> Result<(), Error> {
+        let overlay = holds.access == Access::Writable && !layer.chain.is_empty();
+        if overlay && mode == UnmountMode::Now && !is_volatile(holds) {
+            self.note_volatile(layer, None)?;
+        }
+        Ok(())
+    }
+
+    /// What the hold file says of a mount, where it can be read.
+    pub(super) fn noted_holds(&self, own: &OwnDirs, layer: &Layer) -> Option<Holds> {
+        let contents = files::read(self.kernel.tree(), &own.holds, layer.id.as_str());
+        Holds::parse(&contents.ok()??)
+    }
+
+    /// What tells that the layer was mounted volatile in a boot that is over.
+    fn dirty_mark(&self, layer: &Layer) -> Result<Option<PathBuf>, Error> {
+        let paths = self.layout.layer(&layer.id);
+        let noted = layer.record.as_ref();
+        match noted.and_then(|record| record.volatile.as_ref()) {
+            Some(boot) if *boot == self.boot()? => Ok(None),
+            Some(_) => Ok(Some(paths.dir().join(names::RECORD))),
+            // Somebody else has mounted it so, nobody knows when.
+            None if self.is_volatile(&layer.dir)? => {
+                Ok(Some(paths.work().join("work/incompat/volatile")))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Removes all contents. The directory itself keeps its attributes, which are its parent's.
+    fn empty(&self, layer: &Layer) -> Result<(), Error> {
+        let (tree, diff) = (self.kernel.tree(), self.diff_dir(layer)?);
+        let path = self.layout.layer(&layer.id).diff().to_owned();
+        let failed = |error| Error::io("empty", &path, error);
+        for entry in tree.read_dir(&diff).map_err(failed)? {
+            let name: &OsStr = &entry.name;
+            match entry.kind {
+                FileKind::Directory => {
+                    remove_tree(tree, &diff, name).map_err(|error| Error::tree(&path, error))?
+                }
+                _ => tree.unlink(&diff, name).map_err(failed)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_volatile(holds: &Holds) -> bool {
+    holds.options.split(',').any(|option| option == "volatile")
+}

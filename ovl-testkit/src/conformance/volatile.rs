@@ -1,0 +1,259 @@
+//! Volatile mounts: what they leave behind, and who decides about it.
+
+use std::path::PathBuf;
+
+use ovl_driver::blocking::Overlay2;
+use ovl_driver::{Dirty, Error, ErrorKind, FindingKind, ImportOptions, MountRequest};
+use ovl_layout::{LayerRecord, names};
+use ovl_mount::{MountError, OverlayOptions, UnmountMode};
+
+use super::support::{chain, create, id, layer, mount, unmount, with_mount};
+use super::{Subject, list};
+
+list! {
+    a_volatile_mount_is_forgotten_in_the_same_boot,
+    a_mount_that_syncs_ends_what_a_volatile_one_began,
+    the_kernels_mark_of_a_volatile_mount_refuses_the_next_one,
+    a_layer_that_was_volatile_when_the_machine_stopped_is_refused,
+    what_is_accepted_is_the_layers_contents,
+    what_is_discarded_is_gone_and_the_root_keeps_its_attributes,
+    layers_on_a_dirty_one_are_refused_until_it_is_accepted,
+    what_is_not_dirty_is_not_discarded,
+    volatile_changes_nothing_without_an_upper_layer,
+    a_layer_of_another_program_is_not_mounted_volatile,
+}
+
+fn volatile() -> MountRequest {
+    let options = OverlayOptions::default().with("volatile");
+    MountRequest::new().options(options.expect("an option"))
+}
+
+fn record_path(store: &Overlay2, layer: &str) -> PathBuf {
+    store.layout().layer(&id(layer)).dir().join(names::RECORD)
+}
+
+fn record(subject: &Subject, store: &Overlay2, layer: &str) -> LayerRecord {
+    let contents = subject.read(&record_path(store, layer));
+    LayerRecord::parse_file(&contents).expect("a record")
+}
+
+fn boot(subject: &Subject) -> String {
+    subject.kernel().system().boot_id().expect("a boot id")
+}
+
+/// A base and a layer on it that was mounted volatile, with one file from then.
+fn written(subject: &Subject) -> Overlay2 {
+    let store = subject.store();
+    create(&store, "base", None);
+    create(&store, "top", Some("base"));
+    let path = store.mount(&id("top"), &volatile());
+    let path = path.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    subject.write(&path.join("file"), b"written");
+    unmount(&store, "top");
+    store
+}
+
+/// As if the machine had stopped since, which a real one must not for this.
+fn stopped(subject: &Subject) -> Overlay2 {
+    let store = written(subject);
+    let mut record = record(subject, &store, "top");
+    record.volatile = Some("another-boot".to_owned());
+    subject.rewrite(&record_path(&store, "top"), record.to_string().as_bytes());
+    store
+}
+
+#[track_caller]
+fn assert_dirty<T>(result: Result<T, Error>, layer: &str) {
+    let Err(error) = result else {
+        panic!("{layer} is dirty");
+    };
+    let of_layer = matches!(&error, Error::Dirty { id: found, .. } if *found == id(layer));
+    assert!(of_layer, "{}", chain(&error));
+    assert_eq!(error.kind(), ErrorKind::Damaged);
+}
+
+fn a_volatile_mount_is_forgotten_in_the_same_boot(subject: &Subject) {
+    let store = written(subject);
+    let noted = record(subject, &store, "top").volatile;
+    assert_eq!(noted, Some(boot(subject)));
+    for request in [volatile(), volatile(), MountRequest::new()] {
+        let path = store.mount(&id("top"), &request);
+        let path = path.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        assert_eq!(subject.read(&path.join("file")), b"written");
+        unmount(&store, "top");
+    }
+    subject.assert_clean(&store);
+}
+
+fn a_mount_that_syncs_ends_what_a_volatile_one_began(subject: &Subject) {
+    let store = written(subject);
+    mount(&store, "top");
+    // While it lasts nothing is synced yet.
+    assert!(record(subject, &store, "top").volatile.is_some());
+    store
+        .unmount(&id("top"), UnmountMode::Lazy)
+        .expect("unmount");
+    assert!(
+        record(subject, &store, "top").volatile.is_some(),
+        "somebody may still use it"
+    );
+    with_mount(&store, "top", |_| {});
+    assert_eq!(record(subject, &store, "top").volatile, None);
+
+    store.mount(&id("top"), &volatile()).expect("mount");
+    unmount(&store, "top");
+    mount(&store, "top");
+    store.unmount_all(UnmountMode::Now).expect("unmount");
+    assert_eq!(record(subject, &store, "top").volatile, None);
+    subject.assert_clean(&store);
+}
+
+fn the_kernels_mark_of_a_volatile_mount_refuses_the_next_one(subject: &Subject) {
+    let store = written(subject);
+    let work = store.layout().layer(&id("top")).work().to_owned();
+    assert!(subject.exists(&work.join("work/incompat/volatile")));
+    for request in [volatile(), MountRequest::new()] {
+        // Past the store, which would clear the mark.
+        let plan = store.plan(&id("top"), &request).expect("plan");
+        subject.mkdir(plan.target(), 0o700);
+        let error = subject.kernel().mount().mount(&plan);
+        let error = error.expect_err("the mark is there");
+        let MountError::Mount { source, .. } = &error else {
+            panic!("{}", chain(&error));
+        };
+        assert_eq!(source.kind(), std::io::ErrorKind::InvalidInput);
+        subject.rmdir(plan.target());
+    }
+    subject.assert_clean(&store);
+}
+
+fn a_layer_that_was_volatile_when_the_machine_stopped_is_refused(subject: &Subject) {
+    let store = stopped(subject);
+    for request in [MountRequest::new(), volatile()] {
+        assert_dirty(store.mount(&id("top"), &request), "top");
+    }
+    assert_dirty(store.create(&layer("child", Some("top"))), "top");
+    let (archive, options) = ([0; 1024], ImportOptions::new());
+    let applied = store.apply(&id("top"), &archive[..], options, &mut |_| {});
+    assert_dirty(applied, "top");
+    let findings = store.check().expect("check").findings;
+    assert_eq!(findings.len(), 1, "{findings:#?}");
+    assert_eq!(findings[0].kind, FindingKind::Volatile);
+    assert!(!store.inspect(&id("top")).expect("inspect").sealed);
+    store.remove(&id("top"), false).expect("it can be removed");
+    store.reclaim().expect("reclaim");
+    subject.assert_clean(&store);
+}
+
+fn what_is_accepted_is_the_layers_contents(subject: &Subject) {
+    let store = stopped(subject);
+    let request = MountRequest::new().dirty(Some(Dirty::Accept));
+    let path = store.mount(&id("top"), &request);
+    let path = path.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    assert_eq!(subject.read(&path.join("file")), b"written");
+    unmount(&store, "top");
+    assert_eq!(record(subject, &store, "top").volatile, None);
+    with_mount(&store, "top", |path| {
+        assert_eq!(subject.names(path), ["file"]);
+    });
+    subject.assert_clean(&store);
+
+    // And is at stake again.
+    let store = stopped_again(subject, store);
+    let request = volatile().dirty(Some(Dirty::Accept));
+    store.mount(&id("top"), &request).expect("accepted");
+    unmount(&store, "top");
+    let noted = record(subject, &store, "top").volatile;
+    assert_eq!(noted, Some(boot(subject)));
+    subject.assert_clean(&store);
+}
+
+fn stopped_again(subject: &Subject, store: Overlay2) -> Overlay2 {
+    let mut record = record(subject, &store, "top");
+    record.volatile = Some("yet-another-boot".to_owned());
+    subject.rewrite(&record_path(&store, "top"), record.to_string().as_bytes());
+    store
+}
+
+fn what_is_discarded_is_gone_and_the_root_keeps_its_attributes(subject: &Subject) {
+    let store = stopped(subject);
+    let diff = store.layout().layer(&id("top")).diff().to_owned();
+    subject.chmod(&diff, 0o711);
+    subject.mkdir(&diff.join("dir"), 0o755);
+    subject.write(&diff.join("dir/inner"), b"x");
+    subject.symlink(&diff.join("link"), "/");
+    let request = MountRequest::new().dirty(Some(Dirty::Discard));
+    let path = store.mount(&id("top"), &request);
+    let path = path.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    assert_eq!(subject.names(&path), [""; 0]);
+    assert_eq!(subject.mode(&path), 0o711);
+    subject.write(&path.join("new"), b"x");
+    unmount(&store, "top");
+    with_mount(&store, "top", |path| {
+        assert_eq!(subject.names(path), ["new"]);
+    });
+    subject.assert_clean(&store);
+}
+
+fn layers_on_a_dirty_one_are_refused_until_it_is_accepted(subject: &Subject) {
+    let store = written(subject);
+    create(&store, "child", Some("top"));
+    create(&store, "grandchild", Some("child"));
+    let store = stopped_again(subject, store);
+    for answer in [None, Some(Dirty::Accept), Some(Dirty::Discard)] {
+        let request = MountRequest::new().dirty(answer);
+        for name in ["child", "grandchild"] {
+            assert_dirty(store.mount(&id(name), &request), "top");
+        }
+    }
+    let discard = MountRequest::new().dirty(Some(Dirty::Discard));
+    let error = store.mount(&id("top"), &discard);
+    let error = error.expect_err("others stand on it");
+    assert!(matches!(error, Error::Sealed { .. }), "{}", chain(&error));
+
+    let accept = MountRequest::new().dirty(Some(Dirty::Accept));
+    store.mount(&id("top"), &accept).expect("accepted");
+    unmount(&store, "top");
+    with_mount(&store, "grandchild", |path| {
+        assert_eq!(subject.read(&path.join("file")), b"written");
+    });
+    subject.assert_clean(&store);
+}
+
+fn what_is_not_dirty_is_not_discarded(subject: &Subject) {
+    let store = written(subject);
+    let discard = MountRequest::new().dirty(Some(Dirty::Discard));
+    let path = store.mount(&id("top"), &discard).expect("nothing is dirty");
+    assert_eq!(subject.read(&path.join("file")), b"written");
+    unmount(&store, "top");
+    subject.assert_clean(&store);
+}
+
+fn volatile_changes_nothing_without_an_upper_layer(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    store.mount(&id("base"), &volatile()).expect("a bind mount");
+    unmount(&store, "base");
+    create(&store, "middle", Some("base"));
+    create(&store, "top", Some("middle"));
+    for name in ["base", "middle"] {
+        store.mount(&id(name), &volatile()).expect("read-only");
+        unmount(&store, name);
+        assert_eq!(record(subject, &store, name).volatile, None, "{name}");
+    }
+    subject.assert_clean(&store);
+}
+
+fn a_layer_of_another_program_is_not_mounted_volatile(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    create(&store, "top", Some("base"));
+    subject.unlink(&record_path(&store, "top"));
+    let error = store.mount(&id("top"), &volatile());
+    let error = error.expect_err("there is no record to note it in");
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{}", chain(&error));
+    with_mount(&store, "top", |path| {
+        subject.write(&path.join("file"), b"x");
+    });
+    subject.assert_clean(&store);
+}
