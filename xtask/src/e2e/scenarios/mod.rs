@@ -19,7 +19,7 @@ use super::mounts::mounts_below;
 pub(super) type Scenario = fn(&Place) -> Result<()>;
 
 /// All scenarios by name.
-pub(super) const ALL: [(&str, Scenario); 5] = [
+pub(super) const ALL: [(&str, Scenario); 9] = [
     (
         "a_debian_root_is_changed_and_the_change_applied_elsewhere",
         debian::change_and_apply,
@@ -27,6 +27,19 @@ pub(super) const ALL: [(&str, Scenario); 5] = [
     (
         "stacks_of_128_mount_from_short_and_long_homes",
         stacks::of_128,
+    ),
+    (
+        "stacks_of_1_to_128_mount_by_every_strategy",
+        stacks::every_strategy,
+    ),
+    (
+        "stacks_of_499_and_500_layers_mount_without_a_length",
+        stacks::of_500,
+    ),
+    ("stacks_mount_from_homes_of_odd_names", stacks::odd_names),
+    (
+        "a_stack_mounted_in_a_shared_place_is_private",
+        stacks::shared_place,
     ),
     (
         "the_deepest_absolute_stack_fits_and_one_more_is_refused",

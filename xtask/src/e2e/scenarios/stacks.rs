@@ -2,11 +2,31 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 use serde_json::Value;
 
 use super::{Ovl, Place};
+use crate::e2e::mounts::mounts_below;
 
 const DEPTH: usize = 128;
+
+const STRATEGIES: [&str; 4] = [
+    "layers-by-fd",
+    "lowerdir-plus",
+    "mount-absolute",
+    "mount-relative",
+];
+
+/// Bytes that mean something to the kernel, to a shell or to whoever prints a path.
+const ODD_NAMES: [&str; 7] = [
+    "a:b",
+    "a,upperdir=b",
+    "a\\b\\:c",
+    "a\"b\"'c'",
+    " a b ",
+    "a\nb",
+    "%41%s$HOME",
+];
 
 /// Homes whose absolute paths have this many bytes; the second is longer than any data string of
 /// more than a few layers allows.
@@ -94,7 +114,7 @@ pub(super) fn of_128(place: &Place) -> Result<()> {
         let home = home_of_len(place, len)?;
         let ovl = place.ovl(&home);
         build(&ovl, DEPTH)?;
-        for strategy in ["mount-relative", "lowerdir-plus"] {
+        for strategy in ["mount-relative", "lowerdir-plus", "layers-by-fd"] {
             let top = format!("s{DEPTH}");
             let path = ovl.mount(&[&top, "--strategy", strategy])?;
             assert_shows(&path, DEPTH)?;
@@ -172,6 +192,121 @@ pub(super) fn deepest_absolute(place: &Place) -> Result<()> {
         ovl.ok(&["unmount", &next])?;
         ovl.assert_clean()?;
         remove_home(place, &home)?;
+    }
+    Ok(())
+}
+
+/// Mounts a layer in one way and looks; false where its names are too long for that.
+fn mounts_by(ovl: &Ovl, depth: usize, strategy: &str) -> Result<bool> {
+    let top = format!("s{depth}");
+    let arguments = ["mount", &top, "--strategy", strategy];
+    let output = ovl.output(&arguments)?;
+    if output.status.code() == Some(7) && strategy.starts_with("mount-") {
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(message.contains("bytes"), "no length in {message:?}");
+        return Ok(false);
+    }
+    ensure!(
+        output.status.success(),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    // What is printed has its control bytes escaped.
+    assert_shows(&ovl.home.join(&top).join("merged"), depth)?;
+    ovl.ok(&["unmount", &top])?;
+    Ok(true)
+}
+
+pub(super) fn every_strategy(place: &Place) -> Result<()> {
+    let ovl = place.ovl(&place.home());
+    build(&ovl, DEPTH)?;
+    for strategy in STRATEGIES {
+        // All but the last are read-only, with their own contents as one more lower layer.
+        for depth in [1, 2, 63, 64, 126, 127, 128] {
+            let mounted = mounts_by(&ovl, depth, strategy)?;
+            ensure!(
+                mounted || (depth > 2 && strategy == "mount-absolute"),
+                "{depth} layers do not mount by {strategy}"
+            );
+        }
+    }
+    ovl.assert_clean()
+}
+
+pub(super) fn odd_names(place: &Place) -> Result<()> {
+    for name in ODD_NAMES {
+        let ovl = place.ovl(&place.dir.join(name));
+        build(&ovl, 2)?;
+        for strategy in STRATEGIES {
+            for depth in [1, 2] {
+                let mounted = mounts_by(&ovl, depth, strategy)?;
+                ensure!(mounted, "{name:?} is too long for {strategy}");
+            }
+        }
+        ovl.assert_clean()?;
+    }
+    Ok(())
+}
+
+/// What the kernel stacks: 499 layers below a writable one, and 500 with a sealed one's own.
+pub(super) fn of_500(place: &Place) -> Result<()> {
+    const DEEPEST: usize = 499;
+    let ovl = place.ovl(&place.home());
+    ovl.ok(&["init", "--max-depth", "499"])?;
+    build(&ovl, DEEPEST)?;
+    let archive = place.dir.join("empty.tar");
+    fs::write(&archive, [0; 1024])?;
+    let archive = archive.to_str().context("a path in UTF-8")?;
+    let below = format!("s{}", DEEPEST - 1);
+    ovl.ok(&["import", "sealed", "--parent", &below, archive])?;
+    for strategy in ["layers-by-fd", "lowerdir-plus"] {
+        ensure!(mounts_by(&ovl, DEEPEST, strategy)?, "{strategy}");
+        let planned = ovl.ok(&["plan", "sealed", "--strategy", strategy, "--json"])?;
+        let planned: Value = serde_json::from_str(&planned)?;
+        let settings = planned["settings"].as_array().context("settings")?;
+        let lowers = settings.iter().filter(|one| one["key"] == "lowerdir+");
+        ensure!(lowers.count() == DEEPEST + 1, "{planned}");
+        let path = ovl.mount(&["sealed", "--strategy", strategy])?;
+        assert_shows(&path, DEEPEST - 1)?;
+        ovl.ok(&["unmount", "sealed"])?;
+    }
+    for strategy in ["mount-absolute", "mount-relative"] {
+        ensure!(!mounts_by(&ovl, DEEPEST, strategy)?, "{strategy}");
+    }
+    for parent in [format!("s{DEEPEST}"), "sealed".to_owned()] {
+        let message = ovl.fails(7, &["create", "over", "--parent", &parent])?;
+        ensure!(
+            message.contains("500") && message.contains("499"),
+            "no numbers in {message:?}"
+        );
+    }
+    let mounts = mounts_below(&ovl.home)?;
+    ensure!(mounts.is_empty(), "still mounted: {mounts:?}");
+    Ok(())
+}
+
+/// What is mounted on a shared mount appears in its peers, whatever anybody says; but nothing that
+/// is mounted in it later does, and it goes from all of them.
+pub(super) fn shared_place(place: &Place) -> Result<()> {
+    let (shared, peer) = (place.dir.join("shared"), place.dir.join("peer"));
+    for dir in [&shared, &peer] {
+        fs::create_dir(dir)?;
+    }
+    mount_bind(&shared, &shared)?;
+    mount_change(&shared, MountPropagationFlags::SHARED)?;
+    mount_bind(&shared, &peer)?;
+    let ovl = place.ovl(&shared.join("home"));
+    build(&ovl, 1)?;
+    for strategy in STRATEGIES {
+        let path = ovl.mount(&["s1", "--strategy", strategy])?;
+        let table = fs::read_to_string("/proc/self/mountinfo")?;
+        let target = format!(" {} ", path.display());
+        let line = table.lines().find(|line| line.contains(&target));
+        let line = line.context("the mount table does not show it")?;
+        ensure!(!line.contains(" shared:"), "{strategy}: {line}");
+        ovl.ok(&["unmount", "s1"])?;
+        let left = mounts_below(&place.dir)?;
+        ensure!(left.len() == 2, "{strategy} leaves {left:?}");
     }
     Ok(())
 }
