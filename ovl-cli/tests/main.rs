@@ -10,6 +10,7 @@
 mod commands;
 mod demo;
 mod id_maps;
+mod mounting;
 mod quotas;
 mod support;
 mod upkeep;

@@ -8,3 +8,4 @@ mod locks;
 mod overlay;
 mod quota;
 mod trees;
+mod volatile;

@@ -85,14 +85,18 @@ impl Overlay2 {
         let stack = self.stack(&layer)?;
         self.refuse_dirty_below(&stack)?;
         let plan = self.plan_on(&layer, &stack, request)?;
+        let writable = plan.access() == Access::Writable && !layer.chain.is_empty();
+        let volatile = writable && request.options.volatile;
+        if volatile {
+            self.refuse_without_record(&layer)?;
+        }
         let settled = self.settle_dirty(&layer, request.dirty)?;
         let tree = self.kernel.tree();
-        let writable = plan.access() == Access::Writable && !layer.chain.is_empty();
         let work = match writable || (settled && !layer.chain.is_empty()) {
             true => Some(self.clear_work(&layer)?).filter(|_| writable),
             false => None,
         };
-        if writable && request.options.volatile {
+        if volatile {
             self.note_volatile(&layer, Some(self.boot()?))?;
         } else if settled {
             self.note_volatile(&layer, None)?;

@@ -61,21 +61,26 @@ impl Overlay2 {
         }
     }
 
+    /// Refuses a volatile mount that could not be noted.
+    pub(super) fn refuse_without_record(&self, layer: &Layer) -> Result<(), Error> {
+        match &layer.record {
+            Some(_) => Ok(()),
+            None => Err(Error::Unsupported {
+                what: "a volatile mount",
+                reason: format!(
+                    "another program wrote the layer {}, so there is no record to note the mount in",
+                    layer.id
+                ),
+            }),
+        }
+    }
+
     /// Notes a volatile mount before it is made, or that there is nothing to note any more.
     pub(super) fn note_volatile(&self, layer: &Layer, boot: Option<String>) -> Result<(), Error> {
         let tree = self.kernel.tree();
         let path = self.layout.layer(&layer.id).dir().join(names::RECORD);
         let Some(record) = &layer.record else {
-            return match boot {
-                None => Ok(()),
-                Some(_) => Err(Error::Unsupported {
-                    what: "a volatile mount",
-                    reason: format!(
-                        "another program wrote the layer {}, so there is no record to note the mount in",
-                        layer.id
-                    ),
-                }),
-            };
+            return Ok(());
         };
         if record.volatile == boot {
             return Ok(());
@@ -142,11 +147,11 @@ impl Overlay2 {
         let failed = |error| Error::io("empty", &path, error);
         for entry in tree.read_dir(&diff).map_err(failed)? {
             let name: &OsStr = &entry.name;
-            match entry.kind {
-                FileKind::Directory => {
-                    remove_tree(tree, &diff, name).map_err(|error| Error::tree(&path, error))?
-                }
-                _ => tree.unlink(&diff, name).map_err(failed)?,
+            if entry.kind == FileKind::Directory {
+                let removed = remove_tree(tree, &diff, name);
+                removed.map_err(|error| Error::tree(&path, error))?;
+            } else {
+                tree.unlink(&diff, name).map_err(failed)?;
             }
         }
         Ok(())

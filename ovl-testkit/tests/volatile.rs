@@ -1,0 +1,69 @@
+//! Volatile mounts over a restart of the machine, which only a mock can have.
+
+use std::path::Path;
+
+use ovl_driver::blocking::Overlay2;
+use ovl_driver::{CreateLayer, Dirty, Error, Hold, MountRequest, OpenOptions};
+use ovl_mount::OverlayOptions;
+use ovl_testkit::{KernelProfile, MockKernel};
+
+/// A kernel with a layer `top` on another, that stops while `top` is mounted.
+fn stopped_under(request: &MountRequest) -> (MockKernel, Overlay2) {
+    let kernel = MockKernel::new(KernelProfile::modern());
+    let store = open(&kernel);
+    let base = CreateLayer::new("base".parse().unwrap());
+    store.create(&base).unwrap();
+    let top = CreateLayer::new("top".parse().unwrap()).parent(Some("base".parse().unwrap()));
+    store.create(&top).unwrap();
+    let path = store.mount(&"top".parse().unwrap(), request).unwrap();
+    kernel.write_file(&path.join("file"), b"written").unwrap();
+    drop(store);
+    kernel.reboot();
+    let store = open(&kernel);
+    (kernel, store)
+}
+
+fn open(kernel: &MockKernel) -> Overlay2 {
+    let options = OpenOptions::new().create(true);
+    Overlay2::open(kernel.kernel(), Path::new("/home"), options).unwrap()
+}
+
+fn volatile() -> MountRequest {
+    let options = OverlayOptions::default().with("volatile").unwrap();
+    MountRequest::new().options(options)
+}
+
+#[test]
+fn a_machine_that_stops_under_a_volatile_mount_leaves_a_question() {
+    let (kernel, store) = stopped_under(&volatile().hold(Hold::Process));
+    let top = "top".parse().unwrap();
+    for request in [MountRequest::new(), volatile()] {
+        let error = store.mount(&top, &request).unwrap_err();
+        assert!(matches!(error, Error::Dirty { .. }), "{error}");
+    }
+    let accept = MountRequest::new().dirty(Some(Dirty::Accept));
+    let path = store.mount(&top, &accept).unwrap();
+    assert_eq!(kernel.read_file(&path.join("file")).unwrap(), b"written");
+}
+
+#[test]
+fn the_note_of_a_volatile_mount_reaches_the_disk_before_what_is_written() {
+    let kernel = MockKernel::new(KernelProfile::modern());
+    let store = open(&kernel);
+    let base = CreateLayer::new("base".parse().unwrap());
+    store.create(&base).unwrap();
+    let top = CreateLayer::new("top".parse().unwrap()).parent(Some("base".parse().unwrap()));
+    store.create(&top).unwrap();
+    store.mount(&"top".parse().unwrap(), &volatile()).unwrap();
+    let unsynced = kernel.unsynced(Path::new("/home/top")).unwrap();
+    assert!(!unsynced.contains(&".ovl-layer".into()), "{unsynced:?}");
+}
+
+#[test]
+fn a_machine_that_stops_under_any_other_mount_leaves_none() {
+    let (kernel, store) = stopped_under(&MountRequest::new());
+    let path = store
+        .mount(&"top".parse().unwrap(), &MountRequest::new())
+        .unwrap();
+    assert_eq!(kernel.read_file(&path.join("file")).unwrap(), b"written");
+}
