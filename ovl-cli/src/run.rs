@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::CommandFactory as _;
+use ovl_diff::EscapedPath;
 use ovl_driver::blocking::Overlay2;
 use ovl_driver::{
     Base, CreateLayer, Durability, Error, ImportOptions, InitOptions, Kernel, MountRequest,
@@ -80,7 +81,8 @@ impl Program {
                 let (id, request) = (layer_id(&args.id)?, request(&args.how)?);
                 self.refuse_lost_mount("mount")?;
                 let path = self.open()?.mount(&id, &request)?;
-                self.report.mounted(id.as_str(), &path)
+                let told = self.report.mounted(id.as_str(), &path);
+                told.inspect_err(|_| eprintln!("ovl: {id} is mounted at {}", EscapedPath(&path)))
             }
             Command::Unmount(args) => {
                 let id = layer_id(&args.id)?;
@@ -236,7 +238,8 @@ impl Program {
         let applied = input.with_progress(|archive, progress| {
             store.import(&layer, archive, foreign(&args.foreign), progress)
         })?;
-        self.report.applied(&args.id, &applied)
+        let told = self.report.applied(&args.id, &applied);
+        told.inspect_err(|_| eprintln!("ovl: {} is imported", layer.id))
     }
 
     fn check(&self, args: &args::Check) -> Result<(), Failure> {

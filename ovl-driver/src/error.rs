@@ -256,6 +256,23 @@ pub enum Error {
         /// What failed.
         source: Box<Self>,
     },
+    /// The operation is done and can be seen, but the disk did not confirm it: a power cut may still
+    /// take it back.
+    #[error(
+        "{what} {id}, but {} could not be synced, so that a power cut may take it back",
+        EscapedPath(path)
+    )]
+    #[non_exhaustive]
+    NotDurable {
+        /// What was done: a participle.
+        what: &'static str,
+        /// The layer.
+        id: LayerId,
+        /// The directory that was to be synced.
+        path: PathBuf,
+        /// The failed call's error.
+        source: io::Error,
+    },
     /// Something on disk is not as it must be. Nothing was mounted or changed.
     #[error("the store is damaged: {}: {problem}", EscapedPath(file))]
     #[non_exhaustive]
@@ -394,9 +411,11 @@ impl Error {
             Self::Damaged { .. } => ErrorKind::Damaged,
             Self::HomeReplaced { .. } => ErrorKind::Other,
             Self::Unsupported { .. } | Self::NoDType { .. } => ErrorKind::Unsupported,
-            Self::Mount { .. } | Self::Apply { .. } | Self::Diff { .. } | Self::Io { .. } => {
-                io_kind(self)
-            }
+            Self::NotDurable { .. }
+            | Self::Mount { .. }
+            | Self::Apply { .. }
+            | Self::Diff { .. }
+            | Self::Io { .. } => io_kind(self),
         }
     }
 
@@ -422,6 +441,7 @@ impl Error {
             | Self::Plan { id, .. }
             | Self::Mount { id, .. }
             | Self::Apply { id, .. }
+            | Self::NotDurable { id, .. }
             | Self::Diff { id, .. } => Some(id),
             Self::Damaged { id, .. } => id.as_ref(),
             Self::HomeNotFound { .. }

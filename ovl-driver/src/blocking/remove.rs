@@ -110,10 +110,7 @@ impl Overlay2 {
         let path = self.layout.layer(id).dir().to_owned();
         tree.rename(&self.home, id.as_ref(), &own.trash, &trash_name, mode)
             .map_err(|error| Error::io("remove", &path, error))?;
-        if self.durable() {
-            tree.sync(Node::Dir(&self.home))
-                .map_err(|error| Error::io("sync", &path, error))?;
-        }
+        self.sync_home("removed", id)?;
         files::remove(tree, &own.holds, id.as_str())
             .map_err(|error| Error::io("remove the holds of", &path, error))?;
         if let Some(link) = link {

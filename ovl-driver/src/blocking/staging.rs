@@ -450,7 +450,7 @@ impl Staged<'_> {
             }
         }
         self.published = true;
-        sync(&store.home, store.layout.home())
+        store.sync_home("published", id)
     }
 
     /// Swaps the complete layer with the layer `id`, whose link it has taken over, and leaves the
@@ -471,11 +471,7 @@ impl Staged<'_> {
         // It locks what is the layer now; what is left here is the old one.
         self.lock = None;
         self.releases = false;
-        if store.durable() {
-            tree.sync(Node::Dir(&store.home))
-                .map_err(|error| Error::io("sync", &path, error))?;
-        }
-        Ok(())
+        store.sync_home("replaced", id)
     }
 }
 
