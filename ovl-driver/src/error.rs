@@ -54,6 +54,19 @@ pub enum Error {
         /// The path.
         home: PathBuf,
     },
+    /// A home of Docker whose layers were made with id maps that nobody has said.
+    #[error(
+        "the home {} belongs to group {group}: its layers were made with id maps; say which with \
+         `init --uid-map 0:HOST:COUNT --gid-map 0:{group}:COUNT`, as dockerd's userns-remap has them",
+        EscapedPath(home)
+    )]
+    #[non_exhaustive]
+    MapsUnknown {
+        /// The path.
+        home: PathBuf,
+        /// The home's group.
+        group: u32,
+    },
     /// A home cannot have these settings.
     #[error(
         "the layer store at {} cannot be set up so: {problem}",
@@ -362,6 +375,7 @@ impl Error {
             | Self::InFlight { .. }
             | Self::Sealed { .. } => ErrorKind::Busy,
             Self::NotAHome { .. }
+            | Self::MapsUnknown { .. }
             | Self::Settings { .. }
             | Self::Depth { .. }
             | Self::NotWritable { .. }
@@ -447,6 +461,7 @@ impl Error {
             Self::HomeNotFound { .. }
             | Self::HomeExists { .. }
             | Self::HomeReplaced { .. }
+            | Self::MapsUnknown { .. }
             | Self::Settings { .. }
             | Self::NotAHome { .. }
             | Self::Unsupported { .. }
