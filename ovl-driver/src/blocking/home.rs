@@ -228,9 +228,7 @@ impl Overlay2 {
     /// nobody says which ids that map has.
     fn refuse_unknown_maps(&self) -> Result<(), Error> {
         let (tree, home) = (self.kernel.tree(), self.home());
-        if self.settings.xattrs == XattrNamespace::User
-            || read_settings(tree, home, &self.home)?.is_some()
-        {
+        if read_settings(tree, home, &self.home)?.is_some() {
             return Ok(());
         }
         let found = tree.metadata(Node::Dir(&self.home));
