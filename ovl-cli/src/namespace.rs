@@ -16,13 +16,20 @@ pub(crate) enum Entered {
     Own,
 }
 
-/// For anybody but root: a user and mount namespace in which the caller is root. Must be called
-/// before any thread starts.
-pub(crate) fn enter_unless_root() -> Result<Entered, Failure> {
+/// A user and mount namespace in which the caller is root. Must be called before any thread starts.
+pub(crate) fn enter() -> Result<(), Failure> {
+    become_root()?;
+    propagation(MountPropagationFlags::PRIVATE)
+}
+
+/// The same for a process that stays: what is mounted outside meanwhile shows inside.
+pub(crate) fn enter_for_keeping() -> Result<(), Failure> {
+    become_root()?;
+    propagation(MountPropagationFlags::DOWNSTREAM)
+}
+
+fn become_root() -> Result<(), Failure> {
     let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
-    if uid.is_root() {
-        return Ok(Entered::No);
-    }
     let unsupported = |what: &str, error: &dyn std::fmt::Display| {
         let hint = "run as root, or allow unprivileged user namespaces";
         Failure::new(Kind::Unsupported, format!("cannot {what}: {error}; {hint}"))
@@ -38,8 +45,7 @@ pub(crate) fn enter_unless_root() -> Result<Entered, Failure> {
         fs::write(format!("/proc/self/{file}"), text)
             .map_err(|error| unsupported("map the user in a user namespace", &error))?;
     }
-    private()?;
-    Ok(Entered::Own)
+    Ok(())
 }
 
 /// A mount namespace of its own, so that nothing this process mounts can outlive it.
@@ -50,15 +56,14 @@ pub(crate) fn enter_mount_namespace() -> Result<(), Failure> {
             format!("cannot enter a mount namespace: {error}"),
         )
     })?;
-    private()
+    propagation(MountPropagationFlags::PRIVATE)
 }
 
-fn private() -> Result<(), Failure> {
-    let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    mount_change("/", flags).map_err(|error| {
+fn propagation(kind: MountPropagationFlags) -> Result<(), Failure> {
+    mount_change("/", kind | MountPropagationFlags::REC).map_err(|error| {
         Failure::new(
             Kind::Unsupported,
-            format!("cannot make the mounts private: {error}"),
+            format!("cannot keep the mounts to this namespace: {error}"),
         )
     })
 }

@@ -16,7 +16,7 @@ use crate::system::FsType;
 pub enum Error {
     /// There is no home at this path.
     #[error(
-        "there is no layer store at {}; `create` or `import` make one",
+        "there is no layer store at {}; `init`, `create` or `import` make one",
         EscapedPath(home)
     )]
     #[non_exhaustive]
