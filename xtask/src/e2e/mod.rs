@@ -4,9 +4,12 @@
 //! nothing is left mounted or written whatever happens.
 
 mod compare;
+mod crowd;
 mod images;
 mod mounts;
+mod random;
 mod scenarios;
+mod storm;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -20,8 +23,10 @@ use ovl_testkit::conformance::{Subject, cases};
 use rustix::mount::{MountPropagationFlags, mount_change};
 
 use crate::{cargo, output};
+pub(crate) use crowd::{CrowdOptions, crowd};
 use images::{Image, Scratch};
 use mounts::unmount_below;
+pub(crate) use storm::{WorkerOptions, work};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -37,6 +42,9 @@ pub(crate) struct Options {
     /// Leave everything there until a line comes on standard input
     #[arg(long)]
     keep: bool,
+    /// What the scenarios of chance do; a failure tells its own
+    #[arg(long, value_name = "NUMBER")]
+    seed: Option<u64>,
 }
 
 impl Options {
@@ -46,6 +54,7 @@ impl Options {
             fs: Vec::new(),
             filter: None,
             keep: false,
+            seed: None,
         }
     }
 }
@@ -66,6 +75,8 @@ pub(crate) struct SuiteOptions {
     filter: Option<String>,
     #[arg(long)]
     keep: bool,
+    #[arg(long)]
+    seed: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -141,6 +152,7 @@ fn on_scratch(options: &Options, programs: &Programs, scratch: &Path) -> Result<
     let rootfs = step("debian root", || debian_root(scratch))?;
     let chosen = |fs: &FsKind| options.fs.is_empty() || options.fs.contains(fs);
     let (mut failed, mut images) = (Vec::new(), Vec::new());
+    let seed = options.seed.map_or_else(random_seed, Ok)?;
     for fs in FsKind::ALL.into_iter().filter(chosen) {
         let image = Image::mount(scratch, fs)?;
         let mut suite = Command::new(&programs.xtask);
@@ -154,6 +166,7 @@ fn on_scratch(options: &Options, programs: &Programs, scratch: &Path) -> Result<
             .arg(&programs.ovl)
             .arg("--rootfs")
             .arg(&rootfs);
+        suite.arg("--seed").arg(seed.to_string());
         suite.args(options.quick.then_some("--quick"));
         suite.args(options.keep.then_some("--keep"));
         if let Some(filter) = &options.filter {
@@ -177,6 +190,13 @@ fn on_scratch(options: &Options, programs: &Programs, scratch: &Path) -> Result<
         failed.join(", ")
     );
     Ok(())
+}
+
+fn random_seed() -> Result<u64> {
+    // Small enough to be typed again.
+    let mut random = [0; 4];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+    Ok(u32::from_ne_bytes(random).into())
 }
 
 /// Nobody else sees this mount namespace, but whoever may look at this process.
@@ -265,6 +285,7 @@ pub(crate) fn suite(options: &SuiteOptions) -> Result<()> {
                 ovl: options.ovl.clone(),
                 rootfs: options.rootfs.clone(),
                 quick: options.quick,
+                seed: options.seed,
             })
         });
     }
