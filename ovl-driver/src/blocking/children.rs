@@ -63,7 +63,8 @@ impl Overlay2 {
         }
     }
 
-    /// Seals an open layer that has children nevertheless. The caller has locked it.
+    /// Seals an open layer that has children nevertheless. The caller has locked it and found it not
+    /// to be in flight: a scan would forget a child that cannot be seen yet.
     pub(super) fn seal_parent(&self, own: &OwnDirs, mut layer: Layer) -> Result<Layer, Error> {
         if !layer.committed && !self.known_children(own, &layer)?.is_empty() {
             self.seal(&layer.id)?;

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::{Context as _, Error, Result, bail, ensure};
 use clap::Args;
@@ -18,6 +19,9 @@ use super::random::Random;
 
 /// Layers that all threads fight for.
 pub(super) const IDS: u64 = 10;
+
+/// How often a mount may be found in use by those who only look at it.
+const RELEASES: u32 = 1000;
 
 #[derive(Debug, Args)]
 pub(crate) struct CrowdOptions {
@@ -167,10 +171,20 @@ fn mount(store: &Overlay2, random: &mut Random, id: &LayerId) -> Result<()> {
             ensure!(found == b"contents", "a file in {id} holds {found:?}");
         }
     }
-    // Who holds it can release it.
-    let unmounted = store.unmount(id, UnmountMode::Now);
-    unmounted.with_context(|| format!("cannot release the held {id}"))?;
-    Ok(())
+    // Who holds it can release it, except for the moment in which somebody looks at the mount.
+    let mut tries = 0;
+    loop {
+        match store.unmount(id, UnmountMode::Now) {
+            Err(error) if error.kind() == ErrorKind::Busy && tries < RELEASES => {
+                tries += 1;
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            result => {
+                result.with_context(|| format!("cannot release the held {id}"))?;
+                return Ok(());
+            }
+        }
+    }
 }
 
 /// `None` where another was faster.
