@@ -63,6 +63,8 @@ pub(crate) enum Command {
     Gc(Gc),
     /// Show how a layer would be mounted; needs no privileges
     Plan(Plan),
+    /// Show what a layer takes and may take, or change its limits
+    Quota(Quota),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -117,6 +119,24 @@ pub(crate) struct Create {
     /// A layer that a container will write to
     #[arg(long)]
     pub(crate) writable: bool,
+    /// Bytes that it may take, such as 10G; needs --writable [default: the home's]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) size: Option<String>,
+    /// Files, directories and other inodes that it may take; needs --writable
+    #[arg(long, value_name = "N")]
+    pub(crate) inodes: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Quota {
+    /// The layer
+    pub(crate) id: String,
+    /// Bytes that it may take from now on
+    #[arg(long, value_name = "SIZE|none")]
+    pub(crate) size: Option<String>,
+    /// Files, directories and other inodes that it may take from now on
+    #[arg(long, value_name = "N|none")]
+    pub(crate) inodes: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -3,18 +3,19 @@
 //! JSON objects only ever gain fields. Paths are strings; bytes that are not UTF-8, control bytes
 //! and backslashes are escaped as `\xHH`, `\n` and so on, as in the lines for people.
 
+mod quota;
+mod status;
+
 use std::io::{self, Write};
 use std::path::Path;
 
 use ovl_diff::{Change, ChangeKind, EscapedPath, LayerSize};
-use ovl_driver::{
-    Applied, Finding, Garbage, LayerInfo, LayerList, MountState, Remedy, Repaired, Status,
-};
-use ovl_layout::LayerId;
+use ovl_driver::{Applied, Finding, Garbage, LayerInfo, LayerList, MountState, Remedy, Repaired};
+use ovl_layout::{IdMap, LayerId};
 use ovl_mount::{
     Access, MAX_SETTING_LEN, MountAction, MountFeatures, MountPlan, OverlayCall, Setting,
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::fail::Failure;
 
@@ -178,6 +179,10 @@ impl Report {
     pub(crate) fn layer(&self, info: &LayerInfo) -> Result<(), Failure> {
         let ids = || info.chain.iter().map(|id| id.as_str()).collect::<Vec<_>>();
         let value = || {
+            let pairs = info.docker_pairs().into_iter();
+            let docker: Map<String, Value> = pairs
+                .map(|(key, value)| (key.to_owned(), text(Path::new(&value)).into()))
+                .collect();
             json!({
                 "id": info.id.as_str(),
                 "link": info.link.as_str(),
@@ -187,14 +192,18 @@ impl Report {
                 "sealed": info.sealed,
                 "root_opaque": info.root_opaque,
                 "recorded": info.recorded,
+                "uid_map": id_map(&info.id_maps.uids),
+                "gid_map": id_map(&info.id_maps.gids),
                 "paths": {
                     "dir": text(info.paths.dir()),
                     "diff": text(info.paths.diff()),
                     "work": text(info.paths.work()),
                     "merged": text(info.paths.merged()),
                 },
+                "docker": docker,
                 "size": size(&info.size),
                 "mount": info.mount.as_ref().map(mount),
+                "quota": info.quota.as_ref().map(quota::json),
             })
         };
         let lines = || {
@@ -221,9 +230,25 @@ impl Report {
             line("diff", &text(info.paths.diff()));
             line("work", &text(info.paths.work()));
             line("merged", &text(info.paths.merged()));
+            for (key, map) in [
+                ("uid map", &info.id_maps.uids),
+                ("gid map", &info.id_maps.gids),
+            ] {
+                if let Some(map) = id_map(map) {
+                    line(key, &map);
+                }
+            }
             line("bytes", &info.size.apparent.to_string());
             line("allocated", &info.size.allocated.to_string());
             line("inodes", &info.size.inodes.to_string());
+            if let Some(quota) = &info.quota {
+                line("project", &quota.project.to_string());
+                let usage = quota.usage.as_ref();
+                line(
+                    "quota",
+                    &usage.map_or_else(Clone::clone, ToString::to_string),
+                );
+            }
             match &info.mount {
                 None => line("mounted", "no"),
                 Some(state) => {
@@ -381,54 +406,11 @@ impl Report {
         };
         self.print(value, lines)
     }
+}
 
-    pub(crate) fn status(&self, status: &Status) -> Result<(), Failure> {
-        let strategies: Vec<&str> = status.strategies.iter().map(|one| one.as_str()).collect();
-        let quota = match &status.quota {
-            Ok(enforcement) => enforcement.to_string(),
-            Err(reason) => reason.clone(),
-        };
-        let value = || {
-            json!({
-                "driver": "overlay2",
-                "home": text(&status.home),
-                "backing_filesystem": status.backing_fs.name(),
-                "xattrs": status.xattrs.as_str(),
-                "max_depth": status.settings.max_depth,
-                "durability": status.settings.durability.to_string(),
-                "strategies": strategies,
-                "data_limit": status.features.data_limit.bytes(),
-                "index": status.features.index,
-                "user_namespace": status.user_namespace,
-                "quota": quota,
-            })
-        };
-        let lines = || {
-            let mut lines = String::new();
-            let mut line = |key: &str, value: &str| lines += &format!("{key:20} {value}\n");
-            line("Driver", "overlay2");
-            line("Home", &text(&status.home));
-            line("Backing Filesystem", status.backing_fs.name());
-            line("Private attributes", status.xattrs.prefix());
-            line(
-                "Depth",
-                &format!("at most {} layers below a layer", status.settings.max_depth),
-            );
-            line("Durability", &status.settings.durability.to_string());
-            line("Mount strategies", &strategies.join(", "));
-            line(
-                "Mount data",
-                &format!("at most {} bytes", status.features.data_limit.bytes()),
-            );
-            line(
-                "User namespace",
-                if status.user_namespace { "yes" } else { "no" },
-            );
-            line("Project quota", &quota);
-            lines
-        };
-        self.print(value, lines)
-    }
+/// `None` where every id stands for itself.
+fn id_map(map: &IdMap) -> Option<String> {
+    (!map.is_identity()).then(|| map.to_string())
 }
 
 /// A finding and what mends it.

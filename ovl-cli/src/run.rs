@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::CommandFactory as _;
+use ovl_diff::EscapedPath;
 use ovl_driver::blocking::Overlay2;
 use ovl_driver::{
     Base, CreateLayer, Durability, Error, ImportOptions, InitOptions, Kernel, MountRequest,
@@ -13,7 +14,7 @@ use ovl_driver::{
 };
 use ovl_layout::{IdMap, IdMaps, LayerId};
 use ovl_mount::{OverlayOptions, UnmountMode};
-use ovl_quota::ProjectId;
+use ovl_quota::{Limits, ProjectId};
 
 use crate::args::{self, Cli, Command};
 use crate::demo;
@@ -80,7 +81,8 @@ impl Program {
                 let (id, request) = (layer_id(&args.id)?, request(&args.how)?);
                 self.refuse_lost_mount("mount")?;
                 let path = self.open()?.mount(&id, &request)?;
-                self.report.mounted(id.as_str(), &path)
+                let told = self.report.mounted(id.as_str(), &path);
+                told.inspect_err(|_| eprintln!("ovl: {id} is mounted at {}", EscapedPath(&path)))
             }
             Command::Unmount(args) => {
                 let id = layer_id(&args.id)?;
@@ -113,6 +115,7 @@ impl Program {
                 self.report
                     .plan(&store.plan(&id, &request)?, &store.status()?.features)
             }
+            Command::Quota(args) => self.quota(args),
             // Done before a home is looked for.
             Command::Demo(_) | Command::Completions { .. } | Command::Man => Ok(()),
         }
@@ -190,13 +193,41 @@ impl Program {
     }
 
     fn create(&self, args: &args::Create) -> Result<(), Failure> {
-        let layer = new_layer(&args.id, args.parent.as_deref())?;
+        let size = args.size.as_deref().map(ovl_quota::parse_size);
+        let inodes = args.inodes.as_deref().map(count).transpose()?;
+        let layer = new_layer(&args.id, args.parent.as_deref())?
+            .size(size.transpose().map_err(Failure::input)?)
+            .inodes(inodes);
         let store = self.open_or_make(&layer, None)?;
         match args.writable {
             true => store.create_writable(&layer)?,
             false => store.create(&layer)?,
         }
         Ok(())
+    }
+
+    fn quota(&self, args: &args::Quota) -> Result<(), Failure> {
+        let id = layer_id(&args.id)?;
+        let size = args.size.as_deref().map(or_none(|text| {
+            ovl_quota::parse_size(text).map_err(Failure::input)
+        }));
+        let inodes = args.inodes.as_deref().map(or_none(count));
+        let (size, inodes) = (size.transpose()?, inodes.transpose()?);
+        let store = self.open()?;
+        if size.is_some() || inodes.is_some() {
+            // What is not named stays.
+            let now = match store.quota(&id)? {
+                Some(quota) => {
+                    let usage = quota.usage;
+                    let usage = usage.map_err(|reason| Failure::new(Kind::Unsupported, reason))?;
+                    usage.limits
+                }
+                None => Limits::UNLIMITED,
+            };
+            let limits = Limits::new(size.unwrap_or(now.bytes), inodes.unwrap_or(now.inodes));
+            return Ok(store.set_limits(&id, limits)?);
+        }
+        self.report.quota(id.as_str(), store.quota(&id)?.as_ref())
     }
 
     fn import(&self, args: &args::Import) -> Result<(), Failure> {
@@ -207,7 +238,8 @@ impl Program {
         let applied = input.with_progress(|archive, progress| {
             store.import(&layer, archive, foreign(&args.foreign), progress)
         })?;
-        self.report.applied(&args.id, &applied)
+        let told = self.report.applied(&args.id, &applied);
+        told.inspect_err(|_| eprintln!("ovl: {} is imported", layer.id))
     }
 
     fn check(&self, args: &args::Check) -> Result<(), Failure> {
@@ -372,6 +404,23 @@ where
     T::Err: std::error::Error + Send + Sync + 'static,
 {
     text.parse().map_err(Failure::input)
+}
+
+/// A limit, or `none`.
+fn or_none<T>(
+    parse: impl Fn(&str) -> Result<T, Failure>,
+) -> impl Fn(&str) -> Result<Option<T>, Failure> {
+    move |text| match text {
+        "none" => Ok(None),
+        text => parse(text).map(Some),
+    }
+}
+
+fn count(text: &str) -> Result<u64, Failure> {
+    text.parse().map_err(|_| {
+        let message = format!("{text:?} is not a number of inodes, 1 to {}", i64::MAX);
+        Failure::new(Kind::InvalidInput, message)
+    })
 }
 
 fn layer_id(text: &str) -> Result<LayerId, Failure> {

@@ -9,5 +9,7 @@
 
 mod commands;
 mod demo;
+mod id_maps;
+mod quotas;
 mod support;
 mod upkeep;

@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 
-use ovl_layout::XattrNamespace;
+use ovl_layout::{IdMaps, XattrNamespace};
 
 use crate::archive::{
     ArchiveEntry, ArchiveReader, ArchiveSummary, BadArchive, BadReason, EntryKind, ReadLimits,
@@ -38,14 +38,19 @@ pub struct ApplyOptions {
     pub xattrs: XattrNamespace,
     /// What the archive may cost.
     pub limits: ReadLimits,
-    /// User ids that can own a file here; none means all.
+    /// Whose owners stand on disk for the owners in the archive.
+    pub id_maps: IdMaps,
+    /// User ids that can own a file here; none means all. They are ids on disk.
     pub uids: Option<Vec<Range<u64>>>,
-    /// Group ids that can own a file here; none means all.
+    /// Group ids that can own a file here; none means all. They are ids on disk.
     pub gids: Option<Vec<Range<u64>>>,
-    /// Gives what nobody here can own to root instead of refusing it.
+    /// Gives what nobody here can own to the container's root instead of refusing it.
     pub squash: bool,
     /// Leaves device nodes out that this user cannot make instead of refusing them.
     pub skip_devices: bool,
+    /// Begins to write each file to disk when it is whole, for a [`sync_layer`](crate::sync_layer)
+    /// that follows.
+    pub start_writeback: bool,
 }
 
 impl ApplyOptions {
@@ -56,10 +61,12 @@ impl ApplyOptions {
         Self {
             xattrs,
             limits,
+            id_maps: IdMaps::default(),
             uids: None,
             gids: None,
             squash: false,
             skip_devices: false,
+            start_writeback: false,
         }
     }
 }
@@ -74,11 +81,12 @@ pub struct ApplySummary {
     pub payload: u64,
     /// The archive hides everything below it: the layer must have no `lower` file.
     pub root_opaque: bool,
-    /// Entries given to root because nobody here can own them.
+    /// Entries given to root, as owner or in an attribute, because nobody here can own them.
     pub squashed: u64,
     /// Devices left out.
     pub skipped_devices: u64,
-    /// Attributes left out: SELinux labels, and `user.*` on what cannot have any.
+    /// Attributes left out: SELinux labels, XFS's own form of access control lists, and `user.*` on
+    /// what cannot have any.
     pub skipped_xattrs: u64,
 }
 
@@ -122,7 +130,7 @@ pub fn apply(
     let tree = &FewHandles::new(tree);
     let mut reader = ArchiveReader::new(input, options.limits);
     let view = View::new(tree, options.xattrs);
-    let position = Position::new(view, upper, lowers)?;
+    let position = Position::new(view, upper, lowers, &options.id_maps)?;
     let mut applier = Applier {
         tree,
         options,
@@ -131,6 +139,7 @@ pub fn apply(
         payload: 0,
         root_opaque: false,
         squashed: 0,
+        squashes: false,
         skipped_devices: 0,
         skipped_xattrs: 0,
     };
@@ -162,6 +171,8 @@ struct Applier<'a> {
     payload: u64,
     root_opaque: bool,
     squashed: u64,
+    /// Whether the current entry has an id that was given to root.
+    squashes: bool,
     skipped_devices: u64,
     skipped_xattrs: u64,
 }
@@ -402,6 +413,9 @@ impl Applier<'_> {
         }
         self.payload += offset;
         self.dress(entry, Node::File(&file), FileKind::Regular, &path)?;
+        if self.options.start_writeback && offset > 0 {
+            self.tree.start_writeback(&file).on("write", &path)?;
+        }
         Ok(())
     }
 

@@ -6,7 +6,10 @@ use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use ovl_layout::IdMaps;
+
 use crate::error::{Context as _, DiffError, TreeError};
+use crate::ids::{IdKind, IdPlace, Untranslated, plain_capability, translate_xattr};
 use crate::tree::{
     DeviceNumber, DirHandle, FileHandle, FileKind, Metadata, Node, Timestamp, TreeBackend,
 };
@@ -14,6 +17,28 @@ use crate::view::{Marks, View};
 use crate::whiteout::{is_reserved, opaque_name, whiteout_name};
 use crate::write::{ArchiveWriter, Member, MemberKind};
 use crate::xattrs::exported_name;
+
+/// How a layer is written as an archive.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DiffOptions {
+    /// Whose owners on disk stand for the owners in the archive.
+    pub id_maps: IdMaps,
+}
+
+impl DiffOptions {
+    /// Owners as they are on disk.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets whose owners on disk stand for the owners in the archive.
+    #[must_use]
+    pub fn id_maps(self, id_maps: IdMaps) -> Self {
+        Self { id_maps }
+    }
+}
 
 /// What a diff has written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,16 +55,18 @@ pub struct DiffSummary {
 /// Writes members and remembers which inodes it has written.
 pub(crate) struct Emitter<'a, W: Write> {
     view: View<'a>,
+    options: &'a DiffOptions,
     writer: ArchiveWriter<W>,
     links: HashMap<(DeviceNumber, u64), PathBuf>,
     summary: DiffSummary,
 }
 
 impl<'a, W: Write> Emitter<'a, W> {
-    pub(crate) fn new(view: View<'a>, output: W) -> Self {
+    pub(crate) fn new(view: View<'a>, options: &'a DiffOptions, output: W) -> Self {
         let writer = ArchiveWriter::new(output);
         Self {
             view,
+            options,
             writer,
             links: HashMap::new(),
             summary: DiffSummary::default(),
@@ -217,7 +244,7 @@ impl<'a, W: Write> Emitter<'a, W> {
         path: &Path,
         kind: MemberKind<'_>,
         metadata: &Metadata,
-        xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+        xattrs: Xattrs,
         contents: impl Read,
     ) -> Result<(), DiffError> {
         let &Metadata {
@@ -227,6 +254,9 @@ impl<'a, W: Write> Emitter<'a, W> {
             mtime,
             ..
         } = metadata;
+        let uid = self.container_id(path, IdPlace::Owner, IdKind::User, uid)?;
+        let gid = self.container_id(path, IdPlace::Owner, IdKind::Group, gid)?;
+        let xattrs = self.container_xattrs(path, xattrs)?;
         let path = path.as_os_str().as_bytes();
         self.append(
             &Member {
@@ -240,6 +270,48 @@ impl<'a, W: Write> Emitter<'a, W> {
             },
             contents,
         )
+    }
+
+    /// The attributes with the ids that they have inside a container.
+    fn container_xattrs(&self, path: &Path, xattrs: Xattrs) -> Result<Xattrs, DiffError> {
+        let translated = xattrs.into_iter().map(|(name, value)| {
+            let container_id = |place, kind, id| self.container_id(path, place, kind, id);
+            let value = match self.options.id_maps.is_identity() {
+                true => value,
+                false => match translate_xattr(&name, &value, container_id) {
+                    Ok(value) => value.into_owned(),
+                    Err(Untranslated::Id(error)) => return Err(error),
+                    Err(Untranslated::Malformed) => {
+                        let source = io::Error::from(io::ErrorKind::InvalidData);
+                        return Err(TreeError::new("read attributes of", path, source).into());
+                    }
+                },
+            };
+            let value = plain_capability(&name, value);
+            Ok((name, value))
+        });
+        translated.collect()
+    }
+
+    /// The id inside a container of one on disk.
+    fn container_id(
+        &self,
+        path: &Path,
+        place: IdPlace,
+        kind: IdKind,
+        id: u32,
+    ) -> Result<u32, DiffError> {
+        let map = kind.map(&self.options.id_maps);
+        map.to_container(id).ok_or_else(|| {
+            let (path, map) = (path.to_owned(), map.clone());
+            DiffError::NoContainerId {
+                path,
+                place,
+                kind,
+                id,
+                map,
+            }
+        })
     }
 
     fn append(&mut self, member: &Member<'_>, contents: impl Read) -> Result<(), DiffError> {

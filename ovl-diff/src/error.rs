@@ -3,7 +3,10 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use ovl_layout::IdMap;
+
 use crate::archive::{ArchiveError, BadArchive};
+use crate::ids::{IdKind, IdPlace};
 
 /// A failed step on a layer's tree.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +112,24 @@ pub enum DiffError {
         path: PathBuf,
         /// The attribute.
         attribute: &'static str,
+    },
+    /// An id on disk that stands for nobody inside a container.
+    #[error(
+        "{} has the {kind} {id} on disk in its {place}, which is not in the {kind} map {map}; give it to an owner that is",
+        EscapedPath(path)
+    )]
+    #[non_exhaustive]
+    NoContainerId {
+        /// The object.
+        path: PathBuf,
+        /// What the id is in.
+        place: IdPlace,
+        /// What it is the id of, and so which map.
+        kind: IdKind,
+        /// The id on disk.
+        id: u32,
+        /// The map.
+        map: IdMap,
     },
 }
 

@@ -316,6 +316,10 @@ impl TreeBackend for FewHandles<'_> {
         self.with(node, |node| self.tree.unprotect(node))
     }
 
+    fn start_writeback(&self, file: &FileHandle) -> io::Result<()> {
+        self.tree.start_writeback(file)
+    }
+
     fn sync(&self, node: Node<'_>) -> io::Result<()> {
         self.with(node, |node| self.tree.sync(node))
     }

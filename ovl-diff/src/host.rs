@@ -202,13 +202,19 @@ impl TreeBackend for HostTree {
 
     fn open_file(&self, dir: &DirHandle, name: &OsStr) -> io::Result<FileHandle> {
         let (dir, name) = (dir_file(dir)?, component(name)?);
-        // Opening a device can have effects, so look before. Look again after, since the name may
-        // stand for something else by then.
-        require_regular(entry_metadata(dir, name)?.kind)?;
-        let opened = retry_on_intr(|| rustix::fs::openat(dir, name, OPEN_FILE, Mode::empty()))?;
-        let opened = File::from(opened);
-        require_regular(open_metadata(&opened)?.kind)?;
-        Ok(FileHandle::new(HostFile(opened)))
+        match retry_on_intr(|| rustix::fs::openat(dir, name, OPEN_FILE, Mode::empty())) {
+            Ok(opened) => {
+                let opened = File::from(opened);
+                require_regular(open_metadata(&opened)?.kind)?;
+                Ok(FileHandle::new(HostFile(opened)))
+            }
+            Err(error @ (Errno::NOENT | Errno::LOOP)) => Err(error.into()),
+            Err(error) => {
+                // Sockets, and devices without a driver or on a mount without devices.
+                require_regular(entry_metadata(dir, name)?.kind)?;
+                Err(error.into())
+            }
+        }
     }
 
     fn read_at(&self, handle: &FileHandle, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
@@ -459,6 +465,12 @@ impl TreeBackend for HostTree {
         }
         rustix::fs::ioctl_setflags(open, flags - protecting)?;
         Ok(true)
+    }
+
+    fn start_writeback(&self, handle: &FileHandle) -> io::Result<()> {
+        // The one safe call that begins to write without waiting; dirty pages stay in memory.
+        let advice = rustix::fs::Advice::DontNeed;
+        Ok(rustix::fs::fadvise(file(handle)?, 0, None, advice)?)
     }
 
     fn sync(&self, node: Node<'_>) -> io::Result<()> {

@@ -14,10 +14,12 @@ mod apply;
 mod archive;
 mod change;
 mod copy;
+mod durable;
 mod emit;
 mod error;
 mod handles;
 mod host;
+mod ids;
 mod naive;
 mod native;
 mod place;
@@ -35,11 +37,13 @@ pub use archive::{
 };
 pub use change::{Change, ChangeKind};
 pub use copy::{copy_layer, copy_root_attributes, fold_layer};
-pub use emit::DiffSummary;
+pub use durable::sync_layer;
+pub use emit::{DiffOptions, DiffSummary};
 pub use error::{ApplyError, DiffError, EscapedPath, TreeError};
 pub use host::HostTree;
+pub use ids::{IdKind, IdPlace};
 pub use naive::{compare, diff_trees, diff_trees_confirmed, size_of_changes};
-pub use native::{LayerSize, changes, diff, diff_confirmed, size, sync_layer};
+pub use native::{LayerSize, changes, diff, diff_confirmed, size};
 pub use remove::remove_tree;
 pub use tree::{
     DeviceNumber, DirEntry, DirHandle, FileHandle, FileKind, Metadata, Node, NodeKind, RenameMode,

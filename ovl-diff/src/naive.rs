@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::change::{Change, ChangeKind, differs};
-use crate::emit::{DiffSummary, Emitter};
+use crate::emit::{DiffOptions, DiffSummary, Emitter};
 use crate::error::{Context as _, DiffError};
 use crate::handles::FewHandles;
 use crate::native::LayerSize;
@@ -38,25 +38,26 @@ pub fn diff_trees(
     base: &ViewDir,
     output: impl Write,
 ) -> Result<DiffSummary, DiffError> {
-    diff_trees_confirmed(view, tree, base, output, || Ok(()))
+    diff_trees_confirmed(view, tree, base, &DiffOptions::new(), output, || Ok(()))
 }
 
-/// As [`diff_trees`], but asks `confirm` before the archive is ended, as
+/// As [`diff_trees`], with options, and asks `confirm` before the archive is ended, as
 /// [`diff_confirmed`](crate::diff_confirmed) does.
 ///
 /// # Errors
 ///
-/// As for [`diff_trees`], and what `confirm` gives.
+/// As for [`diff_confirmed`](crate::diff_confirmed).
 pub fn diff_trees_confirmed(
     view: View<'_>,
     tree: &ViewDir,
     base: &ViewDir,
+    options: &DiffOptions,
     output: impl Write,
     confirm: impl FnOnce() -> Result<(), DiffError>,
 ) -> Result<DiffSummary, DiffError> {
     let few = FewHandles::new(view.tree());
     let view = View::new(&few, view.xattrs());
-    let mut emitter = Emitter::new(view, output);
+    let mut emitter = Emitter::new(view, options, output);
     let result = diff_into(&mut emitter, view, tree, base);
     emitter.end(result.and_then(|()| confirm()))
 }

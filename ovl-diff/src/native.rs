@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::change::{Change, ChangeKind, differs};
-use crate::emit::{DiffSummary, Emitter};
+use crate::emit::{DiffOptions, DiffSummary, Emitter};
 use crate::error::{Context as _, DiffError};
 use crate::handles::FewHandles;
 use crate::tree::{DeviceNumber, DirEntry, DirHandle, FileKind, Metadata, Node, TreeBackend as _};
@@ -31,26 +31,37 @@ pub fn diff(
     root_opaque: bool,
     output: impl Write,
 ) -> Result<DiffSummary, DiffError> {
-    diff_confirmed(view, upper, lowers, root_opaque, output, || Ok(()))
+    let options = DiffOptions::new();
+    diff_confirmed(
+        view,
+        upper,
+        lowers,
+        root_opaque,
+        &options,
+        output,
+        || Ok(()),
+    )
 }
 
-/// As [`diff`], but asks `confirm` before the archive is ended: when what was read turns out not to
-/// be the layer any more, the output is broken off instead.
+/// As [`diff`], with options, and asks `confirm` before the archive is ended: when what was read
+/// turns out not to be the layer any more, the output is broken off instead.
 ///
 /// # Errors
 ///
-/// As for [`diff`], and what `confirm` gives.
+/// As for [`diff`], what `confirm` gives, and [`DiffError::NoContainerId`] for an id on disk that the
+/// options' maps do not have.
 pub fn diff_confirmed(
     view: View<'_>,
     upper: &DirHandle,
     lowers: &[DirHandle],
     root_opaque: bool,
+    options: &DiffOptions,
     output: impl Write,
     confirm: impl FnOnce() -> Result<(), DiffError>,
 ) -> Result<DiffSummary, DiffError> {
     let tree = FewHandles::new(view.tree());
     let view = View::new(&tree, view.xattrs());
-    let mut emitter = Emitter::new(view, output);
+    let mut emitter = Emitter::new(view, options, output);
     let result = diff_into(&mut emitter, view, upper, lowers, root_opaque);
     emitter.end(result.and_then(|()| confirm()))
 }
@@ -330,43 +341,6 @@ impl LayerSize {
             self.apparent += metadata.size;
         }
     }
-}
-
-/// Waits until everything in a layer's directory is on disk, the directory itself last.
-///
-/// # Errors
-///
-/// Any error of the backend.
-pub fn sync_layer(view: View<'_>, root: &DirHandle) -> Result<(), DiffError> {
-    let tree = FewHandles::new(view.tree());
-    let view = View::new(&tree, view.xattrs());
-    let mut path = PathBuf::new();
-    let mut levels = vec![Level::open(view, root.clone(), &path, ViewDir::default())?];
-    while let Some(level) = levels.last_mut() {
-        let Some(entry) = level.entries.pop() else {
-            if let Some(done) = levels.pop() {
-                tree.sync(Node::Dir(&done.dir)).on("sync", &path)?;
-            }
-            path.pop();
-            continue;
-        };
-        path.push(&entry.name);
-        match entry.kind {
-            FileKind::Directory => {
-                let dir = tree.open_dir(&level.dir, &entry.name).on("open", &path)?;
-                levels.push(Level::open(view, dir, &path, ViewDir::default())?);
-                continue;
-            }
-            FileKind::Regular => {
-                tree.sync(Node::Entry(&level.dir, &entry.name))
-                    .on("sync", &path)?;
-            }
-            // The others are all in their inode, which the directory's sync takes along.
-            _ => {}
-        }
-        path.pop();
-    }
-    Ok(())
 }
 
 /// One directory of a layer on the way down.

@@ -4,6 +4,8 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use ovl_layout::IdMaps;
+
 use crate::copy::{Private, copy_attributes, drop_inherited};
 use crate::error::{Context as _, TreeError};
 use crate::remove::remove_tree;
@@ -19,6 +21,8 @@ pub(crate) struct Position<'a> {
     view: View<'a>,
     frames: Vec<Frame>,
     path: PathBuf,
+    /// Who owns implied directories that stand over nothing, where that is not who makes them.
+    owner: Option<(u32, u32)>,
 }
 
 struct Frame {
@@ -60,7 +64,9 @@ impl<'a> Position<'a> {
         view: View<'a>,
         upper: &DirHandle,
         lowers: &[DirHandle],
+        id_maps: &IdMaps,
     ) -> Result<Self, TreeError> {
+        let owner = (id_maps.uids.root(), id_maps.gids.root());
         let path = PathBuf::new();
         let metadata = view
             .tree()
@@ -81,6 +87,7 @@ impl<'a> Position<'a> {
             view,
             frames: vec![root],
             path,
+            owner: (!id_maps.is_identity()).then_some(owner),
         })
     }
 
@@ -340,9 +347,14 @@ impl<'a> Position<'a> {
                 copy_attributes(self.view, from, metadata, to, Private::Drop)
                     .on("copy the attributes of", &path)?;
             }
-            _ => tree
-                .set_mode(Node::Dir(&dir), 0o755)
-                .on("set the mode of", &path)?,
+            _ => {
+                if let Some((uid, gid)) = self.owner {
+                    tree.set_owner(Node::Dir(&dir), uid, gid)
+                        .on("set the owner of", &path)?;
+                }
+                tree.set_mode(Node::Dir(&dir), 0o755)
+                    .on("set the mode of", &path)?;
+            }
         }
         let hidden = frame.over_whiteout;
         if hidden && matches!(self.lookup_in(index - 1, &path)?, Found::Directory(..)) {

@@ -62,7 +62,8 @@ pub trait TreeBackend: fmt::Debug + Send + Sync {
     /// `EEXIST`, `ENOSPC`, `EDQUOT`, `ENAMETOOLONG`.
     fn create_file(&self, dir: &DirHandle, name: &OsStr, mode: u32) -> io::Result<FileHandle>;
 
-    /// Opens a regular file for reading. Never blocks on a FIFO or device.
+    /// Opens a regular file for reading. Never blocks on a FIFO or device; but opening a device can
+    /// have effects, so whoever may meet one looks at the kind first.
     ///
     /// # Errors
     /// `ELOOP` for a symbolic link, [`io::ErrorKind::InvalidInput`] for any other kind, `ENOENT`.
@@ -209,6 +210,12 @@ pub trait TreeBackend: fmt::Debug + Send + Sync {
     /// # Errors
     /// `EPERM` without `CAP_LINUX_IMMUTABLE`.
     fn unprotect(&self, node: Node<'_>) -> io::Result<bool>;
+
+    /// Begins to write a file's data to disk, and does not wait. A hint: nothing is promised by it.
+    ///
+    /// # Errors
+    /// What `posix_fadvise(2)` gives.
+    fn start_writeback(&self, file: &FileHandle) -> io::Result<()>;
 
     /// Waits until an open file's data and metadata, or an open directory's entries, are durable.
     /// [`Node::Entry`] opens the regular file or directory first.

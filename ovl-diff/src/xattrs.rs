@@ -38,7 +38,7 @@ pub(crate) fn exported_name(namespace: XattrNamespace, name: &OsStr) -> Option<V
         return rest.strip_prefix(ESCAPE).map(|own| [prefix, own].concat());
     }
     let kept = bytes.starts_with(b"user.")
-        || bytes.starts_with(b"trusted.")
+        || (bytes.starts_with(b"trusted.") && !is_host_only(name))
         || matches!(
             bytes,
             b"security.capability"
@@ -68,12 +68,19 @@ pub(crate) fn is_structural(namespace: XattrNamespace, name: &OsStr) -> bool {
 /// What new objects in a directory inherit as their access control list.
 pub(crate) const DEFAULT_ACL: &str = "system.posix_acl_default";
 
+/// Who may do what to an object.
+pub(crate) const ACCESS_ACL: &str = "system.posix_acl_access";
+
 /// Whether the kernel gives this attribute to new objects in a directory with [`DEFAULT_ACL`].
 pub(crate) fn is_inherited(name: &OsStr) -> bool {
-    name == DEFAULT_ACL || name == "system.posix_acl_access"
+    name == DEFAULT_ACL || name == ACCESS_ACL
 }
 
-/// Whether the value means something on the machine it comes from only.
+/// Whether the value means something on the machine it comes from only: a label of its policy, or
+/// XFS's own form of access control lists, which it shows beside the common one.
 pub(crate) fn is_host_only(name: &OsStr) -> bool {
-    name == "security.selinux"
+    matches!(
+        name.as_bytes(),
+        b"security.selinux" | b"trusted.SGI_ACL_FILE" | b"trusted.SGI_ACL_DEFAULT"
+    )
 }

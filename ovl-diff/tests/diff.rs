@@ -49,7 +49,7 @@ fn refused(scene: &Scene, upper: &DirHandle, lowers: &[DirHandle]) -> DiffError 
 
 /// No reader may take it for a whole archive.
 #[track_caller]
-fn assert_cut_short(bytes: &[u8]) {
+pub(crate) fn assert_cut_short(bytes: &[u8]) {
     let limits = ovl_diff::ReadLimits::default();
     let mut reader = ovl_diff::ArchiveReader::new(bytes, limits);
     let mut read = || {

@@ -6,5 +6,6 @@ mod apply;
 mod archive;
 mod diff;
 mod host_tree;
+mod id_maps;
 mod law;
 mod support;

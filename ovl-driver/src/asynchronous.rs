@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use ovl_diff::{Change, LayerSize};
 use ovl_layout::LayerId;
 use ovl_mount::UnmountMode;
+use ovl_quota::Limits;
 use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 use tokio::sync::mpsc;
 
@@ -18,8 +19,8 @@ use crate::blocking;
 use crate::error::Error;
 use crate::findings::{CheckReport, Garbage, Repaired, UpkeepOptions};
 use crate::types::{
-    Applied, Base, CreateLayer, ImportOptions, LayerInfo, LayerList, MountRequest, Reclaimed,
-    Status,
+    Applied, Base, CreateLayer, ImportOptions, LayerInfo, LayerList, LayerQuota, MountRequest,
+    Reclaimed, Status,
 };
 
 /// Bytes in one piece of an archive on its way between the blocking and the asynchronous side.
@@ -218,7 +219,7 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// As [`blocking::Overlay2::layers`].
     async fn layers(&self) -> Result<LayerList, Error>;
 
-    /// Everything about one layer.
+    /// Everything about one layer; [`LayerInfo::docker_pairs`] has the part that Docker gives.
     ///
     /// # Cancel safety
     /// Nothing is changed.
@@ -228,6 +229,24 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     #[doc(alias = "GetMetadata")]
     async fn inspect(&self, id: &LayerId) -> Result<LayerInfo, Error>;
 
+    /// The project of a layer, what it takes and may take.
+    ///
+    /// # Cancel safety
+    /// Nothing is changed.
+    ///
+    /// # Errors
+    /// As [`blocking::Overlay2::quota`].
+    async fn quota(&self, id: &LayerId) -> Result<Option<LayerQuota>, Error>;
+
+    /// Sets both limits of a layer; `None` lifts one.
+    ///
+    /// # Cancel safety
+    /// Once begun, the limits are set, waited for or not.
+    ///
+    /// # Errors
+    /// As [`blocking::Overlay2::set_limits`].
+    async fn set_limits(&self, id: &LayerId, limits: Limits) -> Result<(), Error>;
+
     /// What this home and this kernel can do.
     ///
     /// # Cancel safety
@@ -235,6 +254,7 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// As [`blocking::Overlay2::status`].
+    #[doc(alias = "Status")]
     async fn status(&self) -> Result<Status, Error>;
 }
 
@@ -446,6 +466,16 @@ impl Driver for Overlay2 {
     async fn inspect(&self, id: &LayerId) -> Result<LayerInfo, Error> {
         let id = id.clone();
         self.run(move |store| store.inspect(&id)).await
+    }
+
+    async fn quota(&self, id: &LayerId) -> Result<Option<LayerQuota>, Error> {
+        let id = id.clone();
+        self.run(move |store| store.quota(&id)).await
+    }
+
+    async fn set_limits(&self, id: &LayerId, limits: Limits) -> Result<(), Error> {
+        let id = id.clone();
+        self.run(move |store| store.set_limits(&id, limits)).await
     }
 
     async fn status(&self) -> Result<Status, Error> {

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 use ovl_diff::{ApplyError, DiffError, EscapedPath, TreeError};
 use ovl_layout::{DepthExceeded, LayerId};
 use ovl_mount::{MountError, PlanError};
+use ovl_quota::{ProjectId, QuotaError, Usage};
+
+use crate::system::FsType;
 
 /// Why an operation of the store failed. Whatever the variant, the store is as it was before,
 /// unless the variant says otherwise.
@@ -50,6 +53,19 @@ pub enum Error {
     HomeReplaced {
         /// The path.
         home: PathBuf,
+    },
+    /// A home of Docker whose layers were made with id maps that nobody has said.
+    #[error(
+        "the home {} belongs to group {group}: its layers were made with id maps; say which with \
+         `init --uid-map 0:HOST:COUNT --gid-map 0:{group}:COUNT`, as dockerd's userns-remap has them",
+        EscapedPath(home)
+    )]
+    #[non_exhaustive]
+    MapsUnknown {
+        /// The path.
+        home: PathBuf,
+        /// The home's group.
+        group: u32,
     },
     /// A home cannot have these settings.
     #[error(
@@ -222,6 +238,54 @@ pub enum Error {
         /// The reason.
         source: DiffError,
     },
+    /// Limits for a layer that no container writes to.
+    #[error("only writable layers take limits, and {id} is none; ask for a writable one")]
+    #[non_exhaustive]
+    NotWritable {
+        /// The layer.
+        id: LayerId,
+    },
+    /// Limits cannot be set.
+    #[error("cannot limit {id}")]
+    #[non_exhaustive]
+    Quota {
+        /// The layer.
+        id: LayerId,
+        /// Why not.
+        source: QuotaError,
+    },
+    /// The layer's project is at its limit. What did not fit is gone again.
+    #[error(
+        "{id} is over the quota of its project {project}: {usage}; remove files, or raise the limit"
+    )]
+    #[non_exhaustive]
+    OverQuota {
+        /// The layer.
+        id: LayerId,
+        /// Its project.
+        project: ProjectId,
+        /// What the project used when it was full, and its limits.
+        usage: Usage,
+        /// What failed.
+        source: Box<Self>,
+    },
+    /// The operation is done and can be seen, but the disk did not confirm it: a power cut may still
+    /// take it back.
+    #[error(
+        "{what} {id}, but {} could not be synced, so that a power cut may take it back",
+        EscapedPath(path)
+    )]
+    #[non_exhaustive]
+    NotDurable {
+        /// What was done: a participle.
+        what: &'static str,
+        /// The layer.
+        id: LayerId,
+        /// The directory that was to be synced.
+        path: PathBuf,
+        /// The failed call's error.
+        source: io::Error,
+    },
     /// Something on disk is not as it must be. Nothing was mounted or changed.
     #[error("the store is damaged: {}: {problem}", EscapedPath(file))]
     #[non_exhaustive]
@@ -241,6 +305,22 @@ pub enum Error {
         what: &'static str,
         /// Why not.
         reason: String,
+    },
+    /// The file system's directory entries do not tell their types, without which overlayfs shows
+    /// wrong things.
+    #[error(
+        "the file system ({}) of {} is formatted without d_type support, which no home can do without; {advice}",
+        fs_type.name(),
+        EscapedPath(path)
+    )]
+    #[non_exhaustive]
+    NoDType {
+        /// The home, or the directory that it would be made in.
+        path: PathBuf,
+        /// The file system.
+        fs_type: FsType,
+        /// How to make one that can do it.
+        advice: &'static str,
     },
     /// The system refused a step.
     #[error("cannot {operation} {}", EscapedPath(path))]
@@ -294,9 +374,21 @@ impl Error {
             | Self::HasChildren { .. }
             | Self::InFlight { .. }
             | Self::Sealed { .. } => ErrorKind::Busy,
-            Self::NotAHome { .. } | Self::Settings { .. } | Self::Depth { .. } => {
-                ErrorKind::InvalidInput
-            }
+            Self::NotAHome { .. }
+            | Self::MapsUnknown { .. }
+            | Self::Settings { .. }
+            | Self::Depth { .. }
+            | Self::NotWritable { .. }
+            | Self::Quota {
+                source: QuotaError::Limits(_),
+                ..
+            } => ErrorKind::InvalidInput,
+            Self::OverQuota { .. }
+            | Self::Quota {
+                source: QuotaError::IdsExhausted(_),
+                ..
+            } => ErrorKind::NoSpace,
+            Self::Quota { .. } => ErrorKind::Unsupported,
             Self::Plan {
                 source: PlanError::NoStrategy,
                 ..
@@ -315,7 +407,7 @@ impl Error {
                 ..
             } if archive.is_bad_input() => ErrorKind::InvalidInput,
             Self::Diff {
-                source: DiffError::ReservedName { .. },
+                source: DiffError::ReservedName { .. } | DiffError::NoContainerId { .. },
                 ..
             } => ErrorKind::InvalidInput,
             Self::Diff {
@@ -332,10 +424,12 @@ impl Error {
             } => ErrorKind::Unsupported,
             Self::Damaged { .. } => ErrorKind::Damaged,
             Self::HomeReplaced { .. } => ErrorKind::Other,
-            Self::Unsupported { .. } => ErrorKind::Unsupported,
-            Self::Mount { .. } | Self::Apply { .. } | Self::Diff { .. } | Self::Io { .. } => {
-                io_kind(self)
-            }
+            Self::Unsupported { .. } | Self::NoDType { .. } => ErrorKind::Unsupported,
+            Self::NotDurable { .. }
+            | Self::Mount { .. }
+            | Self::Apply { .. }
+            | Self::Diff { .. }
+            | Self::Io { .. } => io_kind(self),
         }
     }
 
@@ -354,18 +448,24 @@ impl Error {
             | Self::HasChildren { id, .. }
             | Self::InFlight { id }
             | Self::Sealed { id }
+            | Self::NotWritable { id }
+            | Self::Quota { id, .. }
+            | Self::OverQuota { id, .. }
             | Self::Depth { id, .. }
             | Self::Plan { id, .. }
             | Self::Mount { id, .. }
             | Self::Apply { id, .. }
+            | Self::NotDurable { id, .. }
             | Self::Diff { id, .. } => Some(id),
             Self::Damaged { id, .. } => id.as_ref(),
             Self::HomeNotFound { .. }
             | Self::HomeExists { .. }
             | Self::HomeReplaced { .. }
+            | Self::MapsUnknown { .. }
             | Self::Settings { .. }
             | Self::NotAHome { .. }
             | Self::Unsupported { .. }
+            | Self::NoDType { .. }
             | Self::Io { .. } => None,
         }
     }
@@ -386,6 +486,34 @@ impl Error {
         }
     }
 
+    /// An error of a layer's quota.
+    pub(crate) fn quota(id: &LayerId, error: QuotaError) -> Self {
+        match error {
+            QuotaError::Io {
+                operation,
+                path,
+                source,
+                ..
+            } => Self::io(operation, path, source),
+            source => Self::Quota {
+                id: id.clone(),
+                source,
+            },
+        }
+    }
+
+    /// The error of the system at the end of the chain.
+    pub(crate) fn io_source(&self) -> Option<&io::Error> {
+        let mut next: Option<&(dyn StdError + 'static)> = Some(self);
+        while let Some(error) = next {
+            if let Some(source) = error.downcast_ref::<io::Error>() {
+                return Some(source);
+            }
+            next = error.source();
+        }
+        None
+    }
+
     /// An error of a step on the store's own tree, whose paths are relative to `base`.
     pub(crate) fn tree(base: &Path, error: TreeError) -> Self {
         Self::Io {
@@ -398,20 +526,13 @@ impl Error {
 
 /// What the error number at the end of the chain says.
 fn io_kind(error: &Error) -> ErrorKind {
-    let mut next: Option<&(dyn StdError + 'static)> = Some(error);
-    while let Some(error) = next {
-        if let Some(source) = error.downcast_ref::<io::Error>() {
-            return match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
-                io::ErrorKind::Unsupported | io::ErrorKind::ReadOnlyFilesystem => {
-                    ErrorKind::Unsupported
-                }
-                _ => ErrorKind::Other,
-            };
+    match error.io_source().map(io::Error::kind) {
+        Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => ErrorKind::NoSpace,
+        Some(io::ErrorKind::Unsupported | io::ErrorKind::ReadOnlyFilesystem) => {
+            ErrorKind::Unsupported
         }
-        next = error.source();
+        _ => ErrorKind::Other,
     }
-    ErrorKind::Other
 }
 
 fn list(ids: &[LayerId]) -> String {

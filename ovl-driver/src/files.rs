@@ -6,7 +6,7 @@ use std::io;
 use ovl_diff::{DirHandle, FileKind, Node, RenameMode, TreeBackend};
 
 /// None of the store's own files is longer: a `lower` file of 499 entries has 14,471 bytes.
-const MAX_FILE_LEN: u64 = 64 * 1024;
+const MAX_FILE_LEN: usize = 64 * 1024;
 
 /// The contents of a small file, `None` when there is none.
 pub(crate) fn read(
@@ -18,24 +18,21 @@ pub(crate) fn read(
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         result => result?,
     };
-    let len = tree.metadata(Node::File(&file))?.size;
-    if len > MAX_FILE_LEN {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("it has {len} bytes, at most {MAX_FILE_LEN} are expected"),
-        ));
-    }
     let mut contents = Vec::new();
     let mut buffer = [0; 4096];
     loop {
-        match tree.read_at(&file, contents.len() as u64, &mut buffer)? {
-            0 => return Ok(Some(contents)),
-            len => contents.extend_from_slice(&buffer[..len]),
+        let len = tree.read_at(&file, contents.len() as u64, &mut buffer)?;
+        contents.extend_from_slice(&buffer[..len]);
+        // The end, on every file system that holds layers; and each of the files shows it when it is
+        // cut short.
+        if len < buffer.len() {
+            return Ok(Some(contents));
         }
-        if contents.len() as u64 > MAX_FILE_LEN {
+        if contents.len() > MAX_FILE_LEN {
+            let size = tree.metadata(Node::File(&file))?.size;
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                "it grows while it is read",
+                format!("it has {size} bytes, at most {MAX_FILE_LEN} are expected"),
             ));
         }
     }

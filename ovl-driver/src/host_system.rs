@@ -3,12 +3,13 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::MetadataExt as _;
 
 use ovl_diff::{DirHandle, HostTree, TreeBackend as _};
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags, RawDir};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::Pid;
 use rustix::rand::GetRandomFlags;
@@ -120,6 +121,27 @@ impl SystemBackend for HostSystem {
         let stat = retry_on_intr(|| rustix::fs::fstatfs(dir))?;
         // The numbers have 32 bits; the field's width and sign depend on the architecture.
         Ok(FsType(stat.f_type as u32))
+    }
+
+    fn has_d_type(&self, dir: &DirHandle) -> io::Result<bool> {
+        // A descriptor of its own: reading moves the position.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = HostTree::dir_fd(dir)?;
+        let dir = retry_on_intr(|| rustix::fs::openat(dir, c".", flags, Mode::empty()))?;
+        let mut buffer = [const { MaybeUninit::uninit() }; 4096];
+        let mut entries = RawDir::new(&dir, &mut buffer);
+        // One file system answers alike for all entries: the first piece of a long list is enough.
+        let mut found = false;
+        while let Some(entry) = entries.next() {
+            if entry?.file_type() == FileType::Unknown {
+                return Ok(false);
+            }
+            found = true;
+            if entries.is_buffer_empty() {
+                break;
+            }
+        }
+        Ok(found)
     }
 
     fn lock(

@@ -99,6 +99,10 @@ impl Kernel {
         &*self.quota
     }
 
+    pub(crate) fn shared_quota(&self) -> Arc<dyn QuotaBackend> {
+        Arc::clone(&self.quota)
+    }
+
     /// Locks, processes, randomness.
     #[must_use]
     pub fn system(&self) -> &dyn SystemBackend {

@@ -9,6 +9,7 @@
 #[cfg(feature = "tokio")]
 mod asynchronous;
 pub mod blocking;
+mod docker;
 mod error;
 mod files;
 mod findings;
@@ -20,6 +21,7 @@ mod types;
 
 #[cfg(feature = "tokio")]
 pub use asynchronous::{ArchiveSource, DiffStream, Driver, Overlay2};
+pub use docker::{HomeOptions, OptionError, OptionNote};
 pub use error::{Error, ErrorKind};
 pub use findings::{
     CheckReport, Finding, FindingKind, Garbage, Remedy, Repaired, Severity, UpkeepOptions,
@@ -29,6 +31,6 @@ pub use kernel::Kernel;
 pub use ovl_layout::Durability;
 pub use system::{FsType, Identity, Lock, LockKind, ProcessId, SystemBackend};
 pub use types::{
-    Applied, Base, BrokenLayer, CreateLayer, Hold, ImportOptions, InitOptions, LayerInfo,
-    LayerList, LayerSummary, MountRequest, MountState, OpenOptions, Reclaimed, Status,
+    Answer, Applied, Base, BrokenLayer, CreateLayer, Hold, ImportOptions, InitOptions, LayerInfo,
+    LayerList, LayerQuota, LayerSummary, MountRequest, MountState, OpenOptions, Reclaimed, Status,
 };

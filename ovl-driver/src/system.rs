@@ -57,6 +57,14 @@ pub trait SystemBackend: fmt::Debug + Send + Sync + 'static {
     /// What `statfs(2)` gives.
     fn fs_type(&self, dir: &DirHandle) -> io::Result<FsType>;
 
+    /// Whether the entries of a directory tell their types, as overlayfs needs. The directory itself
+    /// and its parent count as entries, so that an empty one answers too.
+    ///
+    /// # Errors
+    /// What `getdents64(2)` gives.
+    #[doc(alias = "d_type")]
+    fn has_d_type(&self, dir: &DirHandle) -> io::Result<bool>;
+
     /// Locks the directory `name` inside `dir` (`dir` itself where `name` is `None`). `None` when
     /// the lock is held elsewhere and `wait` is false.
     ///
@@ -186,18 +194,26 @@ impl FsType {
     #[must_use]
     pub fn name(self) -> &'static str {
         match self.0 {
-            0xef53 => "extfs",
-            0x5846_5342 => "xfs",
+            0x6175_6673 => "aufs",
             0x9123_683e => "btrfs",
-            0x0102_1994 => "tmpfs",
-            0x2fc1_2fc1 => "zfs",
-            0x794c_7630 => "overlayfs",
-            0x6573_5546 => "fuse",
-            0x6969 => "nfs",
-            0xf2f5_2010 => "f2fs",
+            0x28cd_3d45 => "cramfs",
             0xf15f => "ecryptfs",
-            0x7371_7368 => "squashfs",
+            0xef53 => "extfs",
+            0xf2f5_2010 => "f2fs",
+            0x6573_5546 => "fuse",
+            0x4750_4653 => "gpfs",
+            0x72b6 => "jffs2",
+            0x3153_464a => "jfs",
+            0x6969 => "nfs",
+            0x794c_7630 => "overlayfs",
             0x8584_58f6 => "ramfs",
+            0x5265_4973 => "reiserfs",
+            0x517b => "smb",
+            0x7371_7368 => "squashfs",
+            0x0102_1994 => "tmpfs",
+            0xa501_fcf5 => "vxfs",
+            0x5846_5342 => "xfs",
+            0x2fc1_2fc1 => "zfs",
             _ => "<unknown>",
         }
     }

@@ -5,7 +5,7 @@ use ovl_layout::{
     DOCKER_MAX_DEPTH, Durability, HomeSettings, IdMaps, LayerId, LayerPaths, LinkId, XattrNamespace,
 };
 use ovl_mount::{Access, MountFeatures, MountLabel, OverlayOptions, Strategy};
-use ovl_quota::{Bytes, Enforcement, ProjectId};
+use ovl_quota::{Bytes, Enforcement, Limits, ProjectId, Usage};
 
 use crate::system::{FsType, ProcessId};
 
@@ -17,6 +17,11 @@ pub struct OpenOptions {
     pub create: bool,
     /// What is on disk when an operation returns; as the home's settings say where this does not.
     pub durability: Option<Durability>,
+    /// Bytes that a writable layer may take, where its maker does not say; as the home's settings
+    /// say where this does not.
+    pub size: Option<Bytes>,
+    /// The id maps that the home must have; none means any. A home that is made here gets them.
+    pub id_maps: Option<IdMaps>,
 }
 
 impl OpenOptions {
@@ -40,6 +45,18 @@ impl OpenOptions {
             durability: durability.into(),
             ..self
         }
+    }
+
+    /// Sets the bytes that a writable layer may take, where its maker does not say.
+    #[must_use]
+    pub fn size(self, size: Option<Bytes>) -> Self {
+        Self { size, ..self }
+    }
+
+    /// Sets the id maps that the home must have: opening one with others fails.
+    #[must_use]
+    pub fn id_maps(self, id_maps: Option<IdMaps>) -> Self {
+        Self { id_maps, ..self }
     }
 }
 
@@ -130,19 +147,39 @@ pub struct CreateLayer {
     pub id: LayerId,
     /// The layer that it stands on.
     pub parent: Option<LayerId>,
+    /// What it may take. Only writable layers can be limited.
+    pub limits: Limits,
 }
 
 impl CreateLayer {
-    /// A base layer.
+    /// A base layer without limits of its own.
     #[must_use]
     pub fn new(id: LayerId) -> Self {
-        Self { id, parent: None }
+        Self {
+            id,
+            parent: None,
+            limits: Limits::UNLIMITED,
+        }
     }
 
     /// Puts it on another layer.
     #[must_use]
     pub fn parent(self, parent: Option<LayerId>) -> Self {
         Self { parent, ..self }
+    }
+
+    /// Sets the bytes that it may take; without them, those of the home.
+    #[must_use]
+    pub fn size(self, size: Option<Bytes>) -> Self {
+        let limits = self.limits.bytes(size);
+        Self { limits, ..self }
+    }
+
+    /// Sets the files, directories and other inodes that it may take, itself included.
+    #[must_use]
+    pub fn inodes(self, inodes: Option<u64>) -> Self {
+        let limits = self.limits.inodes(inodes);
+        Self { limits, ..self }
     }
 }
 
@@ -335,6 +372,8 @@ pub struct LayerInfo {
     pub sealed: bool,
     /// Whether it hides everything below its own contents.
     pub root_opaque: bool,
+    /// Whose owners stand on disk for the owners inside containers: the home's.
+    pub id_maps: IdMaps,
     /// Whether this program wrote it; another driver's layers mount with that driver's options.
     pub recorded: bool,
     /// Its paths.
@@ -343,6 +382,18 @@ pub struct LayerInfo {
     pub size: LayerSize,
     /// Its mount.
     pub mount: Option<MountState>,
+    /// Its project, where it has one.
+    pub quota: Option<LayerQuota>,
+}
+
+/// The project of a layer, and what that may take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LayerQuota {
+    /// The project.
+    pub project: ProjectId,
+    /// What it takes and may take, or why the file system does not tell.
+    pub usage: Result<Usage, String>,
 }
 
 /// What a home and this kernel can do.
@@ -363,8 +414,33 @@ pub struct Status {
     pub user_namespace: bool,
     /// Where overlay's private attributes are kept.
     pub xattrs: XattrNamespace,
-    /// Whether project quotas are enforced, or why that is not known.
+    /// Whether the entries of a directory tell their types. Without it no home is opened.
+    pub d_type: Answer,
+    /// Whether mounts copy up attributes without contents.
+    pub metacopy: Answer,
+    /// Whether diffs are made from a layer's own directory instead of comparing two mounts.
+    pub native_diff: Answer,
+    /// Whether mounts take the option `userxattr`.
+    pub userxattr: Answer,
+    /// Whether project quotas are enforced; an error where they cannot be used all the same, or that
+    /// is not known.
     pub quota: Result<Enforcement, String>,
+}
+
+/// Yes or no, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Answer {
+    /// Yes or no.
+    pub yes: bool,
+    /// Why.
+    pub reason: &'static str,
+}
+
+impl Answer {
+    pub(crate) fn new(yes: bool, reason: &'static str) -> Self {
+        Self { yes, reason }
+    }
 }
 
 /// What reclaiming has done.

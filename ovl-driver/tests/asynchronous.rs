@@ -9,6 +9,8 @@ use ovl_driver::{
     Base, CreateLayer, Driver, Durability, Error, ErrorKind, ImportOptions, Kernel, MountRequest,
     OpenOptions, Overlay2, UpkeepOptions, blocking,
 };
+use ovl_layout::LayerId;
+use ovl_quota::{Enforcement, Limits};
 use ovl_testkit::ArchiveBuilder;
 use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 
@@ -38,6 +40,10 @@ pub(crate) const CASES: &[Case] = &[
     (
         "async_mounts_are_counted_and_removed_layers_are_gone",
         mounts_are_counted,
+    ),
+    (
+        "async_limits_are_those_of_the_blocking_store",
+        limits_are_the_blocking_ones,
     ),
     (
         "async_what_was_begun_is_finished_when_nobody_waits",
@@ -297,6 +303,32 @@ fn mounts_are_counted(kernel: &Kernel, dir: &Path) {
     });
 }
 
+fn limits_are_the_blocking_ones(kernel: &Kernel, dir: &Path) {
+    let store = store(kernel, dir);
+    let id: LayerId = "work".parse().unwrap();
+    run(async {
+        store.create(&layer("base", None)).await.unwrap();
+        let work = layer("work", Some("base"));
+        store.create_writable(&work).await.unwrap();
+        let limits = Limits::UNLIMITED.inodes(Some(50));
+        let set = store.set_limits(&id, limits).await;
+        let found = store.quota(&id).await.unwrap();
+        match store.status().await.unwrap().quota {
+            Ok(Enforcement::Enforced) => {
+                set.unwrap();
+                assert_eq!(found.unwrap().usage.unwrap().limits, limits);
+            }
+            _ => {
+                assert_eq!(set.unwrap_err().kind(), ErrorKind::Unsupported);
+                assert_eq!(found, None);
+            }
+        }
+        let info = store.inspect(&id).await.unwrap();
+        let names: Vec<_> = info.docker_pairs().into_iter().map(|pair| pair.0).collect();
+        assert_eq!(names, ["WorkDir", "MergedDir", "UpperDir", "LowerDir"]);
+    });
+}
+
 /// Polls a future once and drops it, then waits for what it has begun.
 async fn begin_and_drop<T>(work: impl Future<Output = T>, mut is_done: impl FnMut() -> bool) {
     {
@@ -338,6 +370,7 @@ fn what_was_begun_is_finished(kernel: &Kernel, dir: &Path) {
         begin_and_drop(store.layers(), || true).await;
         begin_and_drop(store.inspect(&top), || true).await;
         begin_and_drop(store.status(), || true).await;
+        begin_and_drop(store.quota(&top), || true).await;
         begin_and_drop(store.contains(&top), || true).await;
         begin_and_drop(store.check(), || true).await;
         begin_and_drop(store.changes(&top, &Base::Parent), || true).await;

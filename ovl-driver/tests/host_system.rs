@@ -275,3 +275,18 @@ fn the_file_system_type_is_that_of_the_directory() {
         i128::from(expected)
     );
 }
+
+#[test]
+fn entries_tell_their_types_and_reading_them_leaves_the_handle_alone() {
+    let (temp, dir) = home();
+    for number in 0..500 {
+        fs::write(temp.path().join(format!("file-{number}")), "").unwrap();
+    }
+    assert!(system().has_d_type(&dir).unwrap());
+    assert!(system().has_d_type(&dir).unwrap());
+    assert_eq!(HostTree::default().read_dir(&dir).unwrap().len(), 502);
+    let empty = HostTree::default()
+        .open_root(&temp.path().join("a"))
+        .unwrap();
+    assert!(system().has_d_type(&empty).unwrap());
+}

@@ -11,6 +11,7 @@
 )]
 
 mod asynchronous;
+mod docker_home;
 mod host;
 
 use std::path::{Path, PathBuf};
@@ -24,6 +25,8 @@ use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
+    // Before a namespace makes everybody that.
+    let is_root = rustix::process::geteuid().is_root();
     // Listing must not depend on what this machine allows.
     let scratch = if arguments.list {
         Err(String::new())
@@ -33,8 +36,12 @@ fn main() -> ExitCode {
     if let Err(reason) = &scratch
         && !reason.is_empty()
     {
-        let count = cases().len() + asynchronous::CASES.len() + host::CASES.len();
+        let others = asynchronous::CASES.len() + host::CASES.len() + docker_home::CASES.len();
+        let count = cases().len() + others;
         eprintln!("SKIPPED: {count} real-kernel cases did not run: {reason}");
+    } else if !is_root {
+        let count = docker_home::CASES.len();
+        eprintln!("SKIPPED: {count} cases on Docker's own home did not run: they need to be root");
     }
     let trial = |name: &'static str, run: Box<dyn FnOnce(&Path) + Send>| {
         let scratch = scratch.clone();
@@ -59,6 +66,9 @@ fn main() -> ExitCode {
     }
     for &(name, run) in host::CASES {
         trials.push(trial(name, Box::new(run)));
+    }
+    for &(name, run) in docker_home::CASES {
+        trials.push(trial(name, Box::new(run)).with_ignored_flag(scratch.is_err() || !is_root));
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }

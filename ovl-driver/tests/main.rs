@@ -8,5 +8,6 @@
 )]
 
 mod asynchronous;
+mod docker;
 mod host_system;
 mod mock;

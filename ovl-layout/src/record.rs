@@ -198,7 +198,7 @@ pub enum Durability {
     /// A layer's contents and names are on disk before the layer can be seen.
     #[default]
     Layer,
-    /// As [`Layer`](Self::Layer), and what is removed, unmounted or repaired is on disk as well.
+    /// As [`Layer`](Self::Layer), and nothing of a removed layer comes back, its link neither.
     Full,
 }
 

@@ -6,13 +6,38 @@ use tar::{EntryType, Header};
 #[derive(Debug)]
 pub struct ArchiveBuilder {
     bytes: Vec<u8>,
+    owner: (u32, u32),
 }
 
 impl ArchiveBuilder {
     /// An archive without entries.
     #[must_use]
     pub fn new() -> Self {
-        Self { bytes: Vec::new() }
+        Self {
+            bytes: Vec::new(),
+            owner: (0, 0),
+        }
+    }
+
+    /// Gives the entries that follow to this user and group instead of root.
+    #[must_use]
+    pub fn owned_by(self, uid: u32, gid: u32) -> Self {
+        let owner = (uid, gid);
+        Self { owner, ..self }
+    }
+
+    /// Gives the next entry an extended attribute. Another one for the same entry makes the archive
+    /// a bad one.
+    #[must_use]
+    pub fn xattr(self, name: &str, value: &[u8]) -> Self {
+        let record = [format!(" SCHILY.xattr.{name}=").as_bytes(), value, b"\n"].concat();
+        // The length counts its own digits.
+        let mut len = record.len() + 1;
+        while len != record.len() + len.to_string().len() {
+            len += 1;
+        }
+        let record = [len.to_string().as_bytes(), &record].concat();
+        self.entry("PaxHeaders/x", EntryType::XHeader, 0o644, "", &record)
     }
 
     /// Adds a directory.
@@ -39,7 +64,7 @@ impl ArchiveBuilder {
         self.entry(name, EntryType::Link, 0o644, target, b"")
     }
 
-    /// Adds an entry of any type, owned by root, from the year 2001.
+    /// Adds an entry of any type, from the year 2001.
     ///
     /// # Panics
     ///
@@ -56,8 +81,8 @@ impl ArchiveBuilder {
         let mut header = Header::new_ustar();
         header.set_entry_type(kind);
         header.set_mode(mode);
-        header.set_uid(0);
-        header.set_gid(0);
+        header.set_uid(self.owner.0.into());
+        header.set_gid(self.owner.1.into());
         header.set_mtime(1_000_000_000);
         header.set_size(contents.len() as u64);
         let fields = header.as_old_mut();

@@ -4,9 +4,11 @@
 
 mod archive;
 pub mod conformance;
+mod listing;
 mod mock;
 mod snapshot;
 
 pub use archive::ArchiveBuilder;
+pub use listing::listing_at;
 pub use mock::{KernelProfile, MockKernel};
 pub use snapshot::{Object, Snapshot, differences, snapshot, snapshot_at};

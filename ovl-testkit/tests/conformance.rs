@@ -45,3 +45,11 @@ fn all_cases_hold_with_large_pages() {
 fn all_cases_hold_on_xfs() {
     run(&KernelProfile::xfs());
 }
+
+#[test]
+fn all_cases_hold_in_a_user_namespace_with_many_ids() {
+    let mut profile = KernelProfile::rootless();
+    profile.identity.uids = vec![0..1, 1..300_000];
+    profile.identity.gids = profile.identity.uids.clone();
+    run(&profile);
+}

@@ -47,6 +47,9 @@ pub(crate) fn run(full: bool) -> Result<()> {
     })?;
     run_step("tidy", tidy::run)?;
     run_step("e2e", || e2e::run(&e2e::Options::for_ci(!full)))?;
+    if full {
+        run_step("docker", || e2e::run(&e2e::Options::with_docker()))?;
+    }
     println!("== all passed in {:.0} s", start.elapsed().as_secs_f64());
     Ok(())
 }

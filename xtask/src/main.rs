@@ -25,6 +25,8 @@ enum Task {
     Tidy,
     /// Run the real-kernel suites on XFS, ext4 and tmpfs (root)
     E2e(e2e::Options),
+    /// Have a real Docker write ovl-driver/tests/fixtures anew (root)
+    DockerFixtures,
     /// Run the whole gate
     Ci {
         /// With the full counts instead of the quick ones
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         None => Cli::command().print_help().map_err(Into::into),
         Some(Task::Tidy) => tidy::run(),
         Some(Task::E2e(options)) => e2e::run(&options),
+        Some(Task::DockerFixtures) => e2e::run(&e2e::Options::for_fixtures()),
         Some(Task::Ci { full }) => ci::run(full),
         Some(Task::Suite(options)) => e2e::suite(&options),
         Some(Task::StormWorker(options)) => e2e::work(&options),

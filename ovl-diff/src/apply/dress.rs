@@ -1,8 +1,8 @@
 //! Owners, modes, attributes and times.
 
+use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::io;
-use std::ops::Range;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
@@ -10,6 +10,7 @@ use super::{Applier, Stop};
 use crate::archive::{ArchiveEntry, BadReason};
 use crate::copy::{clear_attributes, drop_inherited};
 use crate::error::{Context as _, TreeError};
+use crate::ids::{IdKind, IdPlace, Untranslated, translate_xattr};
 use crate::tree::{FileKind, Node};
 use crate::xattrs::{StoredName, stored_name};
 
@@ -66,6 +67,7 @@ impl Applier<'_> {
         owner: Option<(u32, u32)>,
         path: &Path,
     ) -> Result<(), Stop> {
+        self.squashes = false;
         let (uid, gid) = self.owner(entry)?;
         if owner != Some((uid, gid)) {
             self.tree
@@ -83,6 +85,7 @@ impl Applier<'_> {
                 StoredName::Keep(name) => self.xattr(node, kind, &name, value, path)?,
             }
         }
+        self.squashed += u64::from(self.squashes);
         Ok(())
     }
 
@@ -107,6 +110,7 @@ impl Applier<'_> {
         if value.is_empty() && name == "security.capability" {
             return Err(refused());
         }
+        let value = &*self.host_value(name, value)?;
         self.tree.set_xattr(node, name, value).map_err(|source| {
             // ext4 keeps all attributes of a file in one block and calls its end "no space".
             let too_large = source.kind() == io::ErrorKind::StorageFull
@@ -128,23 +132,73 @@ impl Applier<'_> {
 
     /// The owner that an entry's object has here.
     fn owner(&mut self, entry: &ArchiveEntry) -> Result<(u32, u32), Stop> {
-        let maps = |ranges: &Option<Vec<Range<u64>>>, id: u32| {
+        let uid = self.host_id(IdPlace::Owner, IdKind::User, entry.uid)?;
+        let gid = self.host_id(IdPlace::Owner, IdKind::Group, entry.gid)?;
+        let (foreign, uid, gid) = (!uid.owned || !gid.owned, uid.id, gid.id);
+        if foreign && !self.options.squash {
+            return Err(Stop::Bad(BadReason::UnmappedOwner { uid, gid }));
+        }
+        self.squashes |= foreign;
+        Ok((uid, gid))
+    }
+
+    /// The value of an attribute with the ids that stand here for those in it.
+    fn host_value<'v>(&mut self, name: &OsStr, value: &'v [u8]) -> Result<Cow<'v, [u8]>, Stop> {
+        let options = self.options;
+        if options.id_maps.is_identity() && options.uids.is_none() && options.gids.is_none() {
+            return Ok(Cow::Borrowed(value));
+        }
+        let host_id = |place, kind, id| {
+            let host = self.host_id(place, kind, id)?;
+            if !options.squash && !host.owned {
+                let id = host.id;
+                return Err(Stop::Bad(BadReason::UnmappedId { place, kind, id }));
+            }
+            self.squashes |= !host.owned;
+            Ok(host.id)
+        };
+        translate_xattr(name.as_bytes(), value, host_id).map_err(|error| match error {
+            Untranslated::Id(stop) => stop,
+            Untranslated::Malformed => {
+                let (name, problem) = (name.as_bytes().to_vec(), "its value has not the form");
+                Stop::Bad(BadReason::BadXattr { name, problem })
+            }
+        })
+    }
+
+    /// The id here of one in the archive; root's where there is none and owners are squashed.
+    fn host_id(&self, place: IdPlace, kind: IdKind, id: u32) -> Result<HostId, Stop> {
+        let options = self.options;
+        let map = kind.map(&options.id_maps);
+        let ranges = match kind {
+            IdKind::User => &options.uids,
+            IdKind::Group => &options.gids,
+        };
+        let owned = |id: u32| {
             ranges
                 .as_ref()
                 .is_none_or(|all| all.iter().any(|one| one.contains(&u64::from(id))))
         };
-        let (uid, gid) = (entry.uid, entry.gid);
-        let mapped = (maps(&self.options.uids, uid), maps(&self.options.gids, gid));
-        if mapped == (true, true) {
-            return Ok((uid, gid));
+        match map.to_host(id) {
+            Some(id) if owned(id) => Ok(HostId { id, owned: true }),
+            _ if options.squash => Ok(HostId {
+                id: map.root(),
+                owned: false,
+            }),
+            Some(id) => Ok(HostId { id, owned: false }),
+            None => Err(Stop::Bad(BadReason::NoHostId {
+                place,
+                kind,
+                id,
+                map: map.clone(),
+            })),
         }
-        if !self.options.squash {
-            return Err(Stop::Bad(BadReason::UnmappedOwner { uid, gid }));
-        }
-        self.squashed += 1;
-        Ok((
-            if mapped.0 { uid } else { 0 },
-            if mapped.1 { gid } else { 0 },
-        ))
     }
+}
+
+/// An id on disk.
+struct HostId {
+    id: u32,
+    /// Whether it is the one asked for, and can own files here.
+    owned: bool,
 }

@@ -16,6 +16,10 @@ mod summary;
 use std::fmt;
 use std::io;
 
+use ovl_layout::IdMap;
+
+use crate::ids::{IdKind, IdPlace};
+
 pub use decode::Compression;
 pub use diff_id::{DiffId, DiffIdError};
 pub use entry::{ArchiveEntry, EntryKind};
@@ -384,6 +388,34 @@ pub enum BadReason {
         uid: u32,
         /// The group.
         gid: u32,
+    },
+    /// An id inside an attribute that this user namespace does not have.
+    #[error(
+        "the {kind} {id} of the {place} is not mapped in this user namespace; run as root, or squash owners"
+    )]
+    #[non_exhaustive]
+    UnmappedId {
+        /// What the id is in.
+        place: IdPlace,
+        /// What it is the id of.
+        kind: IdKind,
+        /// The id on disk.
+        id: u32,
+    },
+    /// An id for which the map of ids has none on disk.
+    #[error(
+        "the {kind} {id} of the {place} is not in the {kind} map {map}; import it into a home with a wider map, or squash owners"
+    )]
+    #[non_exhaustive]
+    NoHostId {
+        /// What the id is in.
+        place: IdPlace,
+        /// What it is the id of, and so which map.
+        kind: IdKind,
+        /// The id in the archive.
+        id: u32,
+        /// The map.
+        map: IdMap,
     },
     /// A device that this user cannot make.
     #[error("this user cannot make device nodes; run as root, or skip devices")]

@@ -70,7 +70,7 @@ fn whole(scene: &Scene, layer: &DirHandle) -> Vec<u8> {
 fn walk(scene: &Scene, layer: &DirHandle, inodes: u64) {
     let view = scene.view();
     assert_eq!(size(view, layer).unwrap().inodes, inodes);
-    sync_layer(view, layer).unwrap();
+    sync_layer(scene.tree(), layer).unwrap();
     let bytes = whole(scene, layer);
 
     let applied = scene.layer();

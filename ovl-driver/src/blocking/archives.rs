@@ -3,14 +3,16 @@
 use std::io::{self, Read, Write};
 
 use ovl_diff::{
-    ApplyOptions, ApplySummary, Change, DiffError, DiffSummary, DirHandle, LayerSize, Node,
-    Progress, TreeError, ViewDir, copy_layer, copy_root_attributes, fold_layer,
+    ApplyOptions, ApplySummary, Change, DiffError, DiffOptions, DiffSummary, DirHandle, LayerSize,
+    Node, Progress, TreeError, ViewDir, copy_layer, copy_root_attributes, fold_layer,
 };
 use ovl_layout::{LayerId, LowerChain, SealReason};
 
 use super::Overlay2;
+use super::create::refuse_limits;
 use super::layer::{Layer, Stack};
-use super::staging::{Parent, Staged};
+use super::quota::Project;
+use super::staging::{Parent, Plan, Staged};
 use crate::error::Error;
 use crate::system::LockKind;
 use crate::types::{Applied, Base, CreateLayer, ImportOptions};
@@ -31,9 +33,16 @@ impl Overlay2 {
         options: ImportOptions,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Applied, Error> {
+        refuse_limits(layer)?;
         self.refuse_existing(&layer.id)?;
         let (parent, chain, lock) = self.begin(layer)?;
-        let mut staged = self.stage(parent.as_ref(), chain)?;
+        let mut staged = self.stage(Plan {
+            id: &layer.id,
+            parent: parent.as_ref(),
+            chain,
+            replaces: None,
+            project: Project::None,
+        })?;
         // From here on the staging directory says that the parent is in use.
         drop(lock);
         let lowers = parent.as_ref().map(Parent::layers).unwrap_or_default();
@@ -53,9 +62,13 @@ impl Overlay2 {
     /// Applies an archive to an open layer that is not mounted, on top of what is in it. The layer
     /// is replaced in one step, and stays as it was on any error.
     ///
+    /// The new contents belong to the layer's project while the old ones still do: a limit must
+    /// leave room for both.
+    ///
     /// # Errors
     ///
     /// [`Error::LayerNotFound`], [`Error::Sealed`], [`Error::Mounted`], [`Error::Apply`],
+    /// [`Error::OverQuota`],
     /// [`Error::Damaged`], [`Error::Io`].
     #[doc(alias = "ApplyDiff")]
     pub fn apply(
@@ -74,19 +87,27 @@ impl Overlay2 {
             Some(parent) => Some(self.parent(parent)?),
             None => None,
         };
-        let mut staged = self.stage(parent.as_ref(), layer.chain.clone())?;
+        let mut staged = self.stage(Plan {
+            id,
+            parent: parent.as_ref(),
+            chain: layer.chain.clone(),
+            replaces: Some(layer.link),
+            project: Project::Kept,
+        })?;
         // From here on nobody mounts, removes or replaces the layer.
-        staged.replace(id, layer.link)?;
         drop(lock);
 
-        let summary = self.build_on(id, &mut staged, &stack, archive, options, progress)?;
+        let summary = self
+            .build_on(id, &mut staged, &stack, archive, options, progress)
+            .map_err(|error| staged.explain(error))?;
         let was_opaque = layer.root_opaque();
         staged.record.root_opaque = was_opaque || (summary.root_opaque && parent_id.is_some());
         if staged.record.root_opaque {
             staged.chain = LowerChain::default();
         }
         let size = self.size_of(id, &staged.diff)?;
-        staged.complete(false)?;
+        let completed = staged.complete(false);
+        completed.map_err(|error| staged.explain(error))?;
 
         // A child may have sealed it, and other programs know nothing of our staging.
         let lock = self.lock_layer(id, LockKind::Exclusive)?;
@@ -156,17 +177,19 @@ impl Overlay2 {
     ) -> Result<DiffSummary, Error> {
         let layer = self.layer(id)?;
         let stack = self.stack(&layer)?;
+        let options = DiffOptions::new().id_maps(self.settings.id_maps.clone());
         let result = match self.base_view(&layer, base)? {
             None => {
                 let lowers = self.hidden_lowers(&layer, &stack)?;
                 let (view, opaque) = (self.view(), layer.root_opaque());
                 let confirm = || self.confirm(&[&layer]);
-                ovl_diff::diff_confirmed(view, &stack.upper, &lowers, opaque, output, confirm)
+                let upper = &stack.upper;
+                ovl_diff::diff_confirmed(view, upper, &lowers, opaque, &options, output, confirm)
             }
             Some(base) => {
                 let confirm = || self.confirm(&base.layers(&layer));
-                let (view, merged) = (self.view(), stack.merged());
-                ovl_diff::diff_trees_confirmed(view, &merged, &base.shown, output, confirm)
+                let (view, merged, base) = (self.view(), stack.merged(), &base.shown);
+                ovl_diff::diff_trees_confirmed(view, &merged, base, &options, output, confirm)
             }
         };
         result.map_err(|source| Error::Diff {
@@ -241,8 +264,10 @@ impl Overlay2 {
         let identity = self.kernel.system().identity();
         let identity = identity.map_err(|e| Error::io("read the ids of", self.home(), e))?;
         let mut apply = ApplyOptions::new(self.settings.xattrs);
+        apply.id_maps = self.settings.id_maps.clone();
         apply.squash = options.squash;
         apply.skip_devices = options.skip_devices;
+        apply.start_writeback = self.durable();
         if identity.user_namespace {
             (apply.uids, apply.gids) = (Some(identity.uids), Some(identity.gids));
         }
@@ -254,14 +279,18 @@ impl Overlay2 {
         )
     }
 
-    fn parent(&self, id: &LayerId) -> Result<Parent, Error> {
+    pub(super) fn parent(&self, id: &LayerId) -> Result<Parent, Error> {
         let layer = self.layer(id)?;
         let stack = self.stack(&layer)?;
         Ok(Parent { layer, stack })
     }
 
     /// The layer, if its contents may change now.
-    fn changeable(&self, id: &LayerId, own: Option<&Staged<'_>>) -> Result<Layer, Error> {
+    pub(super) fn changeable(
+        &self,
+        id: &LayerId,
+        own: Option<&Staged<'_>>,
+    ) -> Result<Layer, Error> {
         // In this order: a child seals its parent before it leaves staging.
         let in_flight = self.is_in_flight(id, own)?;
         let layer = self.layer(id)?;

@@ -6,7 +6,8 @@ use ovl_layout::{LayerId, LowerChain, names};
 use ovl_mount::Access;
 
 use super::Overlay2;
-use super::staging::Parent;
+use super::quota::{Project, check_limits};
+use super::staging::{Parent, Plan};
 use crate::error::Error;
 use crate::files;
 use crate::system::{Lock, LockKind};
@@ -20,7 +21,8 @@ impl Overlay2 {
     ///
     /// # Errors
     ///
-    /// [`Error::AlreadyExists`]; [`Error::ParentNotFound`]; [`Error::Mounted`] when the parent is
+    /// [`Error::NotWritable`] for limits; [`Error::AlreadyExists`]; [`Error::ParentNotFound`];
+    /// [`Error::Mounted`] when the parent is
     /// mounted writable; [`Error::Depth`]; [`Error::Damaged`] for a parent that cannot be trusted;
     /// [`Error::Io`]. Nothing is left behind.
     ///
@@ -29,24 +31,43 @@ impl Overlay2 {
     /// `Create` in Docker's `overlay2`, which replaces an existing layer instead of refusing.
     #[doc(alias = "Create")]
     pub fn create(&self, layer: &CreateLayer) -> Result<(), Error> {
-        self.refuse_existing(&layer.id)?;
-        let (parent, chain, lock) = self.begin(layer)?;
-        let mut staged = self.stage(parent.as_ref(), chain)?;
-        // From here on the staging directory says that the parent is in use.
-        drop(lock);
-        staged.complete(false)?;
-        staged.publish(&layer.id)
+        refuse_limits(layer)?;
+        self.create_in(layer, Project::None)
     }
 
-    /// Makes an empty, open layer that a container will write to. Limits and the home's default
-    /// size apply to such layers only; without them it is the same as [`create`](Self::create).
+    /// Makes an empty, open layer that a container will write to.
+    ///
+    /// Where the file system enforces project quotas it gets a project of its own, with the limits
+    /// asked for, and the home's default size where no size is. Elsewhere, and without limits, it is
+    /// the same as [`create`](Self::create).
     ///
     /// # Errors
     ///
-    /// As for [`create`](Self::create).
+    /// As for [`create`](Self::create); [`Error::Unsupported`] for limits where quotas are not
+    /// enforced, with the reason; [`Error::Quota`] for limits that cannot be set, and when no project
+    /// is free; [`Error::OverQuota`] for limits that are too small for an empty layer.
     #[doc(alias = "CreateReadWrite")]
     pub fn create_writable(&self, layer: &CreateLayer) -> Result<(), Error> {
-        self.create(layer)
+        let limits = layer.limits.bytes(layer.limits.bytes.or(self.size));
+        check_limits(&layer.id, limits)?;
+        self.create_in(layer, Project::Own(limits))
+    }
+
+    fn create_in(&self, layer: &CreateLayer, project: Project) -> Result<(), Error> {
+        self.refuse_existing(&layer.id)?;
+        let (parent, chain, lock) = self.begin(layer)?;
+        let mut staged = self.stage(Plan {
+            id: &layer.id,
+            parent: parent.as_ref(),
+            chain,
+            replaces: None,
+            project,
+        })?;
+        // From here on the staging directory says that the parent is in use.
+        drop(lock);
+        let completed = staged.complete(false);
+        completed.map_err(|error| staged.explain(error))?;
+        staged.publish(&layer.id)
     }
 
     pub(super) fn refuse_existing(&self, id: &LayerId) -> Result<(), Error> {
@@ -112,7 +133,11 @@ impl Overlay2 {
             // Whoever made it may not have waited for the disk yet.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             result => {
-                result.map_err(|error| Error::io("seal", &path, error))?;
+                let mark = result.map_err(|error| Error::io("seal", &path, error))?;
+                if self.durable() {
+                    let synced = tree.sync(Node::File(&mark));
+                    synced.map_err(|error| Error::io("sync", &path, error))?;
+                }
             }
         }
         if self.durable() {
@@ -120,5 +145,15 @@ impl Overlay2 {
                 .map_err(|error| Error::io("sync", &path, error))?;
         }
         Ok(())
+    }
+}
+
+/// Limits are for what containers write.
+pub(super) fn refuse_limits(layer: &CreateLayer) -> Result<(), Error> {
+    match layer.limits.is_unlimited() {
+        true => Ok(()),
+        false => Err(Error::NotWritable {
+            id: layer.id.clone(),
+        }),
     }
 }

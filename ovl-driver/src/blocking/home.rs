@@ -3,14 +3,19 @@
 use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use ovl_diff::{DirHandle, EscapedPath, FileKind, Node, RenameMode, TreeBackend};
 use ovl_layout::{
-    DOCKER_MAX_DEPTH, HomeSettings, Layout, MAX_DEPTH, RecordError, XattrNamespace, names,
+    DOCKER_MAX_DEPTH, HomeSettings, IdMap, IdMaps, Layout, MAX_DEPTH, RecordError, XattrNamespace,
+    names,
 };
+use ovl_quota::{Bytes, ProjectId, ProjectRange};
 
 use super::Overlay2;
+use super::owners::Owners;
+use super::quota::check_default_size;
+use super::status::refuse_without_d_type;
 use crate::error::Error;
 use crate::files;
 use crate::kernel::Kernel;
@@ -42,14 +47,24 @@ impl Overlay2 {
     ///
     /// [`Error::HomeNotFound`]; [`Error::NotAHome`] for a directory with something else in it;
     /// [`Error::Damaged`] for settings that cannot be read or are of a newer version;
-    /// [`Error::Unsupported`] for a relative path, and for a home whose layers carry attributes
-    /// that this user namespace cannot see; [`Error::Io`].
+    /// [`Error::Settings`] for other id maps than those asked for, and for a default size that cannot
+    /// be a limit; [`Error::Unsupported`] for a relative path, for a home whose layers carry
+    /// attributes that this user namespace cannot see, for id maps whose root it does not have, and
+    /// for a default size where quotas are not enforced; [`Error::NoDType`]; [`Error::MapsUnknown`];
+    /// [`Error::Io`].
     ///
     /// # Compatibility
     ///
     /// Homes written by Docker 20.10 and newer open as they are.
     #[doc(alias = "Init")]
     pub fn open(kernel: Kernel, home: &Path, options: OpenOptions) -> Result<Self, Error> {
+        let store = Self::open_any(kernel, home, options)?;
+        store.refuse_unknown_maps()?;
+        Ok(store)
+    }
+
+    /// Opens a home whose id maps may still have to be said.
+    fn open_any(kernel: Kernel, home: &Path, options: OpenOptions) -> Result<Self, Error> {
         if !home.is_absolute() {
             return Err(Error::Unsupported {
                 what: "a relative home path",
@@ -60,11 +75,14 @@ impl Overlay2 {
             });
         }
         let tree = kernel.tree();
-        let identity = kernel
-            .system()
-            .identity()
-            .map_err(|e| Error::io("read the ids of", home, e))?;
+        let identity = identity(&kernel, home)?;
         let own_xattrs = own_xattrs(&identity);
+        // Before a home is made that could not be used.
+        let wanted = options.id_maps.clone().unwrap_or_default();
+        let owners = Owners::new(&identity, &wanted)?;
+        if let Some(size) = options.size.filter(|_| options.create) {
+            check_size_before(&kernel, home, &HomeSettings::new(own_xattrs), size)?;
+        }
         refuse_symlink(tree, home)?;
         let home_dir = match tree.open_root(home) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -73,12 +91,13 @@ impl Overlay2 {
                         home: home.to_owned(),
                     });
                 }
-                make_home_dir(tree, home)?;
+                make_home_dir(&kernel, home)?;
                 tree.open_root(home)
                     .map_err(|error| Error::io("open", home, error))?
             }
             result => result.map_err(|error| Error::io("open", home, error))?,
         };
+        refuse_without_d_type(&kernel, home, &home_dir)?;
         let links = match files::open_dir(tree, &home_dir, names::LINK_DIR) {
             Ok(Some(links)) => links,
             Ok(None) => {
@@ -108,8 +127,8 @@ impl Overlay2 {
                         });
                     }
                     (true, true) => {
-                        let settings = InitOptions::new().settings(own_xattrs);
-                        make_home(&kernel, home, &home_dir, &settings)?
+                        let settings = InitOptions::new().id_maps(wanted).settings(own_xattrs);
+                        make_home(&kernel, home, &home_dir, &settings, owners)?
                     }
                 }
             }
@@ -127,11 +146,21 @@ impl Overlay2 {
                 ),
             });
         }
+        refuse_other_maps(home, &settings.id_maps, options.id_maps.as_ref())?;
+        let size = options.size.or(settings.size.map(Bytes::new));
+        let quotas = match size {
+            // Better now than at the first container.
+            Some(size) => Ok(check_default_size(&kernel, home, &settings, size)?).into(),
+            None => OnceLock::new(),
+        };
         let store = Self {
+            owners: Owners::new(&identity, &settings.id_maps)?,
             layout: Layout::new(home),
             home: home_dir,
             links,
             durability: options.durability.unwrap_or(settings.durability),
+            size,
+            quotas,
             settings,
             own: Mutex::new(None),
             kernel,
@@ -147,36 +176,35 @@ impl Overlay2 {
     ///
     /// [`Error::HomeExists`] for a home with other settings; [`Error::Settings`] for a
     /// depth of 0, of more than 499, or of more than 128 in a home that holds layers of Docker, which
-    /// could not use it any more; those of [`open`](Self::open).
+    /// could not use it any more, for id maps other than those that such layers were made with, and
+    /// for a project that leaves no ids after it; those of [`open`](Self::open).
     pub fn init(kernel: Kernel, home: &Path, options: &InitOptions) -> Result<Self, Error> {
-        let store = match Self::open(kernel.clone(), home, OpenOptions::new()) {
+        let store = match Self::open_any(kernel.clone(), home, OpenOptions::new()) {
             Err(Error::HomeNotFound { .. }) => {
                 let tree = kernel.tree();
-                let settings = {
-                    let identity = kernel.system().identity();
-                    let identity = identity.map_err(|e| Error::io("read the ids of", home, e))?;
-                    options.settings(own_xattrs(&identity))
-                };
-                check_settings(home, &settings)?;
+                let identity = identity(&kernel, home)?;
+                let settings = options.settings(own_xattrs(&identity));
+                check_settings(&kernel, home, &settings)?;
+                let owners = Owners::new(&identity, &settings.id_maps)?;
                 let dir = match tree.open_root(home) {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        make_home_dir(tree, home)?;
+                        make_home_dir(&kernel, home)?;
                         tree.open_root(home)
                     }
                     result => result,
                 };
                 let dir = dir.map_err(|error| Error::io("open", home, error))?;
-                make_home(&kernel, home, &dir, &settings)?;
+                make_home(&kernel, home, &dir, &settings, owners)?;
                 Self::open(kernel, home, OpenOptions::new())?
             }
             result => result?,
         };
+        let kernel = store.kernel.clone();
         let settings = options.settings(store.settings.xattrs);
-        check_settings(home, &settings)?;
+        check_settings(&kernel, home, &settings)?;
         if store.settings == settings && store.own_dirs_if_any()?.is_some() {
             return Ok(store);
         }
-        let kernel = store.kernel.clone();
         if read_settings(kernel.tree(), home, &store.home)?.is_some() {
             if store.settings == settings {
                 return Ok(store);
@@ -194,10 +222,55 @@ impl Overlay2 {
                 ),
             });
         }
+        let owners = Owners::new(&identity(&kernel, home)?, &settings.id_maps)?;
+        store.adopt_group(owners)?;
         let failed = |error| Error::io("write the settings of", home, error);
         let own = files::ensure_dir(kernel.tree(), &store.home, names::STORE_DIR, 0o700);
         write_settings(&kernel, &own.map_err(failed)?, &settings).map_err(failed)?;
         Self::open(kernel, home, OpenOptions::new())
+    }
+
+    /// Docker gives a home to the group that stands for the containers' root. Without our settings
+    /// nobody says which ids that map has.
+    fn refuse_unknown_maps(&self) -> Result<(), Error> {
+        let (tree, home) = (self.kernel.tree(), self.home());
+        if read_settings(tree, home, &self.home)?.is_some() {
+            return Ok(());
+        }
+        let found = tree.metadata(Node::Dir(&self.home));
+        match found
+            .map_err(|error| Error::io("look at", home, error))?
+            .gid
+        {
+            0 => Ok(()),
+            group => Err(Error::MapsUnknown {
+                home: home.to_owned(),
+                group,
+            }),
+        }
+    }
+
+    /// Gives the directory of a home of Docker to the group of new id maps. Layers that are there
+    /// already must have been made with them.
+    fn adopt_group(&self, owners: Owners) -> Result<(), Error> {
+        let (tree, home, node) = (self.kernel.tree(), self.home(), Node::Dir(&self.home));
+        let found = tree.metadata(node);
+        let found = found.map_err(|error| Error::io("look at", home, error))?;
+        let Some(group) = owners.group().filter(|&group| group != found.gid) else {
+            return Ok(());
+        };
+        if !self.layer_ids()?.is_empty() {
+            return Err(Error::Settings {
+                home: home.to_owned(),
+                problem: format!(
+                    "its layers were made with other id maps: the home's group is {}, the root of the gid map is {group}",
+                    found.gid
+                ),
+            });
+        }
+        owners
+            .let_root_in(tree, node)
+            .map_err(|error| Error::io("set the owner of", home, error))
     }
 
     /// Our own directories, made where they are missing: only operations that write call this.
@@ -263,22 +336,74 @@ impl Overlay2 {
     }
 }
 
+fn identity(kernel: &Kernel, home: &Path) -> Result<Identity, Error> {
+    let identity = kernel.system().identity();
+    identity.map_err(|error| Error::io("read the ids of", home, error))
+}
+
 /// Where the caller can keep overlay's private attributes.
-fn own_xattrs(identity: &Identity) -> XattrNamespace {
+pub(super) fn own_xattrs(identity: &Identity) -> XattrNamespace {
     match identity.user_namespace {
         true => XattrNamespace::User,
         false => XattrNamespace::Trusted,
     }
 }
 
-fn check_settings(home: &Path, settings: &HomeSettings) -> Result<(), Error> {
-    match settings.max_depth {
-        1..=MAX_DEPTH => Ok(()),
-        depth => Err(Error::Settings {
+fn check_settings(kernel: &Kernel, home: &Path, settings: &HomeSettings) -> Result<(), Error> {
+    let refused = |problem| {
+        Err(Error::Settings {
             home: home.to_owned(),
-            problem: format!("a depth of {depth} is not possible: 1 to {MAX_DEPTH} is"),
-        }),
+            problem,
+        })
+    };
+    let depth = settings.max_depth;
+    if !(1..=MAX_DEPTH).contains(&depth) {
+        return refused(format!(
+            "a depth of {depth} is not possible: 1 to {MAX_DEPTH} is"
+        ));
     }
+    if let Some(base) = settings.project_base.and_then(ProjectId::new)
+        && ProjectRange::after_base(Some(base)).is_none()
+    {
+        return refused(format!("the project {base} leaves no ids after it"));
+    }
+    match settings.size {
+        Some(size) => check_size_before(kernel, home, settings, Bytes::new(size)),
+        None => Ok(()),
+    }
+}
+
+/// Whether a home that may not be there yet could keep a default size.
+fn check_size_before(
+    kernel: &Kernel,
+    home: &Path,
+    settings: &HomeSettings,
+    size: Bytes,
+) -> Result<(), Error> {
+    let exists = kernel.tree().open_root(home).is_ok();
+    let parent = home.parent().filter(|_| !exists);
+    check_default_size(kernel, parent.unwrap_or(home), settings, size).map(drop)
+}
+
+fn refuse_other_maps(home: &Path, found: &IdMaps, wanted: Option<&IdMaps>) -> Result<(), Error> {
+    let Some(wanted) = wanted.filter(|&wanted| wanted != found) else {
+        return Ok(());
+    };
+    let maps = |maps: &IdMaps| {
+        let map = |map: &IdMap| match map.is_identity() {
+            true => "none".to_owned(),
+            false => map.to_string(),
+        };
+        format!(
+            "uid map {} and gid map {}",
+            map(&maps.uids),
+            map(&maps.gids)
+        )
+    };
+    Err(Error::Settings {
+        home: home.to_owned(),
+        problem: format!("it has {}, not {}", maps(found), maps(wanted)),
+    })
 }
 
 /// Whoever can change the link could show other layers under the same path.
@@ -332,15 +457,17 @@ fn refuse_writable_by_others(
 }
 
 /// Docker makes the home's directory and nothing above it.
-fn make_home_dir(tree: &dyn TreeBackend, home: &Path) -> Result<(), Error> {
+fn make_home_dir(kernel: &Kernel, home: &Path) -> Result<(), Error> {
     let (Some(parent), Some(name)) = (home.parent(), home.file_name()) else {
         return Err(Error::HomeNotFound {
             home: home.to_owned(),
         });
     };
+    let tree = kernel.tree();
     let parent_dir = tree
         .open_root(parent)
         .map_err(|error| Error::io("open", parent, error))?;
+    refuse_without_d_type(kernel, parent, &parent_dir)?;
     match tree.create_dir(&parent_dir, name, 0o710) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(Error::io("create", home, error)),
@@ -356,9 +483,11 @@ fn make_home(
     home: &Path,
     dir: &DirHandle,
     settings: &HomeSettings,
+    owners: Owners,
 ) -> Result<DirHandle, Error> {
     let failed = |error| Error::io("create the layer store at", home, error);
     let tree = kernel.tree();
+    owners.let_root_in(tree, Node::Dir(dir)).map_err(failed)?;
     tree.set_mode(Node::Dir(dir), 0o710).map_err(failed)?;
     let store = files::ensure_dir(tree, dir, names::STORE_DIR, 0o700).map_err(failed)?;
     if files::read(tree, &store, names::SETTINGS)

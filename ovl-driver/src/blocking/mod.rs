@@ -7,16 +7,21 @@ mod create;
 mod home;
 mod layer;
 mod mounting;
+mod owners;
 mod query;
+mod quota;
 mod remove;
 mod staging;
+mod status;
 
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
-use ovl_diff::{DirHandle, View};
-use ovl_layout::{Durability, HomeSettings, Layout};
+use ovl_diff::{DirHandle, Node, View};
+use ovl_layout::{Durability, HomeSettings, LayerId, Layout};
+use ovl_quota::{Bytes, QuotaControl};
 
+use crate::error::Error;
 use crate::kernel::Kernel;
 
 /// A store of layers in one home, in the on-disk format of Docker's `overlay2` driver.
@@ -46,7 +51,12 @@ pub struct Overlay2 {
     home: DirHandle,
     links: DirHandle,
     settings: HomeSettings,
+    owners: owners::Owners,
     durability: Durability,
+    /// What a writable layer may take, where its maker does not say.
+    size: Option<Bytes>,
+    /// The quotas of the home, or why they cannot be used.
+    quotas: OnceLock<Result<QuotaControl, String>>,
     /// Our own directory, opened or made when it is first needed.
     own: Mutex<Option<home::OwnDirs>>,
 }
@@ -78,6 +88,20 @@ impl Overlay2 {
 
     fn view(&self) -> View<'_> {
         View::new(self.kernel.tree(), self.settings.xattrs)
+    }
+
+    /// Waits until the home's names are on disk, after the change that everybody sees.
+    fn sync_home(&self, what: &'static str, id: &LayerId) -> Result<(), Error> {
+        if !self.durable() {
+            return Ok(());
+        }
+        let synced = self.kernel.tree().sync(Node::Dir(&self.home));
+        synced.map_err(|source| Error::NotDurable {
+            what,
+            id: id.clone(),
+            path: self.home().to_owned(),
+            source,
+        })
     }
 
     fn durable(&self) -> bool {

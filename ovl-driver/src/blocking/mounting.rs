@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use ovl_diff::{DirHandle, FileKind, Node, remove_tree};
 use ovl_layout::{LayerId, names};
-use ovl_mount::{Access, MountError, MountFeatures, MountPlan, OverlaySpec, UnmountMode};
+use ovl_mount::{Access, MountError, MountPlan, OverlaySpec, UnmountMode};
 
 use super::Overlay2;
 use super::home::OwnDirs;
@@ -81,10 +81,11 @@ impl Overlay2 {
         self.confirm_home()?;
         let plan = self.plan_for(&layer, request)?;
         let tree = self.kernel.tree();
-        if plan.access() == Access::Writable && !layer.chain.is_empty() {
-            self.clear_work(&layer)?;
-        }
-        files::ensure_dir(tree, &layer.dir, names::MERGED, 0o700)
+        let work = match plan.access() == Access::Writable && !layer.chain.is_empty() {
+            true => Some(self.clear_work(&layer)?),
+            false => None,
+        };
+        self.ensure_dir_of_root(&layer.dir, names::MERGED)
             .map_err(|error| Error::io("create", &target, error))?;
         let mut holds = Holds {
             boot: self.boot()?,
@@ -107,7 +108,9 @@ impl Overlay2 {
                 source,
             })
             .and_then(|()| {
-                self.write_holds(&own, id, &holds).inspect_err(|_| {
+                let given = self.give_work_to_root(&layer, work.as_ref());
+                let held = given.and_then(|()| self.write_holds(&own, id, &holds));
+                held.inspect_err(|_| {
                     // Nobody could ever release it.
                     let _ = self.kernel.mount().unmount(&target, UnmountMode::Lazy);
                 })
@@ -118,6 +121,20 @@ impl Overlay2 {
             let _ = files::remove(tree, &own.holds, id.as_str());
         }
         result.map(|()| target)
+    }
+
+    /// The kernel makes a directory of its own in `work` when it mounts. Inside a container nothing
+    /// can be copied up unless root there owns it.
+    fn give_work_to_root(&self, layer: &Layer, work: Option<&DirHandle>) -> Result<(), Error> {
+        let Some(work) = work else {
+            return Ok(());
+        };
+        let node = Node::Entry(work, OsStr::new(names::WORK));
+        let given = self.owners.give_to_root(self.kernel.tree(), node);
+        given.map_err(|error| {
+            let path = self.layout.layer(&layer.id).work().join(names::WORK);
+            Error::io("set the owner of", path, error)
+        })
     }
 
     /// Releases one hold of a layer's mount, and unmounts it with the last. Gives the holds left.
@@ -216,14 +233,6 @@ impl Overlay2 {
                 id: layer.id.clone(),
                 source,
             })
-    }
-
-    /// What the kernel offers for mounting this home's layers.
-    pub(super) fn features(&self) -> Result<MountFeatures, Error> {
-        let features = self.kernel.mount().features();
-        let features =
-            features.map_err(|error| Error::io("probe mounts for", self.home(), error))?;
-        Ok(features.user_namespace(self.settings.xattrs == ovl_layout::XattrNamespace::User))
     }
 
     /// How a layer is mounted, as far as anybody holds it.
@@ -340,9 +349,9 @@ impl Overlay2 {
         }
     }
 
-    /// Makes `work` an empty directory. The kernel would keep what lies deeper than it looks, and
-    /// refuses a mount over the mark of a volatile one.
-    fn clear_work(&self, layer: &Layer) -> Result<(), Error> {
+    /// Makes `work` an empty directory of the container's root. The kernel would keep what lies
+    /// deeper than it looks, and refuses a mount over the mark of a volatile one.
+    fn clear_work(&self, layer: &Layer) -> Result<DirHandle, Error> {
         let (tree, name) = (self.kernel.tree(), OsStr::new(names::WORK));
         let path = self.layout.layer(&layer.id).work().to_owned();
         let failed = |error| Error::io("clear", &path, error);
@@ -364,7 +373,8 @@ impl Overlay2 {
                     _ => false,
                 };
                 if is_usual {
-                    return Ok(());
+                    let given = self.owners.give_to_root(tree, Node::Dir(&work));
+                    return given.map(|()| work).map_err(failed);
                 }
                 if self.is_volatile(&layer.dir)? {
                     let problem = "the machine stopped while the layer was mounted volatile, and what was written \
@@ -376,8 +386,7 @@ impl Overlay2 {
                     .map_err(|error| Error::tree(self.layout.layer(&layer.id).dir(), error))?;
             }
         }
-        files::ensure_dir(tree, &layer.dir, names::WORK, 0o700)
-            .map(|_| ())
+        self.ensure_dir_of_root(&layer.dir, names::WORK)
             .map_err(failed)
     }
 

@@ -1,11 +1,10 @@
 use ovl_diff::FileKind;
 use ovl_layout::{LayerId, names};
-use ovl_mount::Strategy;
 
 use super::Overlay2;
 use crate::error::Error;
 use crate::files;
-use crate::types::{BrokenLayer, LayerInfo, LayerList, LayerSummary, Status};
+use crate::types::{BrokenLayer, LayerInfo, LayerList, LayerSummary};
 
 impl Overlay2 {
     /// Whether there is a layer of this id: a directory that is or claims to be one.
@@ -72,45 +71,13 @@ impl Overlay2 {
             parent: self.parent_of(&layer)?,
             sealed: layer.committed,
             root_opaque: layer.root_opaque(),
+            id_maps: self.settings.id_maps.clone(),
             recorded: layer.record.is_some(),
             paths: self.layout.layer(id),
             size: self.size_of(id, &stack.upper)?,
             mount: self.mount_state(&layer)?,
+            quota: self.quota_of(&layer),
             chain: stack.ids,
-        })
-    }
-
-    /// What this home and this kernel can do. Nothing is written or mounted, and layers are not
-    /// listed.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Io`].
-    pub fn status(&self) -> Result<Status, Error> {
-        let home = self.home();
-        let system = self.kernel.system();
-        let features = self.features()?;
-        let strategies = Strategy::ALL.into_iter();
-        let strategies = strategies
-            .filter(|strategy| features.lowerdir_plus || *strategy != Strategy::LowerdirPlus)
-            .collect();
-        let fs_type = system.fs_type(&self.home);
-        let identity = system
-            .identity()
-            .map_err(|e| Error::io("read the ids of", home, e))?;
-        Ok(Status {
-            home: home.to_owned(),
-            settings: self.settings.clone(),
-            backing_fs: fs_type.map_err(|error| Error::io("look at", home, error))?,
-            strategies,
-            features,
-            user_namespace: identity.user_namespace,
-            xattrs: self.settings.xattrs,
-            quota: self
-                .kernel
-                .quota()
-                .enforcement(home)
-                .map_err(|error| error.to_string()),
         })
     }
 

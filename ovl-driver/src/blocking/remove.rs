@@ -2,7 +2,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 
 use ovl_diff::{Node, RenameMode, TreeError, remove_tree};
-use ovl_layout::{LINK_ID_LEN, LayerId, LinkId, names, parse_link_target};
+use ovl_layout::{Durability, LINK_ID_LEN, LayerId, LinkId, names, parse_link_target};
 use ovl_mount::UnmountMode;
 
 use super::Overlay2;
@@ -113,16 +113,20 @@ impl Overlay2 {
             .map_err(|error| Error::io("remove the holds of", &path, error))?;
         tree.rename(&self.home, id.as_ref(), &own.trash, &trash_name, mode)
             .map_err(|error| Error::io("remove", &path, error))?;
-        if self.durable() {
-            tree.sync(Node::Dir(&self.home))
-                .map_err(|error| Error::io("sync", &path, error))?;
+        self.sync_home("removed", id)?;
+        if let Some(link) = link {
+            self.unlink_layer(&own, id, link)?;
+            if let Some(parent) = parent {
+                self.forget_child(&own, &parent, link)?;
+            }
         }
-        let Some(link) = link else { return Ok(()) };
-        self.unlink_layer(&own, id, link)?;
-        match parent {
-            Some(parent) => self.forget_child(&own, &parent, link),
-            None => Ok(()),
+        if self.durability == Durability::Full {
+            for dir in [&self.links, &own.trash] {
+                tree.sync(Node::Dir(dir))
+                    .map_err(|error| Error::io("sync", &path, error))?;
+            }
         }
+        Ok(())
     }
 
     /// Whether a directory has nothing of a layer: somebody has put it into the home.
@@ -141,7 +145,7 @@ impl Overlay2 {
             && entries.iter().any(|entry| foreign(&entry.name)))
     }
 
-    /// Frees the space of removed layers. Several callers share the work.
+    /// Frees the space of removed layers, and their projects. Several callers share the work.
     ///
     /// # Errors
     ///
@@ -158,6 +162,9 @@ impl Overlay2 {
             let link = name.as_encoded_bytes().get(..LINK_ID_LEN);
             if let Some(link) = link.and_then(|bytes| LinkId::parse_file(bytes).ok()) {
                 self.unlink_staged(&own, OsStr::new(link.as_str()))?;
+            }
+            if let Err(error) = self.release_project(&own, &path.join(&name)) {
+                failed.get_or_insert(error);
             }
             match remove_tree(tree, &own.trash, &name) {
                 Ok(()) => reclaimed.layers += 1,

@@ -6,6 +6,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::path::{Path, PathBuf};
 
 use ovl_diff::{
     DirHandle, Node, RenameMode, TreeError, copy_root_attributes, remove_tree, sync_layer,
@@ -15,8 +16,10 @@ use ovl_layout::{
 };
 
 use super::Overlay2;
+use super::children::readable_record;
 use super::home::OwnDirs;
 use super::layer::{Layer, Stack};
+use super::quota::Project;
 use crate::error::Error;
 use crate::files;
 use crate::system::{Lock, LockKind};
@@ -37,9 +40,24 @@ pub(super) struct Staged<'a> {
     name: OsString,
     dir: DirHandle,
     pub(super) diff: DirHandle,
+    id: LayerId,
     published: bool,
     linked: bool,
+    /// Whether it has a project that goes with it.
+    releases: bool,
     lock: Option<Lock>,
+}
+
+/// What a staged layer will be.
+pub(super) struct Plan<'a> {
+    pub(super) id: &'a LayerId,
+    /// What it stands on; locked by the caller.
+    pub(super) parent: Option<&'a Parent>,
+    pub(super) chain: LowerChain,
+    /// The link of the present layer of this id, with which it will be swapped; locked by the
+    /// caller, in use from the moment that the new one is staged.
+    pub(super) replaces: Option<LinkId>,
+    pub(super) project: Project,
 }
 
 /// What a new layer stands on.
@@ -49,12 +67,8 @@ pub(super) struct Parent {
 }
 
 impl Overlay2 {
-    /// Begins a layer on `parent`, which the caller has locked.
-    pub(super) fn stage(
-        &self,
-        parent: Option<&Parent>,
-        chain: LowerChain,
-    ) -> Result<Staged<'_>, Error> {
+    /// Begins a layer.
+    pub(super) fn stage(&self, plan: Plan<'_>) -> Result<Staged<'_>, Error> {
         let own = self.own_dirs()?;
         let tree = self.kernel.tree();
         let path = self.layout.store_dir().join(names::STAGING);
@@ -100,28 +114,36 @@ impl Overlay2 {
             }
         };
         let name = OsString::from(link.as_str());
-        let parent_id = parent.map(|parent| parent.layer.id.clone());
-        let record = LayerRecord::new(link, parent_id, &chain);
-        let made = self.fill(&own, &name, &record, parent);
+        let parent_id = plan.parent.map(|parent| parent.layer.id.clone());
+        let link = plan.replaces.unwrap_or(link);
+        let record = LayerRecord::new(link, parent_id, &plan.chain);
+        let made = self.fill(&own, &name, &record, &plan);
+        let releases = matches!(plan.project, Project::Own(_));
         let (dir, diff) = match made {
             Ok(dirs) => dirs,
             Err(error) => {
+                let path = path.join(&name);
+                let error = self.explain(plan.id, &path, error);
                 // The first error is the one to report; what is left is cleaned up at the next open.
+                if releases {
+                    let _ = self.release_project(&own, &path);
+                }
                 let _ = remove_tree(tree, &own.staging, &name);
                 return Err(error);
             }
         };
-        let (published, linked) = (false, false);
         Ok(Staged {
             store: self,
             own,
             record,
-            chain,
+            chain: plan.chain,
             name,
             dir,
             diff,
-            published,
-            linked,
+            id: plan.id.clone(),
+            published: false,
+            linked: false,
+            releases,
             lock: Some(lock),
         })
     }
@@ -131,7 +153,7 @@ impl Overlay2 {
         own: &OwnDirs,
         name: &OsStr,
         record: &LayerRecord,
-        parent: Option<&Parent>,
+        plan: &Plan<'_>,
     ) -> Result<(DirHandle, DirHandle), Error> {
         let tree = self.kernel.tree();
         let path = self.layout.store_dir().join(names::STAGING).join(name);
@@ -146,12 +168,34 @@ impl Overlay2 {
             false,
         )
         .map_err(failed)?;
+        if plan.replaces.is_some() {
+            let id = plan.id.as_str().as_bytes();
+            files::create(tree, &dir, REPLACES, 0o600, id, false).map_err(failed)?;
+        }
+        self.tag(own, plan.id, &path, plan.project)?;
         let diff = files::ensure_dir(tree, &dir, names::DIFF, 0o755).map_err(failed)?;
-        if let Some(parent) = parent {
-            copy_root_attributes(self.view(), &parent.stack.upper, &diff)
-                .map_err(|error| Error::tree(&path.join(names::DIFF), error))?;
+        match plan.parent {
+            Some(parent) => copy_root_attributes(self.view(), &parent.stack.upper, &diff)
+                .map_err(|error| Error::tree(&path.join(names::DIFF), error))?,
+            None => self
+                .owners
+                .give_to_root(tree, Node::Dir(&diff))
+                .map_err(failed)?,
         }
         Ok((dir, diff))
+    }
+
+    /// The directory `name` in a layer's directory, made with mode 0700 where it is missing, that
+    /// the container's root owns.
+    pub(super) fn ensure_dir_of_root(
+        &self,
+        layer: &DirHandle,
+        name: &str,
+    ) -> io::Result<DirHandle> {
+        let tree = self.kernel.tree();
+        let dir = files::ensure_dir(tree, layer, name, 0o700)?;
+        self.owners.give_to_root(tree, Node::Dir(&dir))?;
+        Ok(dir)
     }
 
     fn random_link(&self) -> Result<LinkId, Error> {
@@ -229,12 +273,35 @@ impl Overlay2 {
                 continue;
             }
             self.unlink_staged(own, &name)?;
+            if self.has_own_project(own, &name) {
+                self.release_project(own, &path.join(&name))?;
+            }
             match remove_tree(tree, &own.staging, &name) {
                 Err(TreeError { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
                 result => result.map_err(|error| Error::tree(&path, error))?,
             }
         }
         Ok(())
+    }
+
+    /// Whether the project of a leftover goes with it. Not so where the layer that it should have
+    /// replaced, or has been replaced by, is in the same.
+    fn has_own_project(&self, own: &OwnDirs, name: &OsStr) -> bool {
+        let tree = self.kernel.tree();
+        let Ok(dir) = tree.open_dir(&own.staging, name) else {
+            return false;
+        };
+        let of = |dir: &Path| self.kernel.quota().project_of(dir).ok().flatten();
+        let replaced = files::read(tree, &dir, REPLACES).ok().flatten();
+        let replaced = replaced.and_then(|id| String::from_utf8(id).ok()?.parse().ok());
+        match replaced {
+            Some(id) => {
+                let staged = self.layout.store_dir().join(names::STAGING).join(name);
+                of(&staged) != of(self.layout.layer(&id).dir())
+            }
+            None => readable_record(self, &dir)
+                .is_some_and(|record| OsStr::new(record.link.as_str()) == name),
+        }
     }
 
     /// Removes the link of a layer that was never published; a link that leads to a layer stays.
@@ -269,13 +336,18 @@ impl Overlay2 {
 }
 
 impl Staged<'_> {
+    /// Says which project is at its limit, where that is why a step failed.
+    pub(super) fn explain(&self, error: Error) -> Error {
+        self.store.explain(&self.id, &self.path(), error)
+    }
+
+    fn path(&self) -> PathBuf {
+        let staging = self.store.layout.store_dir().join(names::STAGING);
+        staging.join(&self.name)
+    }
+
     fn failed(&self, operation: &'static str) -> impl Fn(io::Error) -> Error + use<> {
-        let path = self
-            .store
-            .layout
-            .store_dir()
-            .join(names::STAGING)
-            .join(&self.name);
+        let path = self.path();
         move |error| Error::io(operation, &path, error)
     }
 
@@ -286,7 +358,9 @@ impl Staged<'_> {
         let write = self.failed("write");
         self.record.depth = self.chain.depth();
         if !self.chain.is_empty() {
-            files::ensure_dir(tree, &self.dir, names::WORK, 0o700).map_err(&write)?;
+            self.store
+                .ensure_dir_of_root(&self.dir, names::WORK)
+                .map_err(&write)?;
             let lower = self.chain.to_string();
             files::create(
                 tree,
@@ -294,13 +368,12 @@ impl Staged<'_> {
                 names::LOWER,
                 0o644,
                 lower.as_bytes(),
-                durable,
+                false,
             )
             .map_err(&write)?;
         }
         if sealed {
-            files::create(tree, &self.dir, names::COMMITTED, 0o600, b"", durable)
-                .map_err(&write)?;
+            files::create(tree, &self.dir, names::COMMITTED, 0o600, b"", false).map_err(&write)?;
         }
         let link = self.record.link;
         files::create(
@@ -309,16 +382,11 @@ impl Staged<'_> {
             names::LINK,
             0o644,
             link.as_str().as_bytes(),
-            durable,
+            false,
         )
         .map_err(&write)?;
         if durable {
-            sync_layer(self.store.view(), &self.diff).map_err(|error| match error {
-                ovl_diff::DiffError::Tree(error) => {
-                    Error::tree(&self.store.layout.store_dir().join(names::STAGING), error)
-                }
-                error => self.failed("sync")(io::Error::other(error)),
-            })?;
+            sync_layer(tree, &self.dir).map_err(|error| Error::tree(&self.path(), error))?;
         }
         // The record comes last: with it on disk, so is everything before it.
         let record = self.record.to_string();
@@ -331,7 +399,9 @@ impl Staged<'_> {
             durable,
         )
         .map_err(&write)?;
-        tree.set_mode(Node::Dir(&self.dir), 0o710).map_err(&write)?;
+        let own = Node::Dir(&self.dir);
+        self.store.owners.let_root_in(tree, own).map_err(&write)?;
+        tree.set_mode(own, 0o710).map_err(&write)?;
         if durable {
             tree.sync(Node::Dir(&self.dir))
                 .map_err(self.failed("sync"))?;
@@ -349,14 +419,6 @@ impl Staged<'_> {
     pub(super) fn remove_scratch(&self) -> Result<(), Error> {
         remove_tree(self.store.kernel.tree(), &self.dir, OsStr::new(SCRATCH))
             .map_err(|error| self.failed(error.operation)(error.source))
-    }
-
-    /// Says that the layer `id`, which the caller has locked, will be replaced by this one: until
-    /// then it is in use.
-    pub(super) fn replace(&mut self, id: &LayerId, link: LinkId) -> Result<(), Error> {
-        self.record.link = link;
-        let (tree, id) = (self.store.kernel.tree(), id.as_str().as_bytes());
-        files::create(tree, &self.dir, REPLACES, 0o600, id, false).map_err(self.failed("write"))
     }
 
     /// Makes the complete layer visible as `id`, or says that the id is taken.
@@ -392,13 +454,16 @@ impl Staged<'_> {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(Error::AlreadyExists { id: id.clone() });
             }
+            Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                return Err(store.not_movable(id, error));
+            }
             result => {
                 let path = store.layout.layer(id).dir().to_owned();
                 result.map_err(|error| Error::io("publish", path, error))?;
             }
         }
         self.published = true;
-        sync(&store.home, store.layout.home())
+        store.sync_home("published", id)
     }
 
     /// Swaps the complete layer with the layer `id`, whose link it has taken over, and leaves the
@@ -418,11 +483,8 @@ impl Staged<'_> {
         .map_err(|error| Error::io("replace", &path, error))?;
         // It locks what is the layer now; what is left here is the old one.
         self.lock = None;
-        if store.durable() {
-            tree.sync(Node::Dir(&store.home))
-                .map_err(|error| Error::io("sync", &path, error))?;
-        }
-        Ok(())
+        self.releases = false;
+        store.sync_home("replaced", id)
     }
 }
 
@@ -434,6 +496,9 @@ impl Drop for Staged<'_> {
         }
         if self.linked {
             let _ = self.store.unlink_staged(&self.own, &self.name);
+        }
+        if self.releases {
+            let _ = self.store.release_project(&self.own, &self.path());
         }
         let _ = remove_tree(self.store.kernel.tree(), &self.own.staging, &self.name);
     }

@@ -7,8 +7,10 @@
 mod archives;
 mod damage;
 mod homes;
+mod id_maps;
 mod layers;
 mod mounts;
+mod quotas;
 mod support;
 
 use std::path::{Path, PathBuf};
@@ -69,10 +71,12 @@ impl std::fmt::Debug for Case {
 pub fn cases() -> Vec<Case> {
     [
         homes::CASES,
+        id_maps::CASES,
         layers::CASES,
         mounts::CASES,
         archives::CASES,
         damage::CASES,
+        quotas::CASES,
     ]
     .concat()
 }

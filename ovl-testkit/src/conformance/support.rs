@@ -163,6 +163,26 @@ impl Subject {
             .mode
     }
 
+    pub(super) fn owner(&self, path: &Path) -> (u32, u32) {
+        let (dir, name) = self.parent(path);
+        let found = self.tree().metadata(Node::Entry(&dir, name));
+        let found = found.unwrap_or_else(|error| panic!("look at {}: {error}", path.display()));
+        (found.uid, found.gid)
+    }
+
+    pub(super) fn chown(&self, path: &Path, uid: u32, gid: u32) {
+        let (dir, name) = self.parent(path);
+        let given = self.tree().set_owner(Node::Entry(&dir, name), uid, gid);
+        given.unwrap_or_else(|error| panic!("chown {}: {error}", path.display()));
+    }
+
+    pub(super) fn xattr(&self, path: &Path, attribute: &str) -> Option<Vec<u8>> {
+        let (dir, name) = self.parent(path);
+        let node = Node::Entry(&dir, name);
+        let value = self.tree().xattr(node, OsStr::new(attribute));
+        value.unwrap_or_else(|error| panic!("read {attribute} of {}: {error}", path.display()))
+    }
+
     pub(super) fn names(&self, path: &Path) -> Vec<String> {
         let dir = self.tree().open_root(path).expect("a directory");
         let entries = self

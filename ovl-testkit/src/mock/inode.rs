@@ -28,6 +28,8 @@ pub(super) struct Inode {
     pub(super) xattrs: BTreeMap<OsString, Vec<u8>>,
     pub(super) project: u32,
     pub(super) inherits: bool,
+    /// Changed since it was last synced; a new time of change alone does not count.
+    pub(super) unsynced: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -56,6 +58,7 @@ impl Inode {
             xattrs: BTreeMap::new(),
             project: 0,
             inherits: false,
+            unsynced: true,
         }
     }
 
@@ -149,7 +152,9 @@ impl State {
     }
 
     pub(super) fn inode_mut(&mut self, ino: Ino) -> Result<&mut Inode> {
-        self.inodes.get_mut(&ino).ok_or(Errno::STALE)
+        let inode = self.inodes.get_mut(&ino).ok_or(Errno::STALE)?;
+        inode.unsynced = true;
+        Ok(inode)
     }
 
     pub(super) fn tick(&mut self) -> Timestamp {
@@ -277,7 +282,9 @@ impl State {
         self.entries_mut(from_dir)?.remove(from);
         self.entries_mut(to_dir)?.insert(to.to_owned(), ino);
         let now = self.tick();
-        self.inode_mut(ino)?.ctime = now;
+        if let Some(moved) = self.inodes.get_mut(&ino) {
+            moved.ctime = now;
+        }
         Ok(())
     }
 

@@ -15,7 +15,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use ovl_diff::TreeBackend as _;
+use ovl_diff::{FileKind, Node, TreeBackend as _};
 use ovl_driver::{Kernel, ProcessId};
 use rustix::io::Errno;
 
@@ -191,11 +191,44 @@ impl MockKernel {
             return Err(Errno::INVAL.into());
         };
         let file = self.open_file(&self.open_root(parent)?, name)?;
-        let size = self.metadata(ovl_diff::Node::File(&file))?.size;
+        let size = self.metadata(Node::File(&file))?.size;
         let mut contents = vec![0; usize::try_from(size).unwrap_or(0)];
         let len = self.read_at(&file, 0, &mut contents)?;
         contents.truncate(len);
         Ok(contents)
+    }
+
+    /// The directory and all files and directories below it that have changed since they were last
+    /// synced: what a power cut could take back. Paths are relative to it.
+    ///
+    /// # Errors
+    /// As opening a directory gives.
+    pub fn unsynced(&self, root: &Path) -> io::Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        let mut next = vec![(PathBuf::new(), self.open_root(root)?)];
+        while let Some((path, dir)) = next.pop() {
+            if self.is_unsynced(Node::Dir(&dir))? {
+                found.push(path.clone());
+            }
+            for entry in self.read_dir(&dir)? {
+                let path = path.join(&entry.name);
+                match entry.kind {
+                    FileKind::Directory => next.push((path, self.open_dir(&dir, &entry.name)?)),
+                    FileKind::Regular if self.is_unsynced(Node::Entry(&dir, &entry.name))? => {
+                        found.push(path);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    fn is_unsynced(&self, node: Node<'_>) -> io::Result<bool> {
+        let state = self.state();
+        let (ino, ..) = self.locate(&state, node)?;
+        Ok(state.inode(ino)?.unsynced)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -136,9 +136,16 @@ impl State {
             {
                 return Err(Errno::BUSY);
             }
-            if self.child(work, OsStr::new("work"))?.is_none() {
-                let body = super::inode::Body::Directory(BTreeMap::new());
-                self.add(work, OsStr::new("work"), body, 0)?;
+            match self.child(work, OsStr::new("work"))? {
+                None => {
+                    let body = super::inode::Body::Directory(BTreeMap::new());
+                    self.add(work, OsStr::new("work"), body, 0)?;
+                }
+                // Linux makes it anew.
+                Some(ino) => {
+                    let inode = self.inode_mut(ino)?;
+                    (inode.uid, inode.gid, inode.mode) = (0, 0, 0);
+                }
             }
         }
         let _ = profile;

@@ -15,6 +15,8 @@ pub struct KernelProfile {
     pub identity: Identity,
     /// What the file system calls itself.
     pub fs_type: FsType,
+    /// Whether directory entries tell their types.
+    pub d_type: bool,
     /// What project quotas do.
     pub quota: Enforcement,
 }
@@ -29,6 +31,7 @@ impl KernelProfile {
             index: true,
             identity: Identity::root(),
             fs_type: FsType::EXT,
+            d_type: true,
             quota: Enforcement::Enforced,
         }
     }

@@ -104,6 +104,10 @@ impl SystemBackend for MockKernel {
         Ok(self.profile().fs_type)
     }
 
+    fn has_d_type(&self, _: &DirHandle) -> io::Result<bool> {
+        Ok(self.profile().d_type)
+    }
+
     fn lock(
         &self,
         dir: &DirHandle,

@@ -155,7 +155,7 @@ impl MockDir {
 
 impl MockKernel {
     /// The subject of a step that only looks.
-    fn locate(
+    pub(super) fn locate(
         &self,
         state: &State,
         node: Node<'_>,
@@ -679,12 +679,20 @@ impl TreeBackend for MockKernel {
         self.metadata(node).map(|_| false)
     }
 
+    fn start_writeback(&self, file: &FileHandle) -> io::Result<()> {
+        self.metadata(Node::File(file)).map(|_| ())
+    }
+
     fn sync(&self, node: Node<'_>) -> io::Result<()> {
-        // Nothing is lost here, so there is nothing to wait for; but it must be there.
-        let state = self.state();
+        let mut state = self.state();
         let (ino, ..) = self.locate(&state, node)?;
         match state.inode(ino)?.kind() {
-            FileKind::Regular | FileKind::Directory => Ok(()),
+            FileKind::Regular | FileKind::Directory => {
+                if let Some(inode) = state.inodes.get_mut(&ino) {
+                    inode.unsynced = false;
+                }
+                Ok(())
+            }
             FileKind::Symlink => Err(Errno::LOOP.into()),
             _ => Err(Errno::INVAL.into()),
         }

@@ -5,6 +5,7 @@
 
 mod compare;
 mod crowd;
+mod docker;
 mod images;
 mod mounts;
 mod random;
@@ -39,12 +40,18 @@ pub(crate) struct Options {
     /// Only cases and scenarios whose name holds this
     #[arg(long, value_name = "NAME")]
     filter: Option<String>,
+    /// The scenarios beside a real Docker daemon instead of all others
+    #[arg(long)]
+    docker: bool,
     /// Leave everything there until a line comes on standard input
     #[arg(long)]
     keep: bool,
     /// What the scenarios of chance do; a failure tells its own
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
+    /// Instead of anything else, have Docker write the fixtures here.
+    #[arg(skip)]
+    fixtures: Option<PathBuf>,
 }
 
 impl Options {
@@ -53,8 +60,26 @@ impl Options {
             quick,
             fs: Vec::new(),
             filter: None,
+            docker: false,
             keep: false,
             seed: None,
+            fixtures: None,
+        }
+    }
+
+    pub(crate) fn with_docker() -> Self {
+        Self {
+            docker: true,
+            ..Self::for_ci(false)
+        }
+    }
+
+    pub(crate) fn for_fixtures() -> Self {
+        Self {
+            fs: vec![FsKind::Ext4],
+            docker: true,
+            fixtures: Some(crate::root().join("ovl-driver/tests/fixtures")),
+            ..Self::for_ci(false)
         }
     }
 }
@@ -74,9 +99,13 @@ pub(crate) struct SuiteOptions {
     #[arg(long)]
     filter: Option<String>,
     #[arg(long)]
+    docker: bool,
+    #[arg(long)]
     keep: bool,
     #[arg(long)]
     seed: u64,
+    #[arg(long)]
+    fixtures: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -125,7 +154,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         rustix::process::geteuid().is_root(),
         "e2e mounts file systems: run it as root"
     );
-    for (tool, package) in TOOLS {
+    let docker = docker::TOOLS.iter().filter(|_| options.docker);
+    for (tool, package) in TOOLS.iter().chain(docker) {
         let found = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"]
             .iter()
             .any(|dir| Path::new(dir).join(tool).exists());
@@ -150,12 +180,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 fn on_scratch(options: &Options, programs: &Programs, scratch: &Path) -> Result<()> {
     let rootfs = step("debian root", || debian_root(scratch))?;
-    let chosen = |fs: &FsKind| options.fs.is_empty() || options.fs.contains(fs);
+    let chosen = |fs: &FsKind| match options.fs.is_empty() {
+        // What Docker keeps its layers on.
+        true => !options.docker || *fs != FsKind::Tmpfs,
+        false => options.fs.contains(fs),
+    };
     let (mut failed, mut images) = (Vec::new(), Vec::new());
     let seed = options.seed.map_or_else(random_seed, Ok)?;
     for fs in FsKind::ALL.into_iter().filter(chosen) {
         let image = Image::mount(scratch, fs)?;
-        let mut suite = Command::new(&programs.xtask);
+        let mut suite = match options.docker {
+            true => docker::confined(&programs.xtask),
+            false => Command::new(&programs.xtask),
+        };
         suite
             .arg("suite")
             .arg("--dir")
@@ -168,9 +205,13 @@ fn on_scratch(options: &Options, programs: &Programs, scratch: &Path) -> Result<
             .arg(&rootfs);
         suite.arg("--seed").arg(seed.to_string());
         suite.args(options.quick.then_some("--quick"));
+        suite.args(options.docker.then_some("--docker"));
         suite.args(options.keep.then_some("--keep"));
         if let Some(filter) = &options.filter {
             suite.arg("--filter").arg(filter);
+        }
+        if let Some(dir) = &options.fixtures {
+            suite.arg("--fixtures").arg(dir);
         }
         if step(fs.name(), || crate::run(&mut suite)).is_err() {
             failed.push(fs.name());
@@ -272,22 +313,32 @@ fn debian_root(scratch: &Path) -> Result<PathBuf> {
 /// Runs everything on one file system and counts.
 pub(crate) fn suite(options: &SuiteOptions) -> Result<()> {
     let mut count = Count::default();
-    for case in cases() {
+    let _confinement = match options.docker {
+        true => Some(docker::Confinement::enter()?),
+        false => None,
+    };
+    let (cases, scenarios) = match options.docker {
+        true => (Vec::new(), &docker::ALL[..]),
+        false => (cases(), &scenarios::ALL[..]),
+    };
+    for case in cases {
         count.run(options, case.name, |dir| {
             (case.run)(&Subject::new(Kernel::host(), dir));
             Ok(())
         });
     }
-    for (name, scenario) in scenarios::ALL {
-        count.run(options, name, |dir| {
-            scenario(&scenarios::Place {
-                dir: dir.to_owned(),
-                ovl: options.ovl.clone(),
-                rootfs: options.rootfs.clone(),
-                quick: options.quick,
-                seed: options.seed,
-            })
-        });
+    let place = |dir: &Path| scenarios::Place {
+        dir: dir.to_owned(),
+        ovl: options.ovl.clone(),
+        rootfs: options.rootfs.clone(),
+        quick: options.quick,
+        seed: options.seed,
+    };
+    if let Some(fixtures) = &options.fixtures {
+        return docker::write_fixture(&place(&options.dir), fixtures);
+    }
+    for (name, scenario) in scenarios {
+        count.run(options, name, |dir| scenario(&place(dir)));
     }
     let Count {
         passed,

@@ -142,9 +142,10 @@ impl Storm {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
         }
-        let durability = match random.one_in(2) {
-            true => "none",
-            false => "layer",
+        let durability = match random.below(4) {
+            0 | 1 => "none",
+            2 => "layer",
+            _ => "full",
         };
         let mut worker = Command::new(std::env::current_exe()?);
         worker

@@ -18,7 +18,7 @@ use super::compare;
 use super::mounts::mounts_below;
 
 /// A scenario.
-type Scenario = fn(&Place) -> Result<()>;
+pub(super) type Scenario = fn(&Place) -> Result<()>;
 
 /// All scenarios by name.
 pub(super) const ALL: [(&str, Scenario); 7] = [
@@ -60,11 +60,11 @@ pub(super) struct Place {
 }
 
 impl Place {
-    fn home(&self) -> PathBuf {
+    pub(in crate::e2e) fn home(&self) -> PathBuf {
         self.dir.join("home")
     }
 
-    fn ovl(&self, home: &Path) -> Ovl {
+    pub(in crate::e2e) fn ovl(&self, home: &Path) -> Ovl {
         Ovl {
             program: self.ovl.clone(),
             home: home.to_owned(),
@@ -73,9 +73,9 @@ impl Place {
 }
 
 /// The program on one home.
-struct Ovl {
+pub(super) struct Ovl {
     program: PathBuf,
-    home: PathBuf,
+    pub(in crate::e2e) home: PathBuf,
 }
 
 impl Ovl {
@@ -97,12 +97,16 @@ impl Ovl {
     }
 
     /// Runs a command that must succeed, and gives what it prints.
-    fn ok<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Result<String> {
+    pub(in crate::e2e) fn ok<S: AsRef<OsStr>>(&self, arguments: &[S]) -> Result<String> {
         crate::output(&mut self.command(arguments))
     }
 
     /// Runs a command that must fail with this exit code, and gives its message.
-    fn fails<S: AsRef<OsStr>>(&self, code: i32, arguments: &[S]) -> Result<String> {
+    pub(in crate::e2e) fn fails<S: AsRef<OsStr>>(
+        &self,
+        code: i32,
+        arguments: &[S],
+    ) -> Result<String> {
         let output = self.output(arguments)?;
         let message = String::from_utf8_lossy(&output.stderr).into_owned();
         let shown: Vec<_> = arguments
@@ -122,7 +126,7 @@ impl Ovl {
         Ok(message)
     }
 
-    fn mount(&self, arguments: &[&str]) -> Result<PathBuf> {
+    pub(in crate::e2e) fn mount(&self, arguments: &[&str]) -> Result<PathBuf> {
         let printed = self.ok(&[&["mount"], arguments].concat())?;
         Ok(PathBuf::from(
             printed
@@ -132,7 +136,7 @@ impl Ovl {
     }
 
     /// Nothing may be mounted, staged or in the trash.
-    fn assert_clean(&self) -> Result<()> {
+    pub(in crate::e2e) fn assert_clean(&self) -> Result<()> {
         let mounts = mounts_below(&self.home)?;
         ensure!(mounts.is_empty(), "still mounted: {mounts:?}");
         for name in ["staging", "trash", "holds"] {

@@ -1,0 +1,163 @@
+//! What a home and a kernel can do.
+
+use std::io;
+use std::path::Path;
+
+use ovl_diff::DirHandle;
+use ovl_layout::{HomeSettings, XattrNamespace};
+use ovl_mount::{MountFeatures, Strategy};
+use ovl_quota::Enforcement;
+
+use super::Overlay2;
+use super::home::own_xattrs;
+use super::quota::probe;
+use crate::error::Error;
+use crate::kernel::Kernel;
+use crate::system::FsType;
+use crate::types::{Answer, OpenOptions, Status};
+
+impl Overlay2 {
+    /// What this home and this kernel can do. Nothing is written or mounted, and layers are not
+    /// listed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    #[doc(alias = "Status")]
+    pub fn status(&self) -> Result<Status, Error> {
+        status_of(&self.kernel, self.home(), &self.home, self.settings.clone())
+    }
+
+    /// What a home at `home`, an absolute path, and this kernel can do, whether or not the home is
+    /// there: where it is not, what one made with the default settings could. Nothing is made.
+    ///
+    /// A file system that cannot hold a home is no error here but an answer.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`open`](Self::open) for a home that is there and cannot be opened; [`Error::Io`],
+    /// also where the directory that the home would be made in is missing.
+    pub fn probe(kernel: Kernel, home: &Path) -> Result<Status, Error> {
+        match Self::open(kernel.clone(), home, OpenOptions::new()) {
+            Ok(store) => return store.status(),
+            Err(Error::HomeNotFound { .. } | Error::NoDType { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let tree = kernel.tree();
+        let parent = home.parent().unwrap_or(home);
+        let (path, dir) = match tree.open_root(home) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                (parent, tree.open_root(parent))
+            }
+            result => (home, result),
+        };
+        let dir = dir.map_err(|error| Error::io("open", path, error))?;
+        let identity = kernel.system().identity();
+        let identity = identity.map_err(|error| Error::io("read the ids of", home, error))?;
+        let mut status = status_of(
+            &kernel,
+            path,
+            &dir,
+            HomeSettings::new(own_xattrs(&identity)),
+        )?;
+        status.home = home.to_owned();
+        Ok(status)
+    }
+
+    /// What the kernel offers for mounting this home's layers.
+    pub(super) fn features(&self) -> Result<MountFeatures, Error> {
+        features_for(&self.kernel, self.home(), self.settings.xattrs)
+    }
+}
+
+/// Overlayfs takes entries for what they are not where their types are not told.
+pub(super) fn refuse_without_d_type(
+    kernel: &Kernel,
+    path: &Path,
+    dir: &DirHandle,
+) -> Result<(), Error> {
+    let (fs_type, answer) = d_type(kernel, path, dir)?;
+    if answer.yes {
+        return Ok(());
+    }
+    Err(Error::NoDType {
+        path: path.to_owned(),
+        fs_type,
+        advice: answer.reason,
+    })
+}
+
+fn d_type(kernel: &Kernel, path: &Path, dir: &DirHandle) -> Result<(FsType, Answer), Error> {
+    let failed = |error| Error::io("look at", path, error);
+    let fs_type = kernel.system().fs_type(dir).map_err(failed)?;
+    let answer = match (kernel.system().has_d_type(dir).map_err(failed)?, fs_type) {
+        (true, _) => Answer::new(true, "its directory entries tell their types"),
+        (false, FsType::XFS) => Answer::new(
+            false,
+            "make the file system anew with `mkfs.xfs -n ftype=1`",
+        ),
+        (false, FsType::EXT) => Answer::new(
+            false,
+            "set it with `tune2fs -O filetype` and check the file system with `e2fsck -f`, or make it anew",
+        ),
+        (false, _) => Answer::new(false, "use another file system, such as ext4 or XFS"),
+    };
+    Ok((fs_type, answer))
+}
+
+fn features_for(
+    kernel: &Kernel,
+    path: &Path,
+    xattrs: XattrNamespace,
+) -> Result<MountFeatures, Error> {
+    let features = kernel.mount().features();
+    let features = features.map_err(|error| Error::io("probe mounts for", path, error))?;
+    Ok(features.user_namespace(xattrs == XattrNamespace::User))
+}
+
+fn status_of(
+    kernel: &Kernel,
+    path: &Path,
+    dir: &DirHandle,
+    settings: HomeSettings,
+) -> Result<Status, Error> {
+    let features = features_for(kernel, path, settings.xattrs)?;
+    let strategies = Strategy::ALL.into_iter();
+    let strategies = strategies
+        .filter(|strategy| features.lowerdir_plus || *strategy != Strategy::LowerdirPlus)
+        .collect();
+    let (backing_fs, d_type) = d_type(kernel, path, dir)?;
+    let identity = kernel.system().identity();
+    let identity = identity.map_err(|error| Error::io("read the ids of", path, error))?;
+    let quota = match kernel.quota().enforcement(path) {
+        // The caller or the home may still be what is in the way.
+        Ok(Enforcement::Enforced) => match probe(kernel, path, &settings) {
+            Ok(_) => Ok(Enforcement::Enforced),
+            Err(error) => Err(error.to_string()),
+        },
+        result => result.map_err(|error| error.to_string()),
+    };
+    Ok(Status {
+        home: path.to_owned(),
+        backing_fs,
+        strategies,
+        features,
+        user_namespace: identity.user_namespace,
+        xattrs: settings.xattrs,
+        d_type,
+        metacopy: Answer::new(
+            false,
+            "mounts say metacopy=off unless asked otherwise; only over layers of another program the kernel's default holds",
+        ),
+        native_diff: Answer::new(
+            true,
+            "diffs read redirects, metacopy files and opaque directories in the layers themselves, whatever the kernel's settings",
+        ),
+        userxattr: match settings.xattrs {
+            XattrNamespace::User => Answer::new(true, "the home belongs to a user namespace"),
+            XattrNamespace::Trusted => Answer::new(false, "the home belongs to root"),
+        },
+        settings,
+        quota,
+    })
+}

@@ -1,0 +1,102 @@
+//! What is on disk when an operation returns.
+
+use std::path::PathBuf;
+
+use ovl_driver::blocking::Overlay2;
+use ovl_driver::{CreateLayer, Durability, ImportOptions, OpenOptions, UpkeepOptions};
+use ovl_testkit::{ArchiveBuilder, KernelProfile, MockKernel};
+
+fn store(durability: Durability) -> (MockKernel, Overlay2) {
+    let kernel = MockKernel::new(KernelProfile::modern());
+    kernel.mkdir_all("/scratch".as_ref()).unwrap();
+    let options = OpenOptions::new().create(true).durability(durability);
+    let store = Overlay2::open(kernel.kernel(), "/scratch/home".as_ref(), options).unwrap();
+    (kernel, store)
+}
+
+fn layer(id: &str, parent: Option<&str>) -> CreateLayer {
+    CreateLayer::new(id.parse().unwrap()).parent(parent.map(|id| id.parse().unwrap()))
+}
+
+/// More files than are synced one after the other.
+fn archive() -> Vec<u8> {
+    let mut archive = ArchiveBuilder::new();
+    for dir in 0..20 {
+        archive = archive.dir(&format!("d{dir}"), 0o755);
+        for file in 0..5 {
+            archive = archive.file(&format!("d{dir}/f{file}"), b"contents");
+        }
+    }
+    archive.symlink("link", "d1/f1").finish()
+}
+
+/// Makes layers in every way; what may be lost afterwards, without our own notes, which are made
+/// again.
+fn at_risk(durability: Durability) -> Vec<PathBuf> {
+    let (kernel, store) = store(durability);
+    let import = |layer: &CreateLayer| {
+        let options = ImportOptions::new();
+        store
+            .import(layer, &*archive(), options, &mut |_| {})
+            .unwrap();
+    };
+    import(&layer("base", None));
+    store.create(&layer("child", Some("base"))).unwrap();
+    store
+        .create_writable(&layer("work", Some("child")))
+        .unwrap();
+    let work = "work".parse().unwrap();
+    for _ in 0..2 {
+        let options = ImportOptions::new();
+        store
+            .apply(&work, &*archive(), options, &mut |_| {})
+            .unwrap();
+    }
+    import(&layer("top", Some("work")));
+    import(&layer("gone", Some("work")));
+    store.remove(&"gone".parse().unwrap(), false).unwrap();
+    let home = kernel.unsynced("/scratch/home".as_ref()).unwrap();
+    let notes = |path: &PathBuf| !path.starts_with(".ovl");
+    home.into_iter().filter(notes).collect()
+}
+
+#[test]
+fn nothing_of_a_published_layer_is_at_risk() {
+    let mut risk = at_risk(Durability::Layer);
+    // Removing takes the link away last; it may come back, and is taken for what it is.
+    risk.retain(|path| path != std::path::Path::new("l"));
+    assert_eq!(risk, [""; 0].map(PathBuf::from));
+    assert_eq!(at_risk(Durability::Full), [""; 0].map(PathBuf::from));
+}
+
+#[test]
+fn without_durability_nothing_is_waited_for() {
+    let risk = at_risk(Durability::None);
+    for path in [
+        "base/diff/d1/f1",
+        "base/.ovl-layer",
+        "child/lower",
+        "top/link",
+        "l",
+    ] {
+        assert!(risk.contains(&path.into()), "{path} is not in {risk:?}");
+    }
+}
+
+#[test]
+fn what_a_repair_writes_is_not_at_risk() {
+    let (kernel, store) = store(Durability::Layer);
+    store.create(&layer("base", None)).unwrap();
+    store.create(&layer("top", Some("base"))).unwrap();
+    let tree = store.kernel().tree();
+    for (dir, name) in [("top", "lower"), ("top", "link"), ("base", "committed")] {
+        let dir = tree.open_root(&store.home().join(dir)).unwrap();
+        tree.unlink(&dir, name.as_ref()).unwrap();
+    }
+    let repaired = store.repair(UpkeepOptions::new()).unwrap();
+    assert_eq!((repaired.mended.len(), repaired.left.is_clean()), (3, true));
+    for layer in ["base", "top"] {
+        let risk = kernel.unsynced(&store.home().join(layer)).unwrap();
+        assert_eq!(risk, [""; 0].map(PathBuf::from), "{layer}");
+    }
+}
