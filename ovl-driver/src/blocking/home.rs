@@ -22,6 +22,12 @@ use crate::kernel::Kernel;
 use crate::system::Identity;
 use crate::types::{InitOptions, OpenOptions};
 
+/// Begins the names of settings that are still being written.
+pub(super) const NEW_SETTINGS: &str = ".tmp-settings-";
+
+/// How often settings are written again when they go meanwhile.
+const TRIES: usize = 16;
+
 /// The directories under `.ovl`.
 #[derive(Clone, Debug)]
 pub(super) struct OwnDirs {
@@ -498,30 +504,22 @@ fn make_home(
 
 fn write_settings(kernel: &Kernel, store: &DirHandle, settings: &HomeSettings) -> io::Result<()> {
     let tree = kernel.tree();
-    // Two processes may make the home at once; both write the same.
-    let mut random = [0; 8];
-    kernel.system().fill_random(&mut random)?;
-    let name = format!(
-        ".tmp-{}-{:016x}",
-        names::SETTINGS,
-        u64::from_ne_bytes(random)
-    );
-    files::create(
-        tree,
-        store,
-        &name,
-        0o600,
-        settings.to_string().as_bytes(),
-        true,
-    )?;
-    let mode = RenameMode::Replace;
-    tree.rename(
-        store,
-        OsStr::new(&name),
-        store,
-        OsStr::new(names::SETTINGS),
-        mode,
-    )
+    let mut tries = 0;
+    loop {
+        // Two processes may make the home at once; both write the same.
+        let mut random = [0; 8];
+        kernel.system().fill_random(&mut random)?;
+        let name = format!("{NEW_SETTINGS}{:016x}", u64::from_ne_bytes(random));
+        let text = settings.to_string();
+        files::create(tree, store, &name, 0o600, text.as_bytes(), true)?;
+        let (from, to) = (OsStr::new(&name), OsStr::new(names::SETTINGS));
+        tries += 1;
+        match tree.rename(store, from, store, to, RenameMode::Replace) {
+            // Whoever reclaims has taken it for that of a process that is gone.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && tries < TRIES => {}
+            result => return result,
+        }
+    }
 }
 
 fn read_settings(

@@ -74,10 +74,10 @@ impl Overlay2 {
             self.write_holds(&own, id, &holds)?;
             return Ok(target);
         }
-        let layer = self.seal_parent(&own, layer)?;
         if !layer.committed && in_flight {
             return Err(Error::InFlight { id: id.clone() });
         }
+        let layer = self.seal_parent(&own, layer)?;
         self.confirm_home()?;
         let plan = self.plan_for(&layer, request)?;
         let tree = self.kernel.tree();
