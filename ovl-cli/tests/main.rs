@@ -10,6 +10,7 @@
 mod commands;
 mod demo;
 mod id_maps;
+mod ordinary;
 mod quotas;
 mod support;
 mod upkeep;

@@ -1,0 +1,107 @@
+//! What an ordinary user can do. Root becomes one for these tests.
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use super::support::archive;
+
+/// Nobody in particular.
+const USER: &str = "65534";
+
+/// Runs a script as an ordinary user in a directory of theirs, with `ovl` on the path; `None`, and
+/// a line about it, where that cannot be.
+fn as_user(test: &str, dir: &Path, script: &str) -> Option<Output> {
+    std::fs::set_permissions(dir, Permissions::from_mode(0o777)).unwrap();
+    // Where the program is built, others may not look.
+    std::fs::copy(env!("CARGO_BIN_EXE_ovl"), dir.join("ovl")).unwrap();
+    let mut command = match rustix::process::geteuid().is_root() {
+        true => {
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid", USER, "--regid", USER, "--clear-groups", "sh"]);
+            command
+        }
+        false => Command::new("sh"),
+    };
+    let script = format!("set -eu; cd '{}'; umask 077; {script}", dir.display());
+    command.arg("-c").arg(script).env_remove("OVL_HOME");
+    command.env(
+        "PATH",
+        format!("{}:/usr/bin:/bin:/usr/sbin:/sbin", dir.display()),
+    );
+    command
+        .env("XDG_RUNTIME_DIR", dir.join("run"))
+        .env("HOME", dir);
+    let output = match command.output() {
+        Ok(output) => output,
+        Err(error) => {
+            eprintln!("SKIPPED: 1 test did not run: {test}: cannot run setpriv: {error}");
+            return None;
+        }
+    };
+    if output.status.code() == Some(6) {
+        let reason = String::from_utf8_lossy(&output.stderr);
+        eprintln!("SKIPPED: 1 test did not run: {test}: {reason}");
+        return None;
+    }
+    Some(output)
+}
+
+#[test]
+fn an_ordinary_users_mount_stays_until_it_is_unmounted() {
+    let test = "an_ordinary_users_mount_stays_until_it_is_unmounted";
+    let dir = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+    std::fs::write(
+        dir.path().join("good.tar"),
+        archive(&[("good", b"good"), ("gone", b"")]),
+    )
+    .unwrap();
+    std::fs::set_permissions(dir.path().join("good.tar"), Permissions::from_mode(0o644)).unwrap();
+    let script = "
+        test \"$(stat -f -c %T .)\" != overlayfs || { echo no upper layer on an overlay >&2; exit 6; }
+        mkdir -m 700 run store; H=\"$PWD/store/home\"; ovl() { command ./ovl --home \"$H\" \"$@\"; }
+        ovl import base --squash good.tar >import
+        ovl create work --parent base --writable
+        m=$(ovl mount work); test \"$(ovl mount work)\" = \"$m\"
+        test \"$(cat \"$m/good\")\" = good
+        echo more >>\"$m/good\"; rm \"$m/gone\"; mkdir \"$m/new\"
+        ovl ls | grep -q 'work .*yes'
+        ovl rm work 2>busy && exit 50; test $? = 5 || exit 51
+        ovl changes work; ovl diff work -o work.tar
+        ovl unmount work; test -d \"$m/new\"; ovl unmount work
+        ovl unmount work 2>none && exit 52; test $? = 3 || exit 53
+        i=0; while test -e run/ovl/keeper; do i=$((i + 1)); test $i -lt 100 || exit 54; sleep 0.1; done
+        ovl import again --squash --parent base work.tar >>import
+        ovl changes again
+        ovl rm work again base; ovl check; ovl ls | wc -l";
+    let Some(output) = as_user(test, dir.path(), script) else {
+        return;
+    };
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{:?}: {errors}", output.status);
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let change = ["D /gone", "C /good", "A /new"];
+    let expected = [&change[..], &change[..], &["1"]].concat();
+    assert_eq!(printed.lines().collect::<Vec<_>>(), expected, "{errors}");
+}
+
+#[test]
+fn a_place_for_the_keeper_that_is_not_the_users_alone_is_refused() {
+    let test = "a_place_for_the_keeper_that_is_not_the_users_alone_is_refused";
+    let dir = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+    let script = "
+        mkdir -m 700 run; mkdir -m 755 run/ovl
+        ./ovl --home \"$PWD/home\" create base 2>refused && exit 50; test $? = 6 || exit 51
+        cat refused; exit 0";
+    let Some(output) = as_user(test, dir.path(), script) else {
+        return;
+    };
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{:?}: {errors}", output.status);
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        printed.contains("not a directory of yours alone"),
+        "{printed}"
+    );
+}
