@@ -13,13 +13,21 @@ const USER: &str = "65534";
 /// Runs a script as an ordinary user in a directory of theirs, with `ovl` on the path; `None`, and
 /// a line about it, where that cannot be.
 fn as_user(test: &str, dir: &Path, script: &str) -> Option<Output> {
+    as_user_after(test, dir, "", script)
+}
+
+/// The same after something that root does in a mount namespace of its own.
+fn as_user_after(test: &str, dir: &Path, setup: &str, script: &str) -> Option<Output> {
     std::fs::set_permissions(dir, Permissions::from_mode(0o777)).unwrap();
     // Where the program is built, others may not look.
     std::fs::copy(env!("CARGO_BIN_EXE_ovl"), dir.join("ovl")).unwrap();
     let mut command = match rustix::process::geteuid().is_root() {
         true => {
-            let mut command = Command::new("setpriv");
-            command.args(["--reuid", USER, "--regid", USER, "--clear-groups", "sh"]);
+            let mut command = Command::new("unshare");
+            let user = format!(
+                "{setup} exec setpriv --reuid {USER} --regid {USER} --clear-groups sh \"$@\""
+            );
+            command.args(["--mount", "sh", "-c", &user, "sh"]);
             command
         }
         false => Command::new("sh"),
@@ -36,7 +44,7 @@ fn as_user(test: &str, dir: &Path, script: &str) -> Option<Output> {
     let output = match command.output() {
         Ok(output) => output,
         Err(error) => {
-            eprintln!("SKIPPED: 1 test did not run: {test}: cannot run setpriv: {error}");
+            eprintln!("SKIPPED: 1 test did not run: {test}: cannot run unshare: {error}");
             return None;
         }
     };
@@ -104,4 +112,51 @@ fn a_place_for_the_keeper_that_is_not_the_users_alone_is_refused() {
         printed.contains("not a directory of yours alone"),
         "{printed}"
     );
+}
+
+#[test]
+fn ids_that_the_administrator_gave_to_a_user_are_kept() {
+    let test = "ids_that_the_administrator_gave_to_a_user_are_kept";
+    let is_there = |program: &str| {
+        ["/bin", "/usr/bin"]
+            .iter()
+            .any(|dir| Path::new(dir).join(program).exists())
+    };
+    if !rustix::process::geteuid().is_root() || !is_there("newuidmap") {
+        eprintln!(
+            "SKIPPED: 1 test did not run: {test}: it needs root and the Debian package uidmap"
+        );
+        return;
+    }
+    let dir = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+    // Over the machine's own files, in this mount namespace alone.
+    let setup = format!(
+        "set -e; mount -t tmpfs t /mnt; mkdir /mnt/upper /mnt/work; \
+         mount -t overlay -o lowerdir=/etc,upperdir=/mnt/upper,workdir=/mnt/work o /etc; \
+         for f in subuid subgid; do echo {USER}:300000:1000 >/etc/$f; done;"
+    );
+    let mut owned = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_path("owned").unwrap();
+    header.set_mode(0o644);
+    header.set_uid(7);
+    header.set_gid(8);
+    header.set_size(0);
+    header.set_cksum();
+    owned.append(&header, std::io::empty()).unwrap();
+    let file = dir.path().join("owned.tar");
+    std::fs::write(&file, owned.into_inner().unwrap()).unwrap();
+    std::fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
+    let script = "
+        mkdir -m 700 run store; ./ovl --home \"$PWD/store/home\" import base owned.tar >/dev/null
+        stat -c %u:%g store/home/base/diff/owned
+        ./ovl --home \"$PWD/store/home\" diff base | tar --numeric-owner -tvf - | grep owned";
+    let Some(output) = as_user_after(test, dir.path(), &setup, script) else {
+        return;
+    };
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{:?}: {errors}", output.status);
+    assert!(printed.starts_with("300006:300007\n"), "{printed}");
+    assert!(printed.contains(" 7/8 "), "{printed}");
 }
