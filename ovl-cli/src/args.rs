@@ -72,6 +72,13 @@ pub(crate) enum Command {
     },
     /// Print the manual page
     Man,
+    /// Live in a namespace until nothing is mounted there
+    #[command(hide = true)]
+    KeepMounts {
+        /// The directory in which it is noted; it is in its namespace already
+        #[arg(long)]
+        inside: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ mod args;
 mod demo;
 mod fail;
 mod input;
+mod keeper;
 mod namespace;
 mod report;
 mod run;

@@ -7,7 +7,7 @@ mod quota;
 mod status;
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ovl_diff::{Change, ChangeKind, EscapedPath, LayerSize};
 use ovl_driver::{Applied, Finding, Garbage, LayerInfo, LayerList, MountState, Remedy, Repaired};
@@ -22,6 +22,8 @@ use crate::fail::Failure;
 /// Standard output, in one of two forms.
 pub(crate) struct Report {
     pub(crate) json: bool,
+    /// Where the root of the mount namespace is seen by others, when it is not theirs.
+    pub(crate) root: Option<PathBuf>,
 }
 
 impl Report {
@@ -113,12 +115,32 @@ impl Report {
     }
 
     pub(crate) fn mounted(&self, id: &str, path: &Path) -> Result<(), Failure> {
-        let lines = || format!("{}\n", EscapedPath(path));
-        self.print(|| json!({ "id": id, "path": text(path) }), lines)
+        let path = self.reachable(path);
+        self.print(|| json!({ "id": id, "path": path }), || format!("{path}\n"))
+    }
+
+    /// The path of a mount, for whoever runs the program.
+    pub(crate) fn reachable(&self, path: &Path) -> String {
+        match (&self.root, path.strip_prefix("/")) {
+            (Some(root), Ok(below)) => text(&root.join(below)),
+            _ => text(path),
+        }
     }
 
     pub(crate) fn unmounted(&self, id: &str, holds: u64) -> Result<(), Failure> {
         self.print(|| json!({ "id": id, "holds": holds }), String::new)
+    }
+
+    fn mount(&self, state: &MountState) -> Value {
+        let process = |(process, count): &(ovl_driver::ProcessId, u64)| json!({ "pid": process.pid, "holds": count });
+        json!({
+            "path": self.reachable(&state.target),
+            "access": access(state.access),
+            "label": state.label,
+            "options": state.options,
+            "persistent_holds": state.persistent,
+            "process_holds": state.processes.iter().map(process).collect::<Vec<_>>(),
+        })
     }
 
     /// Ids, one a line.
@@ -202,7 +224,7 @@ impl Report {
                 },
                 "docker": docker,
                 "size": size(&info.size),
-                "mount": info.mount.as_ref().map(mount),
+                "mount": info.mount.as_ref().map(|state| self.mount(state)),
                 "quota": info.quota.as_ref().map(quota::json),
             })
         };
@@ -253,6 +275,7 @@ impl Report {
                 None => line("mounted", "no"),
                 Some(state) => {
                     line("mounted", access(state.access));
+                    line("at", &self.reachable(&state.target));
                     line("label", state.label.as_deref().unwrap_or("-"));
                     line(
                         "options",
@@ -458,18 +481,6 @@ fn finding(found: &Finding) -> Value {
 
 fn size(size: &LayerSize) -> Value {
     json!({ "bytes": size.apparent, "allocated_bytes": size.allocated, "inodes": size.inodes })
-}
-
-fn mount(state: &MountState) -> Value {
-    let process = |(process, count): &(ovl_driver::ProcessId, u64)| json!({ "pid": process.pid, "holds": count });
-    json!({
-        "path": text(&state.target),
-        "access": access(state.access),
-        "label": state.label,
-        "options": state.options,
-        "persistent_holds": state.persistent,
-        "process_holds": state.processes.iter().map(process).collect::<Vec<_>>(),
-    })
 }
 
 fn access(access: Access) -> &'static str {

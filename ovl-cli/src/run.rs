@@ -19,11 +19,13 @@ use crate::args::{self, Cli, Command};
 use crate::demo;
 use crate::fail::{Failure, Kind};
 use crate::input::Input;
-use crate::namespace::{Entered, enter_unless_root};
+use crate::keeper::{self, Keeper};
+use crate::namespace::{self, Entered};
 use crate::report::Report;
 
 pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
     match &cli.command {
+        Command::KeepMounts { inside } => return keeper::run(inside.as_deref()),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "ovl", &mut script);
@@ -40,22 +42,45 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
     }
     // The namespace's root is not the user, so the home is worked out before.
     let home = home(cli.home.as_deref());
-    let entered = enter_unless_root()?;
+    let entered = match rustix::process::geteuid().is_root() {
+        true => Entered::No,
+        false => Entered::Own,
+    };
+    let keeper = match entered {
+        Entered::No => None,
+        Entered::Own => enter(&cli.command)?,
+    };
     if let Command::Demo(demo) = &cli.command {
         return demo::run(demo.rootfs.as_deref(), entered);
     }
     let program = Program {
         home: home?,
-        report: Report { json: cli.json },
-        entered,
+        report: Report {
+            json: cli.json,
+            root: keeper.as_ref().map(Keeper::root),
+        },
     };
     program.run(&cli.command)
+}
+
+/// Enters a user namespace, that of the user's keeper where there is one. Only `mount` starts a
+/// keeper.
+fn enter(command: &Command) -> Result<Option<Keeper>, Failure> {
+    let keeper = match command {
+        Command::Demo(_) => None,
+        Command::Mount(_) => Some(Keeper::find_or_start()?),
+        _ => Keeper::find()?,
+    };
+    match &keeper {
+        Some(keeper) => keeper.join()?,
+        None => namespace::enter()?,
+    }
+    Ok(keeper)
 }
 
 struct Program {
     home: PathBuf,
     report: Report,
-    entered: Entered,
 }
 
 impl Program {
@@ -83,18 +108,19 @@ impl Program {
                     (false, true) => Some(Dirty::Discard),
                     (false, false) => None,
                 });
-                self.refuse_lost_mount("mount")?;
                 let path = self.open()?.mount(&id, &request)?;
-                self.report.mounted(id.as_str(), &path)
+                let told = self.report.mounted(id.as_str(), &path);
+                told.inspect_err(|_| {
+                    let path = self.report.reachable(&path);
+                    eprintln!("ovl: {id} is mounted at {path}");
+                })
             }
             Command::Unmount(args) => {
                 let id = layer_id(&args.id)?;
-                self.refuse_lost_mount("unmount")?;
                 let holds = self.open()?.unmount(&id, unmount_mode(args.lazy))?;
                 self.report.unmounted(id.as_str(), holds)
             }
             Command::UnmountAll(args) => {
-                self.refuse_lost_mount("unmount")?;
                 let ids = self.open()?.unmount_all(unmount_mode(args.lazy))?;
                 self.report.ids("unmounted", &ids)
             }
@@ -120,7 +146,10 @@ impl Program {
             }
             Command::Quota(args) => self.quota(args),
             // Done before a home is looked for.
-            Command::Demo(_) | Command::Completions { .. } | Command::Man => Ok(()),
+            Command::Demo(_)
+            | Command::Completions { .. }
+            | Command::Man
+            | Command::KeepMounts { .. } => Ok(()),
         }
     }
 
@@ -181,20 +210,6 @@ impl Program {
         Ok(())
     }
 
-    /// A mount in a namespace that ends with this process is of no use to anybody.
-    fn refuse_lost_mount(&self, what: &str) -> Result<(), Failure> {
-        match self.entered {
-            Entered::No => Ok(()),
-            Entered::Own => Err(Failure::new(
-                Kind::Unsupported,
-                format!(
-                    "an ordinary user's {what} would last no longer than this command; run a shell with \
-                     `unshare --user --map-root-user --mount`, and ovl in it"
-                ),
-            )),
-        }
-    }
-
     fn create(&self, args: &args::Create) -> Result<(), Failure> {
         let size = args.size.as_deref().map(ovl_quota::parse_size);
         let inodes = args.inodes.as_deref().map(count).transpose()?;
@@ -241,7 +256,8 @@ impl Program {
         let applied = input.with_progress(|archive, progress| {
             store.import(&layer, archive, foreign(&args.foreign), progress)
         })?;
-        self.report.applied(&args.id, &applied)
+        let told = self.report.applied(&args.id, &applied);
+        told.inspect_err(|_| eprintln!("ovl: {} is imported", layer.id))
     }
 
     fn check(&self, args: &args::Check) -> Result<(), Failure> {

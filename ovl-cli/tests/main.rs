@@ -11,6 +11,7 @@ mod commands;
 mod demo;
 mod id_maps;
 mod mounting;
+mod ordinary;
 mod quotas;
 mod support;
 mod upkeep;

@@ -151,3 +151,23 @@ fn unmount_all_takes_every_mount_and_tells_which() {
     assert!(output.status.success(), "{:?}: {errors}", output.status);
     assert_eq!(String::from_utf8_lossy(&output.stdout), "one\ntwo\n");
 }
+
+#[test]
+fn what_was_done_is_told_when_the_output_cannot_be_written() {
+    let Some(store) = store("what_was_done_is_told_when_the_output_cannot_be_written") else {
+        return;
+    };
+    let good = store.write("good.tar", &archive(&[("good", b"good")]));
+    let script = format!(
+        "ovl import base {good} >/dev/full && exit 50; test $? = 8
+         ovl mount base >/dev/full && exit 51; test $? = 8
+         ovl unmount base"
+    );
+    let Some(output) = store.script(&script) else {
+        return;
+    };
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{:?}: {errors}", output.status);
+    assert!(errors.contains("base is imported"), "{errors}");
+    assert!(errors.contains("base is mounted at"), "{errors}");
+}

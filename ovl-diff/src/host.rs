@@ -127,10 +127,10 @@ impl TreeBackend for HostTree {
 
     fn open_dir(&self, dir: &DirHandle, name: &OsStr) -> io::Result<DirHandle> {
         let (dir, name) = (dir_file(dir)?, component(name)?);
-        let confined = ResolveFlags::BENEATH
-            | ResolveFlags::NO_SYMLINKS
-            | ResolveFlags::NO_MAGICLINKS
-            | ResolveFlags::NO_XDEV;
+        // One component never leads up. `BENEATH` would refuse, as another mount, a directory that is
+        // moved elsewhere meanwhile.
+        let confined =
+            ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
         let flags = OPEN_DIR | OFlags::NOFOLLOW;
         let opened =
             retry_on_intr(|| rustix::fs::openat2(dir, name, flags, Mode::empty(), confined));

@@ -16,7 +16,7 @@ use crate::system::FsType;
 pub enum Error {
     /// There is no home at this path.
     #[error(
-        "there is no layer store at {}; `create` or `import` make one",
+        "there is no layer store at {}; `init`, `create` or `import` make one",
         EscapedPath(home)
     )]
     #[non_exhaustive]
@@ -53,6 +53,19 @@ pub enum Error {
     HomeReplaced {
         /// The path.
         home: PathBuf,
+    },
+    /// A home of Docker whose layers were made with id maps that nobody has said.
+    #[error(
+        "the home {} belongs to group {group}: its layers were made with id maps; say which with \
+         `init --uid-map 0:HOST:COUNT --gid-map 0:{group}:COUNT`, as dockerd's userns-remap has them",
+        EscapedPath(home)
+    )]
+    #[non_exhaustive]
+    MapsUnknown {
+        /// The path.
+        home: PathBuf,
+        /// The home's group.
+        group: u32,
     },
     /// A home cannot have these settings.
     #[error(
@@ -256,6 +269,23 @@ pub enum Error {
         /// What failed.
         source: Box<Self>,
     },
+    /// The operation is done and can be seen, but the disk did not confirm it: a power cut may still
+    /// take it back.
+    #[error(
+        "{what} {id}, but {} could not be synced, so that a power cut may take it back",
+        EscapedPath(path)
+    )]
+    #[non_exhaustive]
+    NotDurable {
+        /// What was done: a participle.
+        what: &'static str,
+        /// The layer.
+        id: LayerId,
+        /// The directory that was to be synced.
+        path: PathBuf,
+        /// The failed call's error.
+        source: io::Error,
+    },
     /// Something on disk is not as it must be. Nothing was mounted or changed.
     #[error("the store is damaged: {}: {problem}", EscapedPath(file))]
     #[non_exhaustive]
@@ -357,6 +387,7 @@ impl Error {
             | Self::InFlight { .. }
             | Self::Sealed { .. } => ErrorKind::Busy,
             Self::NotAHome { .. }
+            | Self::MapsUnknown { .. }
             | Self::Settings { .. }
             | Self::Depth { .. }
             | Self::NotWritable { .. }
@@ -406,9 +437,11 @@ impl Error {
             Self::Damaged { .. } | Self::Dirty { .. } => ErrorKind::Damaged,
             Self::HomeReplaced { .. } => ErrorKind::Other,
             Self::Unsupported { .. } | Self::NoDType { .. } => ErrorKind::Unsupported,
-            Self::Mount { .. } | Self::Apply { .. } | Self::Diff { .. } | Self::Io { .. } => {
-                io_kind(self)
-            }
+            Self::NotDurable { .. }
+            | Self::Mount { .. }
+            | Self::Apply { .. }
+            | Self::Diff { .. }
+            | Self::Io { .. } => io_kind(self),
         }
     }
 
@@ -435,11 +468,13 @@ impl Error {
             | Self::Plan { id, .. }
             | Self::Mount { id, .. }
             | Self::Apply { id, .. }
+            | Self::NotDurable { id, .. }
             | Self::Diff { id, .. } => Some(id),
             Self::Damaged { id, .. } => id.as_ref(),
             Self::HomeNotFound { .. }
             | Self::HomeExists { .. }
             | Self::HomeReplaced { .. }
+            | Self::MapsUnknown { .. }
             | Self::Settings { .. }
             | Self::NotAHome { .. }
             | Self::Unsupported { .. }

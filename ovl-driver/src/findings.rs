@@ -86,7 +86,7 @@ pub enum FindingKind {
     DanglingLink,
     /// A link under `l/` beside a layer's own.
     SecondLink,
-    /// A layer that was never finished, of a process that is gone.
+    /// A layer, or a home's settings, that were never finished, of a process that is gone.
     Staging,
     /// A removed layer.
     Trash,

@@ -36,6 +36,12 @@ enum Task {
     /// One file system's part of `e2e`, in the static program
     #[command(hide = true)]
     Suite(e2e::SuiteOptions),
+    /// Works on a home until it is killed
+    #[command(hide = true)]
+    StormWorker(e2e::WorkerOptions),
+    /// Works on a home beside others
+    #[command(hide = true)]
+    Crowd(e2e::CrowdOptions),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +52,8 @@ fn main() -> ExitCode {
         Some(Task::DockerFixtures) => e2e::run(&e2e::Options::for_fixtures()),
         Some(Task::Ci { full }) => ci::run(full),
         Some(Task::Suite(options)) => e2e::suite(&options),
+        Some(Task::StormWorker(options)) => e2e::work(&options),
+        Some(Task::Crowd(options)) => e2e::crowd(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

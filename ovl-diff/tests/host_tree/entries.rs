@@ -279,3 +279,29 @@ fn an_immutable_tree_deeper_than_any_path_is_removed() {
     remove_tree(tree, &home.root, name("deep")).unwrap();
     assert!(tree.read_dir(&home.root).unwrap().is_empty());
 }
+
+/// Whoever opens it sees the directory or none, wherever it goes meanwhile.
+#[test]
+fn a_directory_that_moves_away_is_never_taken_for_another_mount() {
+    const MOVES: usize = 20_000;
+    let home = Home::new();
+    let (here, there) = (home.subdir("here"), home.subdir("there"));
+    let (tree, moving) = (home.tree(), name("moving"));
+    tree.create_dir(&here, moving, 0o700).unwrap();
+    std::thread::scope(|scope| {
+        let mover = scope.spawn(|| {
+            for _ in 0..MOVES {
+                for (from, to) in [(&here, &there), (&there, &here)] {
+                    let mode = RenameMode::NoReplace;
+                    tree.rename(from, moving, to, moving, mode).unwrap();
+                }
+            }
+        });
+        while !mover.is_finished() {
+            let opened = tree.open_dir(&here, moving);
+            if opened.is_err() {
+                assert_eq!(number(opened), Errno::NOENT);
+            }
+        }
+    });
+}

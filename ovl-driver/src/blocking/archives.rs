@@ -305,14 +305,18 @@ impl Overlay2 {
                 target: state.target,
             });
         }
+        let sealed = || Err(Error::Sealed { id: id.clone() });
+        if layer.committed {
+            return sealed();
+        }
+        if in_flight {
+            return Err(Error::InFlight { id: id.clone() });
+        }
         if self
             .seal_parent(&self.own_dirs()?, layer.clone())?
             .committed
         {
-            return Err(Error::Sealed { id: id.clone() });
-        }
-        if in_flight {
-            return Err(Error::InFlight { id: id.clone() });
+            return sealed();
         }
         Ok(layer)
     }

@@ -24,6 +24,9 @@ const STAMP: &str = "current";
 /// How often a scan is tried again when layers come and go meanwhile.
 const SCANS: usize = 3;
 
+/// How often a note is tried again when its directory goes meanwhile.
+const NOTES: usize = 16;
+
 /// What a layer stands on, as far as that can be told.
 pub(super) enum Stands {
     Alone,
@@ -60,7 +63,8 @@ impl Overlay2 {
         }
     }
 
-    /// Seals an open layer that has children nevertheless. The caller has locked it.
+    /// Seals an open layer that has children nevertheless. The caller has locked it and found it not
+    /// to be in flight: a scan would forget a child that cannot be seen yet.
     pub(super) fn seal_parent(&self, own: &OwnDirs, mut layer: Layer) -> Result<Layer, Error> {
         if !layer.committed && !self.known_children(own, &layer)?.is_empty() {
             self.seal(&layer.id)?;
@@ -77,13 +81,19 @@ impl Overlay2 {
         link: LinkId,
     ) -> Result<(), Error> {
         let tree = self.kernel.tree();
-        let made = files::ensure_dir(tree, &own.children, parent.as_str(), 0o700)
-            .and_then(|dir| tree.create_file(&dir, OsStr::new(link.as_str()), 0o600));
-        match made {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                Err(self.index_error("note a child in", error))
+        let mut tries = 0;
+        loop {
+            let made = files::ensure_dir(tree, &own.children, parent.as_str(), 0o700)
+                .and_then(|dir| tree.create_file(&dir, OsStr::new(link.as_str()), 0o600));
+            tries += 1;
+            match made {
+                // A scan notes without a lock, and a removal may have taken the directory away.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && tries < NOTES => {}
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(self.index_error("note a child in", error));
+                }
+                _ => return Ok(()),
             }
-            _ => Ok(()),
         }
     }
 

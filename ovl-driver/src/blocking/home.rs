@@ -22,6 +22,12 @@ use crate::kernel::Kernel;
 use crate::system::Identity;
 use crate::types::{InitOptions, OpenOptions};
 
+/// Begins the names of settings that are still being written.
+pub(super) const NEW_SETTINGS: &str = ".tmp-settings-";
+
+/// How often settings are written again when they go meanwhile.
+const TRIES: usize = 16;
+
 /// The directories under `.ovl`.
 #[derive(Clone, Debug)]
 pub(super) struct OwnDirs {
@@ -44,13 +50,21 @@ impl Overlay2 {
     /// [`Error::Settings`] for other id maps than those asked for, and for a default size that cannot
     /// be a limit; [`Error::Unsupported`] for a relative path, for a home whose layers carry
     /// attributes that this user namespace cannot see, for id maps whose root it does not have, and
-    /// for a default size where quotas are not enforced; [`Error::NoDType`]; [`Error::Io`].
+    /// for a default size where quotas are not enforced; [`Error::NoDType`]; [`Error::MapsUnknown`];
+    /// [`Error::Io`].
     ///
     /// # Compatibility
     ///
     /// Homes written by Docker 20.10 and newer open as they are.
     #[doc(alias = "Init")]
     pub fn open(kernel: Kernel, home: &Path, options: OpenOptions) -> Result<Self, Error> {
+        let store = Self::open_any(kernel, home, options)?;
+        store.refuse_unknown_maps()?;
+        Ok(store)
+    }
+
+    /// Opens a home whose id maps may still have to be said.
+    fn open_any(kernel: Kernel, home: &Path, options: OpenOptions) -> Result<Self, Error> {
         if !home.is_absolute() {
             return Err(Error::Unsupported {
                 what: "a relative home path",
@@ -165,7 +179,7 @@ impl Overlay2 {
     /// could not use it any more, for id maps other than those that such layers were made with, and
     /// for a project that leaves no ids after it; those of [`open`](Self::open).
     pub fn init(kernel: Kernel, home: &Path, options: &InitOptions) -> Result<Self, Error> {
-        let store = match Self::open(kernel.clone(), home, OpenOptions::new()) {
+        let store = match Self::open_any(kernel.clone(), home, OpenOptions::new()) {
             Err(Error::HomeNotFound { .. }) => {
                 let tree = kernel.tree();
                 let identity = identity(&kernel, home)?;
@@ -214,6 +228,26 @@ impl Overlay2 {
         let own = files::ensure_dir(kernel.tree(), &store.home, names::STORE_DIR, 0o700);
         write_settings(&kernel, &own.map_err(failed)?, &settings).map_err(failed)?;
         Self::open(kernel, home, OpenOptions::new())
+    }
+
+    /// Docker gives a home to the group that stands for the containers' root. Without our settings
+    /// nobody says which ids that map has.
+    fn refuse_unknown_maps(&self) -> Result<(), Error> {
+        let (tree, home) = (self.kernel.tree(), self.home());
+        if read_settings(tree, home, &self.home)?.is_some() {
+            return Ok(());
+        }
+        let found = tree.metadata(Node::Dir(&self.home));
+        match found
+            .map_err(|error| Error::io("look at", home, error))?
+            .gid
+        {
+            0 => Ok(()),
+            group => Err(Error::MapsUnknown {
+                home: home.to_owned(),
+                group,
+            }),
+        }
     }
 
     /// Gives the directory of a home of Docker to the group of new id maps. Layers that are there
@@ -470,30 +504,22 @@ fn make_home(
 
 fn write_settings(kernel: &Kernel, store: &DirHandle, settings: &HomeSettings) -> io::Result<()> {
     let tree = kernel.tree();
-    // Two processes may make the home at once; both write the same.
-    let mut random = [0; 8];
-    kernel.system().fill_random(&mut random)?;
-    let name = format!(
-        ".tmp-{}-{:016x}",
-        names::SETTINGS,
-        u64::from_ne_bytes(random)
-    );
-    files::create(
-        tree,
-        store,
-        &name,
-        0o600,
-        settings.to_string().as_bytes(),
-        true,
-    )?;
-    let mode = RenameMode::Replace;
-    tree.rename(
-        store,
-        OsStr::new(&name),
-        store,
-        OsStr::new(names::SETTINGS),
-        mode,
-    )
+    let mut tries = 0;
+    loop {
+        // Two processes may make the home at once; both write the same.
+        let mut random = [0; 8];
+        kernel.system().fill_random(&mut random)?;
+        let name = format!("{NEW_SETTINGS}{:016x}", u64::from_ne_bytes(random));
+        let text = settings.to_string();
+        files::create(tree, store, &name, 0o600, text.as_bytes(), true)?;
+        let (from, to) = (OsStr::new(&name), OsStr::new(names::SETTINGS));
+        tries += 1;
+        match tree.rename(store, from, store, to, RenameMode::Replace) {
+            // Whoever reclaims has taken it for that of a process that is gone.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && tries < TRIES => {}
+            result => return result,
+        }
+    }
 }
 
 fn read_settings(

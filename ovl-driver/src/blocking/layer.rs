@@ -57,27 +57,53 @@ impl Overlay2 {
 
     /// The same of a layer that should stand on `known`: links of a chain that was read before.
     fn layer_above(&self, id: &LayerId, known: &[LinkId]) -> Result<Layer, Error> {
-        let tree = self.kernel.tree();
-        let paths = self.layout.layer(id);
-        let dir = match tree.open_dir(&self.home, id.as_ref()) {
+        loop {
+            let dir = self.layer_dir(id)?;
+            let result = self.layer_in(id, &dir, known);
+            // Files that are missing may be those of a layer that is being taken away.
+            let doubtful = match &result {
+                Ok(layer) => layer.record.is_none(),
+                Err(_) => true,
+            };
+            if !doubtful || self.is_named(id, &dir)? {
+                return result;
+            }
+        }
+    }
+
+    /// Whether a layer still is the one whose directory was opened.
+    pub(super) fn is_named(&self, id: &LayerId, dir: &DirHandle) -> Result<bool, Error> {
+        let look = |node| match self.kernel.tree().metadata(node) {
+            Ok(found) => Ok(Some((found.dev, found.ino))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(Error::io("look at", self.layout.layer(id).dir(), error)),
+        };
+        Ok(look(Node::Entry(&self.home, id.as_ref()))? == look(Node::Dir(dir))?)
+    }
+
+    fn layer_dir(&self, id: &LayerId) -> Result<DirHandle, Error> {
+        let (tree, paths) = (self.kernel.tree(), self.layout.layer(id));
+        match tree.open_dir(&self.home, id.as_ref()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let home = self.layout.home().to_owned();
-                return Err(Error::LayerNotFound {
+                Err(Error::LayerNotFound {
                     id: id.clone(),
                     home,
-                });
+                })
             }
-            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
-                return Err(Error::damaged(
-                    id,
-                    paths.dir().to_owned(),
-                    "not a directory",
-                ));
-            }
-            result => result.map_err(|error| Error::io("open", paths.dir(), error))?,
-        };
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => Err(Error::damaged(
+                id,
+                paths.dir().to_owned(),
+                "not a directory",
+            )),
+            result => result.map_err(|error| Error::io("open", paths.dir(), error)),
+        }
+    }
+
+    fn layer_in(&self, id: &LayerId, dir: &DirHandle, known: &[LinkId]) -> Result<Layer, Error> {
+        let (tree, paths) = (self.kernel.tree(), self.layout.layer(id));
         let read = |name: &str| {
-            files::read(tree, &dir, name)
+            files::read(tree, dir, name)
                 .map_err(|error| unreadable(id, paths.dir().join(name), error))
         };
         let damaged = |name: &str, problem: &dyn ToString| {
@@ -116,11 +142,11 @@ impl Overlay2 {
             );
             return Err(damaged(names::LOWER, &problem));
         }
-        let committed = files::exists(tree, &dir, names::COMMITTED)
+        let committed = files::exists(tree, dir, names::COMMITTED)
             .map_err(|error| Error::io("look at", paths.dir(), error))?;
         Ok(Layer {
             id: id.clone(),
-            dir,
+            dir: dir.clone(),
             link,
             chain,
             committed,
@@ -170,6 +196,18 @@ impl Overlay2 {
 
     /// Opens everything that a layer shows, checking that links and layers agree.
     pub(super) fn stack(&self, layer: &Layer) -> Result<Stack, Error> {
+        let result = self.stack_of(layer);
+        if result.is_err() && !self.is_named(&layer.id, &layer.dir)? {
+            // Not damaged: taken away or replaced since it was opened.
+            self.layer_dir(&layer.id)?;
+            return Err(Error::InFlight {
+                id: layer.id.clone(),
+            });
+        }
+        result
+    }
+
+    fn stack_of(&self, layer: &Layer) -> Result<Stack, Error> {
         let upper = self.diff_dir(layer)?;
         let mut stack = Stack {
             upper,

@@ -18,10 +18,11 @@ mod volatile;
 use std::path::Path;
 use std::sync::{Mutex, OnceLock};
 
-use ovl_diff::{DirHandle, View};
-use ovl_layout::{Durability, HomeSettings, Layout};
+use ovl_diff::{DirHandle, Node, View};
+use ovl_layout::{Durability, HomeSettings, LayerId, Layout};
 use ovl_quota::{Bytes, QuotaControl};
 
+use crate::error::Error;
 use crate::kernel::Kernel;
 
 /// A store of layers in one home, in the on-disk format of Docker's `overlay2` driver.
@@ -88,6 +89,20 @@ impl Overlay2 {
 
     fn view(&self) -> View<'_> {
         View::new(self.kernel.tree(), self.settings.xattrs)
+    }
+
+    /// Waits until the home's names are on disk, after the change that everybody sees.
+    fn sync_home(&self, what: &'static str, id: &LayerId) -> Result<(), Error> {
+        if !self.durable() {
+            return Ok(());
+        }
+        let synced = self.kernel.tree().sync(Node::Dir(&self.home));
+        synced.map_err(|source| Error::NotDurable {
+            what,
+            id: id.clone(),
+            path: self.home().to_owned(),
+            source,
+        })
     }
 
     fn durable(&self) -> bool {

@@ -77,10 +77,10 @@ impl Overlay2 {
             self.write_holds(&own, id, &holds)?;
             return Ok(target);
         }
-        let layer = self.seal_parent(&own, layer)?;
         if !layer.committed && in_flight {
             return Err(Error::InFlight { id: id.clone() });
         }
+        let layer = self.seal_parent(&own, layer)?;
         self.confirm_home()?;
         let stack = self.stack(&layer)?;
         self.refuse_dirty_below(&stack)?;
@@ -175,7 +175,7 @@ impl Overlay2 {
             return Ok(holds.total());
         }
         self.take_down(&own, &layer.id, &layer.dir, mode)?;
-        self.note_synced(&layer, &holds, mode)?;
+        self.note_synced(&layer, &holds, mode);
         Ok(0)
     }
 
@@ -210,7 +210,10 @@ impl Overlay2 {
                 let layer = self.layer(&id)?;
                 let holds = self.noted_holds(&own, &layer);
                 self.take_down(&own, &layer.id, &layer.dir, mode)?;
-                holds.map_or(Ok(()), |holds| self.note_synced(&layer, &holds, mode))
+                if let Some(holds) = holds {
+                    self.note_synced(&layer, &holds, mode);
+                }
+                Ok(())
             });
             match result {
                 Ok(()) => unmounted.push(id),

@@ -108,14 +108,12 @@ impl Overlay2 {
         let trash_name = self.trash_name(link)?;
         let mode = RenameMode::NoReplace;
         let path = self.layout.layer(id).dir().to_owned();
-        tree.rename(&self.home, id.as_ref(), &own.trash, &trash_name, mode)
-            .map_err(|error| Error::io("remove", &path, error))?;
-        if self.durable() {
-            tree.sync(Node::Dir(&self.home))
-                .map_err(|error| Error::io("sync", &path, error))?;
-        }
+        // The lock ends with the name: after that the holds may be those of a new layer of this id.
         files::remove(tree, &own.holds, id.as_str())
             .map_err(|error| Error::io("remove the holds of", &path, error))?;
+        tree.rename(&self.home, id.as_ref(), &own.trash, &trash_name, mode)
+            .map_err(|error| Error::io("remove", &path, error))?;
+        self.sync_home("removed", id)?;
         if let Some(link) = link {
             self.unlink_layer(&own, id, link)?;
             if let Some(parent) = parent {

@@ -28,6 +28,9 @@ const SCRATCH: &str = "incoming";
 /// Names the layer that a staged one will be swapped with.
 const REPLACES: &str = "replaces";
 
+/// How often a new directory is made again when it goes at once.
+const TRIES: usize = 16;
+
 /// A layer under construction; dropping it takes it away again.
 pub(super) struct Staged<'a> {
     store: &'a Overlay2,
@@ -69,6 +72,7 @@ impl Overlay2 {
         let own = self.own_dirs()?;
         let tree = self.kernel.tree();
         let path = self.layout.store_dir().join(names::STAGING);
+        let mut tries = 0;
         let (link, lock) = loop {
             let link = self.random_link()?;
             let name = OsStr::new(link.as_str());
@@ -79,9 +83,14 @@ impl Overlay2 {
             }
             match tree.create_dir(&own.staging, name, 0o700) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                // A process that cleans up may take the directory away before it is locked, even
+                // before its mode is set.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && tries < TRIES => {
+                    tries += 1;
+                    continue;
+                }
                 result => result.map_err(|error| Error::io("create", path.join(name), error))?,
             }
-            // A process that cleans up may have taken the directory away before it was locked.
             let kind = LockKind::Exclusive;
             let lock = match self
                 .kernel
@@ -91,7 +100,11 @@ impl Overlay2 {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => None,
                 result => result.map_err(|error| Error::io("lock", path.join(name), error))?,
             };
-            let Some(lock) = lock else { continue };
+            let Some(lock) = lock else {
+                // Who only looked at it leaves it to us.
+                let _ = tree.remove_dir(&own.staging, name);
+                continue;
+            };
             match tree.metadata(Node::Entry(&own.staging, name)) {
                 Ok(found) if found.ino == lock.ino() => break (link, lock),
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -450,7 +463,7 @@ impl Staged<'_> {
             }
         }
         self.published = true;
-        sync(&store.home, store.layout.home())
+        store.sync_home("published", id)
     }
 
     /// Swaps the complete layer with the layer `id`, whose link it has taken over, and leaves the
@@ -471,11 +484,7 @@ impl Staged<'_> {
         // It locks what is the layer now; what is left here is the old one.
         self.lock = None;
         self.releases = false;
-        if store.durable() {
-            tree.sync(Node::Dir(&store.home))
-                .map_err(|error| Error::io("sync", &path, error))?;
-        }
-        Ok(())
+        store.sync_home("replaced", id)
     }
 }
 

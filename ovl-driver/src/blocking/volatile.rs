@@ -105,18 +105,13 @@ impl Overlay2 {
     }
 
     /// Voids the note once the kernel has synced all that was written: it does when the last user
-    /// of a mount that is not volatile goes, which is the unmount itself unless that is lazy.
-    pub(super) fn note_synced(
-        &self,
-        layer: &Layer,
-        holds: &Holds,
-        mode: UnmountMode,
-    ) -> Result<(), Error> {
+    /// of a mount that is not volatile goes, which is the unmount itself unless that is lazy. The
+    /// unmount is done: a note that cannot be voided asks one question too many after the next boot.
+    pub(super) fn note_synced(&self, layer: &Layer, holds: &Holds, mode: UnmountMode) {
         let overlay = holds.access == Access::Writable && !layer.chain.is_empty();
         if overlay && mode == UnmountMode::Now && !is_volatile(holds) {
-            self.note_volatile(layer, None)?;
+            let _ = self.note_volatile(layer, None);
         }
-        Ok(())
     }
 
     /// What the hold file says of a mount, where it can be read.

@@ -441,6 +441,13 @@ fn a_home_of_docker_takes_the_id_maps_of_its_layers_only(subject: &Subject) {
     assert_eq!(subject.owner(adopted.home()).1, ROOT.1);
     create(&adopted, "base", None);
     subject.remove_tree(&store.layout().store_dir());
+    // Archives would get the owners on disk.
+    let error = subject.open("home").expect_err("nobody says which maps");
+    assert!(
+        matches!(error, Error::MapsUnknown { group: 200_000, .. }),
+        "{}",
+        chain(&error)
+    );
     init().expect("its layers have these maps");
     subject.remove_tree(&store.layout().store_dir());
     subject.chown(store.home(), 0, 0);

@@ -1,11 +1,12 @@
 //! Making, finding and removing layers; several of them are the cases of Docker's `graphtest`.
 
-use ovl_driver::{Error, ErrorKind, MountRequest};
-use ovl_layout::DOCKER_MAX_DEPTH;
+use ovl_driver::{Error, ErrorKind, ImportOptions, LockKind, MountRequest, UpkeepOptions};
+use ovl_layout::{DOCKER_MAX_DEPTH, LayerRecord, LinkId, LowerChain};
 use ovl_mount::{PlanError, Strategy};
 
 use super::support::{chain, changes, create, id, layer, mount, unmount, with_mount};
 use super::{Subject, list};
+use crate::ArchiveBuilder;
 
 list! {
     an_empty_layer_mounts_as_an_empty_directory,
@@ -21,6 +22,8 @@ list! {
     a_home_is_only_made_where_there_is_nothing,
     what_a_killed_process_left_in_staging_is_taken_away,
     a_link_that_a_killed_removal_left_goes_with_the_trash,
+    a_mount_keeps_the_note_of_a_child_that_is_being_made,
+    settings_that_were_never_finished_are_reclaimed,
     two_handles_on_one_home_see_the_same_layers,
     the_list_says_who_stands_on_whom,
 }
@@ -288,6 +291,62 @@ fn what_a_killed_process_left_in_staging_is_taken_away(subject: &Subject) {
     assert_eq!(subject.names(&staging), [""; 0]);
     assert!(!subject.exists(&link));
     subject.assert_clean(&store);
+}
+
+/// Else the parent could be removed from under the child.
+fn a_mount_keeps_the_note_of_a_child_that_is_being_made(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "parent", None);
+    // Another process has noted its child and not published it yet.
+    let link: LinkId = "AAAAAAAAAAAAAAAAAAAAAAAAAA".parse().expect("a link");
+    let own = store.layout().store_dir();
+    let staged = own.join("staging").join(link.as_str());
+    subject.mkdir(&staged, 0o700);
+    let record = LayerRecord::new(link, Some(id("parent")), &LowerChain::default());
+    subject.write(&staged.join(".ovl-layer"), record.to_string().as_bytes());
+    let children = own.join("children").join("parent");
+    subject.mkdir(&children, 0o700);
+    subject.write(&children.join(link.as_str()), b"");
+    let staging = subject.tree().open_root(&own.join("staging"));
+    let staging = staging.expect("open");
+    let (system, name) = (subject.kernel().system(), link.as_str().as_ref());
+    let lock = system.lock(&staging, Some(name), LockKind::Exclusive, false);
+    let lock = lock.expect("lock").expect("nobody has locked it");
+
+    let mounted = store.mount(&id("parent"), &MountRequest::new());
+    let error = mounted.expect_err("the parent may be sealed at any moment");
+    assert!(matches!(error, Error::InFlight { .. }), "{error}");
+    let archive = ArchiveBuilder::new().finish();
+    let applied = store.apply(&id("parent"), &*archive, ImportOptions::new(), &mut |_| {});
+    let error = applied.expect_err("the parent may be sealed at any moment");
+    assert!(matches!(error, Error::InFlight { .. }), "{error}");
+    assert_eq!(subject.names(&children), [link.as_str()]);
+
+    drop(lock);
+    drop(store);
+    let store = subject.store();
+    create(&store, "child", Some("parent"));
+    let error = store
+        .remove(&id("parent"), false)
+        .expect_err("it has a child");
+    assert!(matches!(error, Error::HasChildren { .. }), "{error}");
+    subject.assert_clean(&store);
+}
+
+fn settings_that_were_never_finished_are_reclaimed(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    let path = store
+        .layout()
+        .store_dir()
+        .join(".tmp-settings-0123456789abcdef");
+    subject.write(&path, b"ovl-set");
+    let report = store.check().expect("check");
+    assert!(report.is_sound() && !report.is_clean(), "{report:?}");
+    let garbage = store.gc(UpkeepOptions::new()).expect("gc");
+    assert_eq!(garbage.items.len(), 1, "{garbage:?}");
+    assert!(!subject.exists(&path));
+    assert_eq!(store.check().expect("check").findings, []);
 }
 
 fn two_handles_on_one_home_see_the_same_layers(subject: &Subject) {

@@ -4,10 +4,13 @@
 //! nothing is left mounted or written whatever happens.
 
 mod compare;
+mod crowd;
 mod docker;
 mod images;
 mod mounts;
+mod random;
 mod scenarios;
+mod storm;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,8 +24,10 @@ use ovl_testkit::conformance::{Subject, cases};
 use rustix::mount::{MountPropagationFlags, mount_change};
 
 use crate::{cargo, output};
+pub(crate) use crowd::{CrowdOptions, crowd};
 use images::{Image, Scratch};
 use mounts::unmount_below;
+pub(crate) use storm::{WorkerOptions, work};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -41,6 +46,9 @@ pub(crate) struct Options {
     /// Leave everything there until a line comes on standard input
     #[arg(long)]
     keep: bool,
+    /// What the scenarios of chance do; a failure tells its own
+    #[arg(long, value_name = "NUMBER")]
+    seed: Option<u64>,
     /// Instead of anything else, have Docker write the fixtures here.
     #[arg(skip)]
     fixtures: Option<PathBuf>,
@@ -54,6 +62,7 @@ impl Options {
             filter: None,
             docker: false,
             keep: false,
+            seed: None,
             fixtures: None,
         }
     }
@@ -93,6 +102,8 @@ pub(crate) struct SuiteOptions {
     docker: bool,
     #[arg(long)]
     keep: bool,
+    #[arg(long)]
+    seed: u64,
     #[arg(long)]
     fixtures: Option<PathBuf>,
 }
@@ -175,6 +186,7 @@ fn on_scratch(options: &Options, programs: &Programs, scratch: &Path) -> Result<
         false => options.fs.contains(fs),
     };
     let (mut failed, mut images) = (Vec::new(), Vec::new());
+    let seed = options.seed.map_or_else(random_seed, Ok)?;
     for fs in FsKind::ALL.into_iter().filter(chosen) {
         let image = Image::mount(scratch, fs)?;
         let mut suite = match options.docker {
@@ -191,6 +203,7 @@ fn on_scratch(options: &Options, programs: &Programs, scratch: &Path) -> Result<
             .arg(&programs.ovl)
             .arg("--rootfs")
             .arg(&rootfs);
+        suite.arg("--seed").arg(seed.to_string());
         suite.args(options.quick.then_some("--quick"));
         suite.args(options.docker.then_some("--docker"));
         suite.args(options.keep.then_some("--keep"));
@@ -218,6 +231,13 @@ fn on_scratch(options: &Options, programs: &Programs, scratch: &Path) -> Result<
         failed.join(", ")
     );
     Ok(())
+}
+
+fn random_seed() -> Result<u64> {
+    // Small enough to be typed again.
+    let mut random = [0; 4];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+    Ok(u32::from_ne_bytes(random).into())
 }
 
 /// Nobody else sees this mount namespace, but whoever may look at this process.
@@ -312,6 +332,7 @@ pub(crate) fn suite(options: &SuiteOptions) -> Result<()> {
         ovl: options.ovl.clone(),
         rootfs: options.rootfs.clone(),
         quick: options.quick,
+        seed: options.seed,
     };
     if let Some(fixtures) = &options.fixtures {
         return docker::write_fixture(&place(&options.dir), fixtures);

@@ -96,6 +96,16 @@ impl Overlay2 {
                     _ => Ok(()),
                 }
             }
+            FindingKind::Staging if item.path.parent() == Some(&self.layout.store_dir()) => {
+                let failed = |error| Error::io("remove", &item.path, error);
+                let store = files::open_dir(tree, &self.home, names::STORE_DIR);
+                match store.map_err(failed)? {
+                    Some(store) => {
+                        files::remove(tree, &store, &name.to_string_lossy()).map_err(failed)
+                    }
+                    None => Ok(()),
+                }
+            }
             // Staging and trash go as a whole.
             _ => Ok(()),
         }

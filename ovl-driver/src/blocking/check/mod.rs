@@ -12,6 +12,7 @@ use ovl_diff::{DirHandle, FileKind};
 use ovl_layout::{LINK_ID_LEN, LayerId, LinkId, names};
 
 use super::Overlay2;
+use super::home::NEW_SETTINGS;
 use super::mounting::Found;
 use crate::error::Error;
 use crate::findings::{CheckReport, Finding, FindingKind, Remedy};
@@ -505,6 +506,12 @@ impl Findings<'_> {
             }
         }
         for name in &self.scan.own_others {
+            if name.to_string_lossy().starts_with(NEW_SETTINGS) {
+                let problem = "settings that were never finished; their maker is gone";
+                let (kind, path) = (FindingKind::Staging, path.join(name));
+                self.add(kind, None, path, problem, Remedy::Reclaim).ours = true;
+                continue;
+            }
             let problem = "not a part of the store";
             self.add(
                 FindingKind::Unknown,

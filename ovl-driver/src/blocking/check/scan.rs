@@ -234,12 +234,24 @@ impl Overlay2 {
 
     /// Reads one layer's directory; `None` when it has gone meanwhile.
     fn look_at(&self, id: &LayerId) -> Result<Option<Seen>, Error> {
+        let (tree, path) = (self.kernel.tree(), self.layout.layer(id).dir().to_owned());
+        loop {
+            let dir = files::open_dir(tree, &self.home, id.as_str());
+            let Some(dir) = dir.map_err(|error| Error::io("read", &path, error))? else {
+                return Ok(None);
+            };
+            let seen = self.look_into(id, dir.clone());
+            // Else what is missing was taken away with the whole layer.
+            if self.is_named(id, &dir)? {
+                return seen.map(Some);
+            }
+        }
+    }
+
+    fn look_into(&self, id: &LayerId, dir: DirHandle) -> Result<Seen, Error> {
         let tree = self.kernel.tree();
         let path = self.layout.layer(id).dir().to_owned();
         let failed = |error| Error::io("read", &path, error);
-        let Some(dir) = files::open_dir(tree, &self.home, id.as_str()).map_err(failed)? else {
-            return Ok(None);
-        };
         let entries = tree.read_dir(&dir).map_err(failed)?;
         let names: BTreeSet<OsString> = entries.into_iter().map(|entry| entry.name).collect();
         let contents = match tree.open_dir(&dir, OsStr::new(names::DIFF)) {
@@ -283,7 +295,7 @@ impl Overlay2 {
                 _ => {}
             }
         }
-        Ok(Some(seen))
+        Ok(seen)
     }
 
     /// Whether the kernel left its mark of a volatile mount in `work`.

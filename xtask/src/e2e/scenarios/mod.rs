@@ -1,6 +1,8 @@
 //! What a user does with the program, on real input.
 
+mod crowds;
 mod debian;
+mod kill_storm;
 mod refusals;
 mod stacks;
 
@@ -19,7 +21,7 @@ use super::mounts::mounts_below;
 pub(super) type Scenario = fn(&Place) -> Result<()>;
 
 /// All scenarios by name.
-pub(super) const ALL: [(&str, Scenario); 9] = [
+pub(super) const ALL: [(&str, Scenario); 11] = [
     (
         "a_debian_root_is_changed_and_the_change_applied_elsewhere",
         debian::change_and_apply,
@@ -53,6 +55,11 @@ pub(super) const ALL: [(&str, Scenario); 9] = [
         "a_killed_import_leaves_a_working_store",
         refusals::killed_import,
     ),
+    ("a_store_survives_kill_9_at_any_moment", kill_storm::run),
+    (
+        "eight_processes_of_eight_threads_share_a_home",
+        crowds::eight_of_eight,
+    ),
 ];
 
 /// Where a scenario runs, and with what.
@@ -61,6 +68,8 @@ pub(super) struct Place {
     pub(super) ovl: PathBuf,
     pub(super) rootfs: PathBuf,
     pub(super) quick: bool,
+    /// What the scenarios of chance follow.
+    pub(super) seed: u64,
 }
 
 impl Place {

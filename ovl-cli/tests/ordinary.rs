@@ -1,0 +1,162 @@
+//! What an ordinary user can do. Root becomes one for these tests.
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use super::support::archive;
+
+/// Nobody in particular.
+const USER: &str = "65534";
+
+/// Runs a script as an ordinary user in a directory of theirs, with `ovl` on the path; `None`, and
+/// a line about it, where that cannot be.
+fn as_user(test: &str, dir: &Path, script: &str) -> Option<Output> {
+    as_user_after(test, dir, "", script)
+}
+
+/// The same after something that root does in a mount namespace of its own.
+fn as_user_after(test: &str, dir: &Path, setup: &str, script: &str) -> Option<Output> {
+    std::fs::set_permissions(dir, Permissions::from_mode(0o777)).unwrap();
+    // Where the program is built, others may not look.
+    std::fs::copy(env!("CARGO_BIN_EXE_ovl"), dir.join("ovl")).unwrap();
+    let mut command = match rustix::process::geteuid().is_root() {
+        true => {
+            let mut command = Command::new("unshare");
+            let user = format!(
+                "{setup} exec setpriv --reuid {USER} --regid {USER} --clear-groups sh \"$@\""
+            );
+            command.args(["--mount", "sh", "-c", &user, "sh"]);
+            command
+        }
+        false => Command::new("sh"),
+    };
+    let script = format!("set -eu; cd '{}'; umask 077; {script}", dir.display());
+    command.arg("-c").arg(script).env_remove("OVL_HOME");
+    command.env(
+        "PATH",
+        format!("{}:/usr/bin:/bin:/usr/sbin:/sbin", dir.display()),
+    );
+    command
+        .env("XDG_RUNTIME_DIR", dir.join("run"))
+        .env("HOME", dir);
+    let output = match command.output() {
+        Ok(output) => output,
+        Err(error) => {
+            eprintln!("SKIPPED: 1 test did not run: {test}: cannot run unshare: {error}");
+            return None;
+        }
+    };
+    if output.status.code() == Some(6) {
+        let reason = String::from_utf8_lossy(&output.stderr);
+        eprintln!("SKIPPED: 1 test did not run: {test}: {reason}");
+        return None;
+    }
+    Some(output)
+}
+
+#[test]
+fn an_ordinary_users_mount_stays_until_it_is_unmounted() {
+    let test = "an_ordinary_users_mount_stays_until_it_is_unmounted";
+    let dir = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+    std::fs::write(
+        dir.path().join("good.tar"),
+        archive(&[("good", b"good"), ("gone", b"")]),
+    )
+    .unwrap();
+    std::fs::set_permissions(dir.path().join("good.tar"), Permissions::from_mode(0o644)).unwrap();
+    let script = "
+        test \"$(stat -f -c %T .)\" != overlayfs || { echo no upper layer on an overlay >&2; exit 6; }
+        mkdir -m 700 run store; H=\"$PWD/store/home\"; ovl() { command ./ovl --home \"$H\" \"$@\"; }
+        ovl import base --squash good.tar >import
+        ovl create work --parent base --writable
+        m=$(ovl mount work); test \"$(ovl mount work)\" = \"$m\"
+        test \"$(cat \"$m/good\")\" = good
+        echo more >>\"$m/good\"; rm \"$m/gone\"; mkdir \"$m/new\"
+        ovl ls | grep -q 'work .*yes'
+        ovl rm work 2>busy && exit 50; test $? = 5 || exit 51
+        ovl changes work; ovl diff work -o work.tar
+        ovl unmount work; test -d \"$m/new\"; ovl unmount work
+        ovl unmount work 2>none && exit 52; test $? = 3 || exit 53
+        i=0; while test -e run/ovl/keeper; do i=$((i + 1)); test $i -lt 100 || exit 54; sleep 0.1; done
+        ovl import again --squash --parent base work.tar >>import
+        ovl changes again
+        ovl rm work again base; ovl check; ovl ls | wc -l";
+    let Some(output) = as_user(test, dir.path(), script) else {
+        return;
+    };
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{:?}: {errors}", output.status);
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let change = ["D /gone", "C /good", "A /new"];
+    let expected = [&change[..], &change[..], &["1"]].concat();
+    assert_eq!(printed.lines().collect::<Vec<_>>(), expected, "{errors}");
+}
+
+#[test]
+fn a_place_for_the_keeper_that_is_not_the_users_alone_is_refused() {
+    let test = "a_place_for_the_keeper_that_is_not_the_users_alone_is_refused";
+    let dir = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+    let script = "
+        mkdir -m 700 run; mkdir -m 755 run/ovl
+        ./ovl --home \"$PWD/home\" create base 2>refused && exit 50; test $? = 6 || exit 51
+        cat refused; exit 0";
+    let Some(output) = as_user(test, dir.path(), script) else {
+        return;
+    };
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{:?}: {errors}", output.status);
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        printed.contains("not a directory of yours alone"),
+        "{printed}"
+    );
+}
+
+#[test]
+fn ids_that_the_administrator_gave_to_a_user_are_kept() {
+    let test = "ids_that_the_administrator_gave_to_a_user_are_kept";
+    let is_there = |program: &str| {
+        ["/bin", "/usr/bin"]
+            .iter()
+            .any(|dir| Path::new(dir).join(program).exists())
+    };
+    if !rustix::process::geteuid().is_root() || !is_there("newuidmap") {
+        eprintln!(
+            "SKIPPED: 1 test did not run: {test}: it needs root and the Debian package uidmap"
+        );
+        return;
+    }
+    let dir = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+    // Over the machine's own files, in this mount namespace alone.
+    let setup = format!(
+        "set -e; mount -t tmpfs t /mnt; mkdir /mnt/upper /mnt/work; \
+         mount -t overlay -o lowerdir=/etc,upperdir=/mnt/upper,workdir=/mnt/work o /etc; \
+         for f in subuid subgid; do echo {USER}:300000:1000 >/etc/$f; done;"
+    );
+    let mut owned = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_path("owned").unwrap();
+    header.set_mode(0o644);
+    header.set_uid(7);
+    header.set_gid(8);
+    header.set_size(0);
+    header.set_cksum();
+    owned.append(&header, std::io::empty()).unwrap();
+    let file = dir.path().join("owned.tar");
+    std::fs::write(&file, owned.into_inner().unwrap()).unwrap();
+    std::fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
+    let script = "
+        mkdir -m 700 run store; ./ovl --home \"$PWD/store/home\" import base owned.tar >/dev/null
+        stat -c %u:%g store/home/base/diff/owned
+        ./ovl --home \"$PWD/store/home\" diff base | tar --numeric-owner -tvf - | grep owned";
+    let Some(output) = as_user_after(test, dir.path(), &setup, script) else {
+        return;
+    };
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{:?}: {errors}", output.status);
+    assert!(printed.starts_with("300006:300007\n"), "{printed}");
+    assert!(printed.contains(" 7/8 "), "{printed}");
+}

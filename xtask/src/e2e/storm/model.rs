@@ -1,0 +1,209 @@
+//! What must be in a home, from what was done to it.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, ensure};
+use ovl_driver::blocking::Overlay2;
+use ovl_driver::{Base, LayerSummary};
+use ovl_layout::LayerId;
+
+use super::contents::{self, Files};
+use super::{Log, Step};
+
+/// The layers of a home.
+#[derive(Clone, Debug, Default)]
+pub(in crate::e2e) struct Model {
+    layers: BTreeMap<LayerId, Layer>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Layer {
+    parent: Option<LayerId>,
+    sealed: bool,
+    /// What it shows, with everything below it.
+    files: Files,
+    /// Holds that last.
+    persistent: u64,
+    /// Holds of the process that is at work.
+    own: u64,
+}
+
+impl Model {
+    pub(in crate::e2e) fn persistent(&self) -> BTreeMap<LayerId, u64> {
+        let held = self.layers.iter().filter(|(_, layer)| layer.persistent > 0);
+        held.map(|(id, layer)| (id.clone(), layer.persistent))
+            .collect()
+    }
+
+    pub(in crate::e2e) fn ids(&self) -> impl Iterator<Item = &LayerId> {
+        self.layers.keys()
+    }
+
+    /// Nobody holds a mount any more.
+    pub(in crate::e2e) fn unmount_all(&mut self) {
+        for layer in self.layers.values_mut() {
+            (layer.persistent, layer.own) = (0, 0);
+        }
+    }
+
+    /// Compares a home with what the log of a process that is gone says, and takes over what was
+    /// left open by its end.
+    pub(in crate::e2e) fn follow(&mut self, log: &Log, store: &Overlay2) -> Result<()> {
+        for step in &log.done {
+            self.take(step);
+        }
+        let mut after = self.clone();
+        if let Some(step) = &log.pending {
+            after.take(step);
+        }
+        let list = store.layers()?;
+        if let Some(broken) = list.broken.first() {
+            ensure!(false, "{} is broken: {}", broken.id, broken.error);
+        }
+        let mut found = BTreeMap::new();
+        for summary in list.layers {
+            let layer = Layer::read(store, &summary)?;
+            let candidates = [self.layers.get(&summary.id), after.layers.get(&summary.id)];
+            let pending = log.pending.as_ref();
+            let fits = |expected: &&Layer| layer.differs(expected, &summary.id, pending).is_none();
+            if !candidates.iter().flatten().any(fits) {
+                let differences: Vec<String> = candidates
+                    .iter()
+                    .flatten()
+                    .filter_map(|expected| layer.differs(expected, &summary.id, pending))
+                    .collect();
+                match differences.is_empty() {
+                    true => ensure!(false, "{} should not be there", summary.id),
+                    false => ensure!(false, "{}: {}", summary.id, differences.join("; or: ")),
+                }
+            }
+            found.insert(summary.id, layer);
+        }
+        for id in self.layers.keys().filter(|id| !found.contains_key(*id)) {
+            ensure!(!after.layers.contains_key(id), "{id} is lost");
+        }
+        self.layers = found;
+        Ok(())
+    }
+
+    fn take(&mut self, step: &Step) {
+        match step {
+            Step::Open | Step::List | Step::Reclaim | Step::Gc | Step::Diff { .. } => {}
+            Step::Import { id, parent, seed } => {
+                let mut layer = self.child(parent.as_ref());
+                contents::archived(*seed, &mut layer.files);
+                layer.sealed = true;
+                self.layers.insert(id.clone(), layer);
+            }
+            Step::Create { id, parent } | Step::CreateWritable { id, parent } => {
+                let layer = self.child(parent.as_ref());
+                self.layers.insert(id.clone(), layer);
+            }
+            Step::Remove { id, .. } => {
+                self.layers.remove(id);
+            }
+            Step::UnmountAll => self.unmount_all(),
+            Step::Mount { id, .. }
+            | Step::Write { id, .. }
+            | Step::Unmount { id }
+            | Step::Apply { id, .. } => {
+                if let Some(layer) = self.layers.get_mut(id) {
+                    layer.take(step);
+                }
+            }
+        }
+    }
+
+    fn child(&mut self, parent: Option<&LayerId>) -> Layer {
+        let mut layer = Layer::default();
+        if let Some(id) = parent
+            && let Some(parent) = self.layers.get_mut(id)
+        {
+            parent.sealed = true;
+            layer.parent = Some(id.clone());
+            layer.files.clone_from(&parent.files);
+        }
+        layer
+    }
+}
+
+impl Layer {
+    fn read(store: &Overlay2, summary: &LayerSummary) -> Result<Self> {
+        let mut archive = Vec::new();
+        store.diff(&summary.id, &Base::Empty, &mut archive)?;
+        let mount = store.inspect(&summary.id)?.mount;
+        if let Some(mount) = &mount {
+            let processes = &mount.processes;
+            ensure!(
+                processes.is_empty(),
+                "{} is held by {processes:?}, which are gone",
+                summary.id
+            );
+        }
+        Ok(Self {
+            parent: summary.parent.clone(),
+            sealed: summary.sealed,
+            files: contents::read(&archive)?,
+            persistent: mount.map_or(0, |mount| mount.persistent),
+            own: 0,
+        })
+    }
+
+    fn take(&mut self, step: &Step) {
+        match step {
+            Step::Write { seed, .. } => contents::written(*seed, &mut self.files),
+            Step::Apply { seed, .. } => contents::archived(*seed, &mut self.files),
+            Step::Mount {
+                persistent: true, ..
+            } => self.persistent += 1,
+            Step::Mount { .. } => self.own += 1,
+            // The process's own ones go first.
+            Step::Unmount { .. } if self.own > 0 => self.own -= 1,
+            Step::Unmount { .. } => self.persistent = self.persistent.saturating_sub(1),
+            _ => {}
+        }
+    }
+
+    /// How this layer is not what it should be; what `pending` was about to change may be either.
+    fn differs(&self, expected: &Self, id: &LayerId, pending: Option<&Step>) -> Option<String> {
+        let on_this = |other: &LayerId| other == id;
+        if self.parent != expected.parent {
+            return Some(format!(
+                "it stands on {:?}, not {:?}",
+                self.parent, expected.parent
+            ));
+        }
+        // A parent is sealed before its child can be seen.
+        let sealing = match pending {
+            Some(
+                Step::Import { parent, .. }
+                | Step::Create { parent, .. }
+                | Step::CreateWritable { parent, .. },
+            ) => parent.as_ref().is_some_and(on_this),
+            _ => false,
+        };
+        if self.sealed != expected.sealed && !sealing {
+            return Some(format!("sealed is {}", self.sealed));
+        }
+        // A removal unmounts first.
+        let removing = matches!(pending, Some(Step::Remove { id, .. }) if on_this(id));
+        if self.persistent != expected.persistent && !(removing && self.persistent == 0) {
+            return Some(format!(
+                "{} persistent holds, not {}",
+                self.persistent, expected.persistent
+            ));
+        }
+        let writing = match pending {
+            Some(Step::Write { id, seed }) if on_this(id) => contents::touched(*seed),
+            _ => std::collections::BTreeSet::new(),
+        };
+        let paths = self.files.keys().chain(expected.files.keys());
+        let mut wrong = paths.filter(|path| !writing.contains(*path));
+        let wrong = wrong.find(|path| self.files.get(*path) != expected.files.get(*path))?;
+        Some(format!(
+            "{wrong} is {:?}, not {:?}",
+            self.files.get(wrong),
+            expected.files.get(wrong)
+        ))
+    }
+}
