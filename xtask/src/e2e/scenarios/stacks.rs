@@ -280,9 +280,7 @@ pub(super) fn of_500(place: &Place) -> Result<()> {
             "no numbers in {message:?}"
         );
     }
-    let mounts = mounts_below(&ovl.home)?;
-    ensure!(mounts.is_empty(), "still mounted: {mounts:?}");
-    Ok(())
+    ovl.assert_clean()
 }
 
 /// What is mounted on a shared mount appears in its peers, whatever anybody says; but nothing that
