@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use crate::error::{Context as _, TreeError};
@@ -41,14 +41,17 @@ pub fn sync_layer(tree: &dyn TreeBackend, root: &DirHandle) -> Result<(), TreeEr
         }
     }
     let (sender, receiver) = sync_channel(AHEAD);
-    let (receiver, failed) = (Mutex::new(receiver), Mutex::new(None));
+    let (receiver, failed) = (Arc::new(Mutex::new(receiver)), Mutex::new(None));
     thread::scope(|scope| {
-        let worker = || work(&tree, &receiver, &failed);
         let mut threads = 0;
         for _ in 0..THREADS {
+            let (tree, receiver, failed) = (&tree, Arc::clone(&receiver), &failed);
+            let worker = move || work(tree, &receiver, failed);
             // One that cannot be had is made up for by the others.
             threads += usize::from(thread::Builder::new().spawn_scoped(scope, worker).is_ok());
         }
+        // The threads alone receive: should all of them panic, sending ends.
+        drop(receiver);
         // Its end ends the threads.
         let sender = sender;
         match threads {

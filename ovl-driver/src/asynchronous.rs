@@ -66,7 +66,8 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// Makes a sealed layer from an archive, in one step.
     ///
     /// # Cancel safety
-    /// Dropping the future ends the archive early: the import fails and leaves nothing behind.
+    /// Dropping the future while the archive is read ends it early: the import fails and leaves
+    /// nothing behind. Once it was read to its end, the layer is made even when nobody waits.
     ///
     /// # Errors
     /// As [`blocking::Overlay2::import`].
@@ -80,7 +81,8 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// Applies an archive to an open layer that is not mounted.
     ///
     /// # Cancel safety
-    /// Dropping the future ends the archive early: the layer stays as it was.
+    /// Dropping the future while the archive is read ends it early: the layer stays as it was. Once
+    /// it was read to its end, it is applied even when nobody waits.
     ///
     /// # Errors
     /// As [`blocking::Overlay2::apply`].
@@ -326,8 +328,12 @@ impl Overlay2 {
                 }
             }
         };
-        let (result, ()) = tokio::join!(work, feed);
-        result
+        // A source that has nothing to say must not keep a result back.
+        let (mut work, mut feed) = (std::pin::pin!(work), std::pin::pin!(feed));
+        tokio::select! {
+            result = &mut work => result,
+            () = &mut feed => work.await,
+        }
     }
 }
 

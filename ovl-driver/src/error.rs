@@ -44,9 +44,10 @@ pub enum Error {
         /// The path.
         home: PathBuf,
     },
-    /// Another directory has taken the home's place since it was opened.
+    /// Another directory has taken the home's place since it was opened, or somebody has given it
+    /// other settings.
     #[error(
-        "{} is another directory than when it was opened; open the store again",
+        "{} is not the home any more that was opened; open the store again",
         EscapedPath(home)
     )]
     #[non_exhaustive]
@@ -155,6 +156,18 @@ pub enum Error {
         present: String,
         /// Label and options asked for.
         wanted: String,
+    },
+    /// Only other processes hold the mount, and it goes with them.
+    #[error(
+        "the mount of {id} is held by {} and goes with it; `unmount-all` takes it away",
+        processes.iter().map(|pid| format!("process {pid}")).collect::<Vec<_>>().join(", ")
+    )]
+    #[non_exhaustive]
+    HeldByProcess {
+        /// The layer.
+        id: LayerId,
+        /// The processes.
+        processes: Vec<u32>,
     },
     /// The layer is not mounted.
     #[error("the layer {id} is not mounted")]
@@ -287,7 +300,10 @@ pub enum Error {
         source: io::Error,
     },
     /// Something on disk is not as it must be. Nothing was mounted or changed.
-    #[error("the store is damaged: {}: {problem}", EscapedPath(file))]
+    #[error(
+        "the store is damaged: {}: {problem}; `check` tells what mends it",
+        EscapedPath(file)
+    )]
     #[non_exhaustive]
     Damaged {
         /// The layer concerned, where it is known.
@@ -383,6 +399,7 @@ impl Error {
             | Self::ForeignMount { .. }
             | Self::MountedElsewhere { .. }
             | Self::MountedDifferently { .. }
+            | Self::HeldByProcess { .. }
             | Self::HasChildren { .. }
             | Self::InFlight { .. }
             | Self::Sealed { .. } => ErrorKind::Busy,
@@ -457,6 +474,7 @@ impl Error {
             | Self::MountedElsewhere { id }
             | Self::MountedDifferently { id, .. }
             | Self::NotMounted { id }
+            | Self::HeldByProcess { id, .. }
             | Self::HasChildren { id, .. }
             | Self::InFlight { id }
             | Self::Sealed { id }

@@ -38,16 +38,20 @@ impl Holds {
         }
     }
 
-    /// Takes one hold away: the calling process's own, or else a persistent one, or else any.
-    pub(crate) fn release(&mut self, process: ProcessId) {
-        let own = self.processes.iter().position(|(id, _)| *id == process);
-        let slot = own.or((self.persistent == 0 && !self.processes.is_empty()).then_some(0));
-        match slot {
-            Some(index) => {
-                self.processes[index].1 = self.processes[index].1.saturating_sub(1);
+    /// Takes one hold away: the calling process's own, or else one that lasts. `false` when there is
+    /// none but those of other processes.
+    pub(crate) fn release(&mut self, process: ProcessId) -> bool {
+        match self.processes.iter_mut().find(|(id, _)| *id == process) {
+            Some((_, count)) => {
+                *count = count.saturating_sub(1);
                 self.processes.retain(|(_, count)| *count > 0);
+                true
             }
-            None => self.persistent = self.persistent.saturating_sub(1),
+            None if self.persistent > 0 => {
+                self.persistent -= 1;
+                true
+            }
+            None => false,
         }
     }
 
@@ -176,9 +180,16 @@ mod tests {
     #[test]
     fn a_process_releases_its_own_hold_first() {
         let mut holds = holds();
-        holds.release(process(1));
+        assert!(holds.release(process(1)));
         assert_eq!((holds.persistent, holds.total()), (2, 4));
-        holds.release(process(9));
-        assert_eq!((holds.persistent, holds.total()), (1, 3));
+        for left in [3, 2] {
+            assert!(holds.release(process(9)));
+            assert_eq!(holds.total(), left);
+        }
+        assert!(
+            !holds.release(process(9)),
+            "the others are not its to release"
+        );
+        assert_eq!(holds.total(), 2);
     }
 }

@@ -54,6 +54,10 @@ pub(crate) const CASES: &[Case] = &[
         a_future_that_was_never_polled_does_nothing,
     ),
     ("async_check_repair_and_gc_are_the_blocking_ones", upkeep),
+    (
+        "async_a_refusal_does_not_wait_for_the_source",
+        a_refusal_does_not_wait,
+    ),
 ];
 
 fn store(kernel: &Kernel, dir: &Path) -> Overlay2 {
@@ -424,5 +428,31 @@ fn upkeep(kernel: &Kernel, dir: &Path) {
         let garbage = store.gc(UpkeepOptions::new()).await.unwrap();
         assert_eq!(garbage.items.len(), 1);
         assert_eq!(store.reclaim().await.unwrap().layers, 0);
+    });
+}
+
+/// Has nothing to say, and never will.
+struct Idle;
+
+impl AsyncRead for Idle {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        _: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+fn a_refusal_does_not_wait(kernel: &Kernel, dir: &Path) {
+    let store = store(kernel, dir);
+    run(async {
+        store.create(&layer("base", None)).await.unwrap();
+        let base = layer("base", None);
+        let taken = store.import(&base, Box::pin(Idle), ImportOptions::new());
+        assert_eq!(taken.await.unwrap_err().kind(), ErrorKind::AlreadyExists);
+        let unknown = "unknown".parse().unwrap();
+        let unknown = store.apply(&unknown, Box::pin(Idle), ImportOptions::new());
+        assert_eq!(unknown.await.unwrap_err().kind(), ErrorKind::NotFound);
     });
 }

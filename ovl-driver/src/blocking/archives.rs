@@ -120,7 +120,7 @@ impl Overlay2 {
         if lock.ino() != locked {
             return Err(Error::InFlight { id: id.clone() });
         }
-        staged.exchange(id)?;
+        staged.exchange(id, lock)?;
         Ok(Applied { summary, size })
     }
 
@@ -299,6 +299,7 @@ impl Overlay2 {
         // In this order: a child seals its parent before it leaves staging.
         let in_flight = self.is_in_flight(id, own)?;
         let layer = self.layer(id)?;
+        self.take_down_unheld(id, &layer.dir)?;
         if let Some(state) = self.mount_state(&layer)? {
             return Err(Error::Mounted {
                 id: id.clone(),

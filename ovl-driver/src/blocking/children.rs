@@ -34,6 +34,14 @@ pub(super) enum Stands {
     Unknown,
 }
 
+/// What stands on a layer.
+#[derive(Debug, Default)]
+pub(super) struct Children {
+    known: Vec<LayerId>,
+    /// A layer of which nobody can tell what it stands on.
+    unknown: Option<Error>,
+}
+
 impl Overlay2 {
     /// The layers whose parent is `id`, which the caller has locked and found not to be in flight.
     pub(super) fn children(
@@ -42,31 +50,56 @@ impl Overlay2 {
         id: &LayerId,
         link: Option<LinkId>,
     ) -> Result<Vec<LayerId>, Error> {
-        if self.is_current(own)?
-            && let Some(children) = self.noted_children(own, id)?
-        {
-            return Ok(children);
+        let found = self.look_for_children(own, id, link)?;
+        match found.unknown {
+            Some(error) if found.known.is_empty() => Err(error),
+            _ => Ok(found.known),
         }
-        self.scan(own, id, link)
     }
 
-    /// The children of a layer by what is known: an open layer has none unless its mark was lost, or
-    /// never made by an old version of Docker, and a layer that nobody can read hides no other.
+    /// The same for a layer that can be read. One of ours that is open has no children, unless it
+    /// lost its mark: a layer that nobody can read is no reason to think so. Docker's old versions
+    /// made no marks, so that theirs tell nothing.
     pub(super) fn known_children(
         &self,
         own: &OwnDirs,
         layer: &Layer,
     ) -> Result<Vec<LayerId>, Error> {
-        match self.children(own, &layer.id, Some(layer.link)) {
-            Err(Error::Damaged { .. }) if !layer.committed => Ok(Vec::new()),
-            result => result,
+        let found = self.look_for_children(own, &layer.id, Some(layer.link))?;
+        match found.unknown {
+            Some(error)
+                if found.known.is_empty() && (layer.committed || layer.record.is_none()) =>
+            {
+                Err(error)
+            }
+            _ => Ok(found.known),
         }
+    }
+
+    fn look_for_children(
+        &self,
+        own: &OwnDirs,
+        id: &LayerId,
+        link: Option<LinkId>,
+    ) -> Result<Children, Error> {
+        if self.is_current(own)?
+            && let Some(known) = self.noted_children(own, id)?
+        {
+            let unknown = None;
+            return Ok(Children { known, unknown });
+        }
+        self.scan(own, id, link)
     }
 
     /// Seals an open layer that has children nevertheless. The caller has locked it and found it not
     /// to be in flight: a scan would forget a child that cannot be seen yet.
     pub(super) fn seal_parent(&self, own: &OwnDirs, mut layer: Layer) -> Result<Layer, Error> {
-        if !layer.committed && !self.known_children(own, &layer)?.is_empty() {
+        if layer.committed {
+            return Ok(layer);
+        }
+        // A layer that nobody can read, and so nobody can mount, is no reason against this mount.
+        let found = self.look_for_children(own, &layer.id, Some(layer.link))?;
+        if !found.known.is_empty() {
             self.seal(&layer.id)?;
             layer.committed = true;
         }
@@ -206,30 +239,26 @@ impl Overlay2 {
     }
 
     /// Looks at all layers, brings the index up to date and gives the children of one.
-    fn scan(
-        &self,
-        own: &OwnDirs,
-        id: &LayerId,
-        link: Option<LinkId>,
-    ) -> Result<Vec<LayerId>, Error> {
+    fn scan(&self, own: &OwnDirs, id: &LayerId, link: Option<LinkId>) -> Result<Children, Error> {
         let tree = self.kernel.tree();
         let mut tries = 0;
         loop {
             let before = self.links_time()?;
             let ids: HashSet<LayerId> = self.layer_ids()?.into_iter().collect();
             let (mut whole, mut children, mut links) = (true, Vec::new(), HashSet::new());
+            let mut unknown = None;
             for other in ids.iter().filter(|other| *other != id) {
                 let layer = match self.layer(other) {
                     Ok(layer) => layer,
                     // Removed meanwhile.
                     Err(Error::LayerNotFound { .. }) => continue,
-                    Err(error @ Error::Damaged { .. }) => {
+                    Err(error @ (Error::Damaged { .. } | Error::Unsupported { .. })) => {
                         whole = false;
                         match self.damaged_parent(other)? {
                             Stands::On(parent) if parent == *id => children.push(other.clone()),
                             Stands::On(_) | Stands::Alone => {}
                             // Nobody can tell whether removing `id` would lose what it shows.
-                            Stands::Unknown => return Err(error),
+                            Stands::Unknown => unknown = Some(error),
                         }
                         continue;
                     }
@@ -250,24 +279,28 @@ impl Overlay2 {
                     }
                     None => whole &= layer.chain.is_empty(),
                 }
+                // Docker writes `lower` when the link has long been there: what it is still making
+                // looks like a base layer.
+                whole &= layer.record.is_some();
             }
+            let found = |known| Children { known, unknown };
             children.sort();
             self.forget_others(own, id, &links)?;
             if !whole {
                 // The next removal has to look again.
                 files::remove(tree, &own.children, STAMP)
                     .map_err(|error| self.index_error("write", error))?;
-                return Ok(children);
+                return Ok(found(children));
             }
             let _lock = self.lock_index(own)?;
             tries += 1;
             if self.links_time()? == before {
                 self.stamp(own, before)?;
-                return Ok(children);
+                return Ok(found(children));
             }
             if tries == SCANS {
                 // Others are busy; but nothing new can stand on a layer that is locked.
-                return Ok(children);
+                return Ok(found(children));
             }
         }
     }
@@ -287,6 +320,11 @@ impl Overlay2 {
         for entry in tree.read_dir(&dir).map_err(failed)? {
             let link = LinkId::parse_file(entry.name.as_encoded_bytes());
             if link.is_ok_and(|link| found.contains(&link)) {
+                continue;
+            }
+            // A child that is being made cannot be seen yet, but has its link.
+            let linked = files::exists(tree, &self.links, &entry.name.to_string_lossy());
+            if linked.map_err(failed)? {
                 continue;
             }
             match tree.unlink(&dir, &entry.name) {
@@ -312,7 +350,11 @@ impl Overlay2 {
         let Some(dir) = files::open_dir(tree, &self.home, id.as_str()).map_err(failed)? else {
             return Ok(Stands::Alone);
         };
-        if let Some(record) = readable_record(self, &dir) {
+        let link = files::read(tree, &dir, names::LINK).ok().flatten();
+        let link = link.and_then(|contents| LinkId::parse_file(&contents).ok());
+        if let Some(record) = readable_record(self, &dir)
+            && link.is_none_or(|link| link == record.link)
+        {
             return Ok(record.parent.map_or(Stands::Alone, Stands::On));
         }
         if !files::exists(tree, &dir, names::LOWER).map_err(failed)? {

@@ -97,6 +97,7 @@ impl Overlay2 {
             },
             error => error,
         };
+        self.unmount_unheld(parent_id)?;
         let lock = self
             .lock_layer(parent_id, LockKind::Shared)
             .map_err(missing)?;

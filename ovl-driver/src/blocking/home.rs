@@ -227,7 +227,16 @@ impl Overlay2 {
         let failed = |error| Error::io("write the settings of", home, error);
         let own = files::ensure_dir(kernel.tree(), &store.home, names::STORE_DIR, 0o700);
         write_settings(&kernel, &own.map_err(failed)?, &settings).map_err(failed)?;
-        Self::open(kernel, home, OpenOptions::new())
+        let synced = kernel.tree().sync(Node::Dir(&store.home));
+        synced.map_err(|error| Error::io("sync", home, error))?;
+        let made = Self::open(kernel, home, OpenOptions::new())?;
+        match made.settings == settings {
+            true => Ok(made),
+            // Another process has set it up meanwhile.
+            false => Err(Error::HomeExists {
+                home: home.to_owned(),
+            }),
+        }
     }
 
     /// Docker gives a home to the group that stands for the containers' root. Without our settings
@@ -282,12 +291,13 @@ impl Overlay2 {
         let (tree, path) = (self.kernel.tree(), self.layout.store_dir());
         let failed = |error| Error::io("create", &path, error);
         let store = files::ensure_dir(tree, &self.home, names::STORE_DIR, 0o700).map_err(failed)?;
-        if files::read(tree, &store, names::SETTINGS)
-            .map_err(failed)?
-            .is_none()
-        {
-            // A home of another driver: from now on its settings are fixed.
-            write_settings(&self.kernel, &store, &self.settings).map_err(failed)?;
+        // In a home of another driver, these are fixed from now on.
+        write_settings(&self.kernel, &store, &self.settings).map_err(failed)?;
+        if read_settings(tree, self.home(), &self.home)?.as_ref() != Some(&self.settings) {
+            // Somebody has set the home up since it was opened here.
+            return Err(Error::HomeReplaced {
+                home: self.home().to_owned(),
+            });
         }
         let open = |name| files::ensure_dir(tree, &store, name, 0o700).map_err(failed);
         let own = OwnDirs {
@@ -298,7 +308,8 @@ impl Overlay2 {
         };
         *cached = Some(own.clone());
         drop(cached);
-        self.recover(&own)?;
+        // What cannot be taken away is in nobody's way: `check` tells of it, and `gc` why it stays.
+        let _ = self.recover(&own);
         Ok(own)
     }
 
@@ -490,23 +501,21 @@ fn make_home(
     owners.let_root_in(tree, Node::Dir(dir)).map_err(failed)?;
     tree.set_mode(Node::Dir(dir), 0o710).map_err(failed)?;
     let store = files::ensure_dir(tree, dir, names::STORE_DIR, 0o700).map_err(failed)?;
-    if files::read(tree, &store, names::SETTINGS)
-        .map_err(failed)?
-        .is_none()
-    {
-        write_settings(kernel, &store, settings).map_err(failed)?;
-    }
+    write_settings(kernel, &store, settings).map_err(failed)?;
     let links = files::ensure_dir(tree, dir, names::LINK_DIR, 0o700).map_err(failed)?;
     tree.sync(Node::Dir(&store)).map_err(failed)?;
     tree.sync(Node::Dir(dir)).map_err(failed)?;
     Ok(links)
 }
 
+/// Writes the settings of a home that has none; those that are there stay.
 fn write_settings(kernel: &Kernel, store: &DirHandle, settings: &HomeSettings) -> io::Result<()> {
     let tree = kernel.tree();
     let mut tries = 0;
     loop {
-        // Two processes may make the home at once; both write the same.
+        if files::exists(tree, store, names::SETTINGS)? {
+            return Ok(());
+        }
         let mut random = [0; 8];
         kernel.system().fill_random(&mut random)?;
         let name = format!("{NEW_SETTINGS}{:016x}", u64::from_ne_bytes(random));
@@ -514,10 +523,15 @@ fn write_settings(kernel: &Kernel, store: &DirHandle, settings: &HomeSettings) -
         files::create(tree, store, &name, 0o600, text.as_bytes(), true)?;
         let (from, to) = (OsStr::new(&name), OsStr::new(names::SETTINGS));
         tries += 1;
-        match tree.rename(store, from, store, to, RenameMode::Replace) {
+        match tree.rename(store, from, store, to, RenameMode::NoReplace) {
             // Whoever reclaims has taken it for that of a process that is gone.
             Err(error) if error.kind() == io::ErrorKind::NotFound && tries < TRIES => {}
-            result => return result,
+            // Another process was quicker.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return files::remove(tree, store, &name);
+            }
+            Err(error) => return Err(error),
+            Ok(()) => return tree.sync(Node::Dir(store)),
         }
     }
 }

@@ -6,7 +6,9 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 use ovl_diff::{DirHandle, FileKind, Node};
-use ovl_layout::{LayerId, LayerRecord, LinkId, LinkIdError, LowerChain, names, parse_link_target};
+use ovl_layout::{
+    LayerId, LayerRecord, LinkId, LinkIdError, LowerChain, RecordError, names, parse_link_target,
+};
 use rustix::io::Errno;
 
 use super::Overlay2;
@@ -81,7 +83,7 @@ impl Overlay2 {
         Ok(look(Node::Entry(&self.home, id.as_ref()))? == look(Node::Dir(dir))?)
     }
 
-    fn layer_dir(&self, id: &LayerId) -> Result<DirHandle, Error> {
+    pub(super) fn layer_dir(&self, id: &LayerId) -> Result<DirHandle, Error> {
         let (tree, paths) = (self.kernel.tree(), self.layout.layer(id));
         match tree.open_dir(&self.home, id.as_ref()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -125,10 +127,15 @@ impl Overlay2 {
         }
         let record = match read(names::RECORD)? {
             None => None,
-            Some(contents) => Some(
-                LayerRecord::parse_file(&contents)
-                    .map_err(|error| damaged(names::RECORD, &error))?,
-            ),
+            Some(contents) => Some(LayerRecord::parse_file(&contents).map_err(
+                |error| match error {
+                    RecordError::Newer { .. } => Error::Unsupported {
+                        what: "this layer",
+                        reason: format!("{}: {error}", paths.dir().join(names::RECORD).display()),
+                    },
+                    error => damaged(names::RECORD, &error),
+                },
+            )?),
         };
         // Another link id: another program wrote the layer anew, and the record is void.
         let record = record.filter(|record| record.link == link);

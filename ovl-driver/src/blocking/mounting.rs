@@ -1,6 +1,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ovl_diff::{DirHandle, FileKind, Node, remove_tree};
 use ovl_layout::{LayerId, names};
@@ -14,6 +15,14 @@ use crate::files;
 use crate::holds::{Holds, describe};
 use crate::system::LockKind;
 use crate::types::{Hold, MountRequest, MountState};
+
+/// How long an unmount waits before it calls a mount busy.
+const BUSY_PAUSES: [Duration; 4] = [
+    Duration::from_millis(1),
+    Duration::from_millis(2),
+    Duration::from_millis(5),
+    Duration::from_millis(10),
+];
 
 /// What is mounted for a layer.
 pub(super) enum Found {
@@ -65,7 +74,7 @@ impl Overlay2 {
             Hold::Persistent => None,
             Hold::Process => Some(self.process()?),
         };
-        if let Some(mut holds) = self.mounted(&own, &layer)? {
+        if let Some(mut holds) = self.mounted(&own, id, &layer.dir)? {
             if (&holds.label, &holds.options) != (&label, &options) {
                 return Err(Error::MountedDifferently {
                     id: id.clone(),
@@ -161,21 +170,28 @@ impl Overlay2 {
     ///
     /// [`Error::LayerNotFound`]; [`Error::NotMounted`]; [`Error::Mount`] with
     /// [`MountError::Busy`] while the mount is in use, unless `mode` is [`UnmountMode::Lazy`]: the
-    /// hold stays then.
+    /// hold stays then; [`Error::HeldByProcess`] when only other processes hold it.
     #[doc(alias = "Put")]
     pub fn unmount(&self, id: &LayerId, mode: UnmountMode) -> Result<u64, Error> {
         let not_mounted = || Error::NotMounted { id: id.clone() };
         let _lock = self.lock_layer(id, LockKind::Exclusive)?;
-        let layer = self.layer(id)?;
+        // Whatever has become of its small files.
+        let dir = self.layer_dir(id)?;
         let own = self.own_dirs_if_any()?.ok_or_else(not_mounted)?;
-        let mut holds = self.mounted(&own, &layer)?.ok_or_else(not_mounted)?;
-        holds.release(self.process()?);
+        let mut holds = self.mounted(&own, id, &dir)?.ok_or_else(not_mounted)?;
+        if !holds.release(self.process()?) {
+            let processes = holds.processes.iter();
+            return Err(Error::HeldByProcess {
+                id: id.clone(),
+                processes: processes.map(|(process, _)| process.pid).collect(),
+            });
+        }
         if holds.total() > 0 {
             self.write_holds(&own, id, &holds)?;
             return Ok(holds.total());
         }
-        self.take_down(&own, &layer.id, &layer.dir, mode)?;
-        self.note_synced(&layer, &holds, mode);
+        self.take_down(&own, id, &dir, mode)?;
+        self.note_synced(id, &dir, &holds, mode);
         Ok(0)
     }
 
@@ -207,11 +223,11 @@ impl Overlay2 {
                 }
             }
             let result = self.lock_layer(&id, LockKind::Exclusive).and_then(|_lock| {
-                let layer = self.layer(&id)?;
-                let holds = self.noted_holds(&own, &layer);
-                self.take_down(&own, &layer.id, &layer.dir, mode)?;
+                let dir = self.layer_dir(&id)?;
+                let holds = self.noted_holds(&own, &id);
+                self.take_down(&own, &id, &dir, mode)?;
                 if let Some(holds) = holds {
-                    self.note_synced(&layer, &holds, mode);
+                    self.note_synced(&id, &dir, &holds, mode);
                 }
                 Ok(())
             });
@@ -296,21 +312,41 @@ impl Overlay2 {
 
     /// Who holds the layer's mount. One of ours that nobody holds is a leftover of a process that
     /// was killed, and taken away; one that is not ours, or out of reach, is left alone.
-    fn mounted(&self, own: &OwnDirs, layer: &Layer) -> Result<Option<Holds>, Error> {
-        let id = layer.id.clone();
-        match self.read_mounted(own, &layer.id)? {
+    fn mounted(
+        &self,
+        own: &OwnDirs,
+        id: &LayerId,
+        dir: &DirHandle,
+    ) -> Result<Option<Holds>, Error> {
+        match self.read_mounted(own, id)? {
             Found::Nothing => {}
             Found::Ours(holds) if holds.total() > 0 => return Ok(Some(holds)),
-            Found::Ours(_) => self.take_down(own, &layer.id, &layer.dir, UnmountMode::Now)?,
-            Found::Elsewhere(_) => return Err(Error::MountedElsewhere { id }),
+            Found::Ours(_) => self.take_down(own, id, dir, UnmountMode::Now)?,
+            Found::Elsewhere(_) => return Err(Error::MountedElsewhere { id: id.clone() }),
             Found::Foreign { .. } => {
-                let target = self.layout.layer(&id).merged().to_owned();
-                return Err(Error::ForeignMount { id, target });
+                let target = self.layout.layer(id).merged().to_owned();
+                return Err(Error::ForeignMount {
+                    id: id.clone(),
+                    target,
+                });
             }
         }
-        files::remove(self.kernel.tree(), &own.holds, layer.id.as_str())
-            .map_err(|error| Error::io("remove", self.holds_path(&layer.id), error))?;
+        files::remove(self.kernel.tree(), &own.holds, id.as_str())
+            .map_err(|error| Error::io("remove", self.holds_path(id), error))?;
         Ok(None)
+    }
+
+    /// Takes away a mount that nobody holds, of a layer that the caller has locked.
+    pub(super) fn take_down_unheld(&self, id: &LayerId, dir: &DirHandle) -> Result<(), Error> {
+        let Some(own) = self.own_dirs_if_any()? else {
+            return Ok(());
+        };
+        match self.read_mounted(&own, id)? {
+            Found::Ours(holds) if holds.total() == 0 => {
+                self.take_down(&own, id, dir, UnmountMode::Now)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// What is mounted for a layer, here or in another mount namespace.
@@ -422,13 +458,21 @@ impl Overlay2 {
         mode: UnmountMode,
     ) -> Result<(), Error> {
         let target = self.layout.layer(id).merged().to_owned();
-        match self.kernel.mount().unmount(&target, mode) {
-            Ok(()) | Err(MountError::NotMounted { .. }) => {}
-            Err(source) => {
-                return Err(Error::Mount {
-                    id: id.clone(),
-                    source,
-                });
+        let mut pauses = BUSY_PAUSES.iter();
+        loop {
+            match self.kernel.mount().unmount(&target, mode) {
+                Ok(()) | Err(MountError::NotMounted { .. }) => break,
+                // A reader that passes by, or a child process that is about to close its copies of
+                // this one's files, keeps a mount busy for a moment.
+                Err(source) => match (&source, pauses.next()) {
+                    (MountError::Busy { .. }, Some(pause)) => std::thread::sleep(*pause),
+                    _ => {
+                        return Err(Error::Mount {
+                            id: id.clone(),
+                            source,
+                        });
+                    }
+                },
             }
         }
         let tree = self.kernel.tree();

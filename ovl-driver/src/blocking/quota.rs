@@ -107,7 +107,7 @@ impl Overlay2 {
         if lock.ino() != locked {
             return Err(Error::InFlight { id: id.clone() });
         }
-        staged.exchange(id)
+        staged.exchange(id, lock)
     }
 
     /// The quotas of the home, looked for once.

@@ -1,7 +1,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 
-use ovl_diff::{Node, RenameMode, TreeError, remove_tree};
+use ovl_diff::{FileKind, Node, RenameMode, TreeError, remove_tree};
 use ovl_layout::{Durability, LINK_ID_LEN, LayerId, LinkId, names, parse_link_target};
 use ovl_mount::UnmountMode;
 
@@ -32,7 +32,7 @@ impl Overlay2 {
     #[doc(alias = "Remove")]
     pub fn remove(&self, id: &LayerId, force: bool) -> Result<(), Error> {
         let own = self.own_dirs()?;
-        let _lock = self.lock_layer(id, LockKind::Exclusive)?;
+        let lock = self.lock_layer(id, LockKind::Exclusive)?;
         let tree = self.kernel.tree();
         // First, since a child seals its parent before it leaves staging.
         if self.is_in_flight(id, None)? {
@@ -113,6 +113,8 @@ impl Overlay2 {
             .map_err(|error| Error::io("remove the holds of", &path, error))?;
         tree.rename(&self.home, id.as_ref(), &own.trash, &trash_name, mode)
             .map_err(|error| Error::io("remove", &path, error))?;
+        // Nobody waits for the disk but whoever removes.
+        drop(lock);
         self.sync_home("removed", id)?;
         if let Some(link) = link {
             self.unlink_layer(&own, id, link)?;
@@ -157,7 +159,20 @@ impl Overlay2 {
             self.kernel.tree(),
             self.layout.store_dir().join(names::TRASH),
         );
-        for name in files::dirs(tree, &own.trash).map_err(|e| Error::io("list", &path, e))? {
+        for entry in tree
+            .read_dir(&own.trash)
+            .map_err(|e| Error::io("list", &path, e))?
+        {
+            let name = entry.name;
+            if entry.kind != FileKind::Directory {
+                match tree.unlink(&own.trash, &name) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        failed.get_or_insert(Error::io("remove", path.join(&name), error));
+                    }
+                    _ => {}
+                }
+                continue;
+            }
             // A kill may have come between the layer and its link.
             let link = name.as_encoded_bytes().get(..LINK_ID_LEN);
             if let Some(link) = link.and_then(|bytes| LinkId::parse_file(bytes).ok()) {

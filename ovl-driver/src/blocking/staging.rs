@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use ovl_diff::{
-    DirHandle, Node, RenameMode, TreeError, copy_root_attributes, remove_tree, sync_layer,
+    DirHandle, FileKind, Node, RenameMode, TreeError, copy_root_attributes, remove_tree, sync_layer,
 };
 use ovl_layout::{
     LINK_ID_ENTROPY, LayerId, LayerRecord, Layout, LinkId, LowerChain, names, parse_link_target,
@@ -244,7 +244,7 @@ impl Overlay2 {
             match self
                 .kernel
                 .system()
-                .lock(&own.staging, Some(&name), LockKind::Exclusive, false)
+                .lock(&own.staging, Some(&name), LockKind::Shared, false)
             {
                 Ok(None) => return Ok(true),
                 Ok(Some(_)) => {}
@@ -255,33 +255,48 @@ impl Overlay2 {
         Ok(false)
     }
 
-    /// Takes away what processes that are gone have left in staging, and nothing else.
+    /// Takes away what processes that are gone have left in staging, and nothing else. What cannot be
+    /// taken away does not keep the others: the first error is given at the end.
     pub(super) fn recover(&self, own: &OwnDirs) -> Result<(), Error> {
-        let tree = self.kernel.tree();
         let path = self.layout.store_dir().join(names::STAGING);
-        for name in files::dirs(tree, &own.staging).map_err(|e| Error::io("list", &path, e))? {
-            let kind = LockKind::Exclusive;
-            let lock = match self
-                .kernel
-                .system()
-                .lock(&own.staging, Some(&name), kind, false)
-            {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                result => result.map_err(|error| Error::io("lock", path.join(&name), error))?,
-            };
-            if lock.is_none() {
-                continue;
-            }
-            self.unlink_staged(own, &name)?;
-            if self.has_own_project(own, &name) {
-                self.release_project(own, &path.join(&name))?;
-            }
-            match remove_tree(tree, &own.staging, &name) {
-                Err(TreeError { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-                result => result.map_err(|error| Error::tree(&path, error))?,
+        let entries = self.kernel.tree().read_dir(&own.staging);
+        let mut failed = None;
+        for entry in entries.map_err(|error| Error::io("list", &path, error))? {
+            let kind = entry.kind;
+            if let Err(error) = self.recover_one(own, &path, &entry.name, kind) {
+                failed.get_or_insert(error);
             }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn recover_one(
+        &self,
+        own: &OwnDirs,
+        path: &Path,
+        name: &OsStr,
+        kind: FileKind,
+    ) -> Result<(), Error> {
+        let (tree, system) = (self.kernel.tree(), self.kernel.system());
+        if kind != FileKind::Directory {
+            let removed = files::remove(tree, &own.staging, &name.to_string_lossy());
+            return removed.map_err(|error| Error::io("remove", path.join(name), error));
+        }
+        let lock = match system.lock(&own.staging, Some(name), LockKind::Exclusive, false) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            result => result.map_err(|error| Error::io("lock", path.join(name), error))?,
+        };
+        if lock.is_none() {
+            return Ok(());
+        }
+        self.unlink_staged(own, name)?;
+        if self.has_own_project(own, name) {
+            self.release_project(own, &path.join(name))?;
+        }
+        match remove_tree(tree, &own.staging, name) {
+            Err(TreeError { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+            result => result.map_err(|error| Error::tree(path, error)),
+        }
     }
 
     /// Whether the project of a leftover goes with it. Not so where the layer that it should have
@@ -467,8 +482,8 @@ impl Staged<'_> {
     }
 
     /// Swaps the complete layer with the layer `id`, whose link it has taken over, and leaves the
-    /// old one to be removed. `id` is locked by the caller.
-    pub(super) fn exchange(mut self, id: &LayerId) -> Result<(), Error> {
+    /// old one to be removed. `lock` is that of `id`.
+    pub(super) fn exchange(mut self, id: &LayerId, lock: Lock) -> Result<(), Error> {
         let store = self.store;
         let (tree, path) = (store.kernel.tree(), store.layout.layer(id).dir().to_owned());
         files::remove(tree, &self.dir, REPLACES).map_err(self.failed("remove"))?;
@@ -484,6 +499,8 @@ impl Staged<'_> {
         // It locks what is the layer now; what is left here is the old one.
         self.lock = None;
         self.releases = false;
+        // Nobody waits for the disk and for the removal of the old contents.
+        drop(lock);
         store.sync_home("replaced", id)
     }
 }

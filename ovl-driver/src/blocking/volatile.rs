@@ -8,11 +8,12 @@
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use ovl_diff::{FileKind, Node, remove_tree};
-use ovl_layout::names;
+use ovl_diff::{DirHandle, FileKind, Node, remove_tree};
+use ovl_layout::{LayerId, names};
 use ovl_mount::{Access, UnmountMode};
 
 use super::Overlay2;
+use super::children::readable_record;
 use super::home::OwnDirs;
 use super::layer::{Layer, Stack};
 use crate::error::Error;
@@ -107,16 +108,28 @@ impl Overlay2 {
     /// Voids the note once the kernel has synced all that was written: it does when the last user
     /// of a mount that is not volatile goes, which is the unmount itself unless that is lazy. The
     /// unmount is done: a note that cannot be voided asks one question too many after the next boot.
-    pub(super) fn note_synced(&self, layer: &Layer, holds: &Holds, mode: UnmountMode) {
-        let overlay = holds.access == Access::Writable && !layer.chain.is_empty();
-        if overlay && mode == UnmountMode::Now && !is_volatile(holds) {
-            let _ = self.note_volatile(layer, None);
+    pub(super) fn note_synced(
+        &self,
+        id: &LayerId,
+        dir: &DirHandle,
+        holds: &Holds,
+        mode: UnmountMode,
+    ) {
+        if holds.access == Access::ReadOnly || mode == UnmountMode::Lazy || is_volatile(holds) {
+            return;
+        }
+        let noted = readable_record(self, dir).is_some_and(|record| record.volatile.is_some());
+        if noted
+            && let Ok(layer) = self.layer(id)
+            && !layer.chain.is_empty()
+        {
+            let _ = self.note_volatile(&layer, None);
         }
     }
 
     /// What the hold file says of a mount, where it can be read.
-    pub(super) fn noted_holds(&self, own: &OwnDirs, layer: &Layer) -> Option<Holds> {
-        let contents = files::read(self.kernel.tree(), &own.holds, layer.id.as_str());
+    pub(super) fn noted_holds(&self, own: &OwnDirs, id: &LayerId) -> Option<Holds> {
+        let contents = files::read(self.kernel.tree(), &own.holds, id.as_str());
         Holds::parse(&contents.ok()??)
     }
 

@@ -4,12 +4,13 @@ use ovl_driver::blocking::Overlay2;
 use ovl_driver::{Durability, Error, ErrorKind, InitOptions, MountRequest, OpenOptions};
 use ovl_layout::{IdMap, IdMaps, names};
 
-use super::support::{chain, create, id};
+use super::support::{chain, create, id, layer};
 use super::{Subject, list};
 
 list! {
     a_home_keeps_the_settings_that_it_was_made_with,
     a_home_takes_no_other_settings_later,
+    settings_that_were_made_meanwhile_are_never_written_over,
     settings_that_cannot_be_make_no_home,
     a_home_of_docker_takes_settings_that_docker_can_live_with,
     row_151_a_home_of_a_newer_format_is_refused_with_the_reason,
@@ -59,6 +60,20 @@ fn a_home_takes_no_other_settings_later(subject: &Subject) {
     let again = init(subject, &options());
     assert_refused(again, ErrorKind::AlreadyExists, "other settings");
     assert_eq!(subject.store().settings().max_depth, 128);
+}
+
+fn settings_that_were_made_meanwhile_are_never_written_over(subject: &Subject) {
+    let store = subject.store();
+    subject.remove_tree(&store.layout().store_dir());
+    let early = subject.open("home").expect("a home of Docker");
+    let options = InitOptions::new().max_depth(7);
+    init(subject, &options).expect("it has no settings yet");
+    let error = early.create(&layer("x", None));
+    let error = error.expect_err("the home has other settings now");
+    assert!(matches!(error, Error::HomeReplaced { .. }), "{error}");
+    let opened = subject.open("home").expect("it opens");
+    assert_eq!(opened.settings().max_depth, 7);
+    assert!(opened.layers().expect("layers").layers.is_empty());
 }
 
 fn settings_that_cannot_be_make_no_home(subject: &Subject) {

@@ -1,11 +1,11 @@
 //! Taking away what nobody needs any more.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io;
 
 use ovl_diff::RenameMode;
 use ovl_layout::{LayerId, names};
-use ovl_mount::UnmountMode;
 
 use super::FindingKind;
 use crate::blocking::Overlay2;
@@ -38,76 +38,92 @@ impl Overlay2 {
         // Takes away what is left in staging, if this is the first use.
         let own = self.own_dirs()?;
         let mut failed = self.recover(&own).err();
-        for item in &garbage.items {
-            if let Err(error) = self.take_away(&own, item) {
-                failed.get_or_insert(error);
+        // What is gone, or different, at a third look is somebody's work.
+        let still: BTreeSet<Finding> = self.look()?.1.findings.into_iter().collect();
+        let mut gone = Garbage {
+            items: Vec::new(),
+            kept: garbage.kept,
+        };
+        for item in garbage.items {
+            let as_a_whole = matches!(item.kind, FindingKind::Staging | FindingKind::Trash);
+            if !as_a_whole && !still.contains(&item) {
+                continue;
+            }
+            match self.take_away(&own, &item) {
+                Ok(()) => gone.items.push(item),
+                Err(error) => {
+                    failed.get_or_insert(error);
+                }
             }
         }
         if let Err(error) = self.reclaim() {
             failed.get_or_insert(error);
         }
-        failed.map_or(Ok(garbage), Err)
+        failed.map_or(Ok(gone), Err)
     }
 
     fn take_away(&self, own: &OwnDirs, item: &Finding) -> Result<(), Error> {
         let tree = self.kernel.tree();
         let name = item.path.file_name().unwrap_or_default();
+        let failed = |error| Error::io("remove", &item.path, error);
+        let gone = |result: io::Result<()>| match result {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
+            _ => Ok(()),
+        };
         match item.kind {
             FindingKind::StaleHolds => {
-                let id = LayerId::from_file_name(name).ok();
+                let text = name.to_string_lossy();
+                let id = text.strip_prefix(".tmp-").unwrap_or(&text).parse();
+                // Whoever holds the lock may be about to mount.
                 let lock = id.map(|id| self.lock_layer(&id, LockKind::Exclusive));
                 let _lock = match lock {
-                    Some(Err(Error::LayerNotFound { .. })) | None => None,
-                    Some(result) => Some(result?),
+                    Ok(Err(Error::LayerNotFound { .. })) | Err(_) => None,
+                    Ok(result) => Some(result?),
                 };
                 match self.is_stale_hold(own, name)? {
-                    true => files::remove(tree, &own.holds, &name.to_string_lossy())
-                        .map_err(|error| Error::io("remove", &item.path, error)),
+                    true => gone(tree.unlink(&own.holds, name)),
                     false => Ok(()),
                 }
             }
             FindingKind::UnheldMount => match &item.layer {
-                Some(id) => self.unmount_unheld(own, id),
+                Some(id) => self.unmount_unheld(id),
                 None => Ok(()),
             },
             FindingKind::DanglingLink | FindingKind::SecondLink => {
-                let (_, report) = self.look()?;
-                if !report.findings.contains(item) {
-                    return Ok(());
-                }
-                self.change_links(own, || match tree.unlink(&self.links, name) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        Err(Error::io("remove", &item.path, error))
-                    }
-                    _ => Ok(()),
-                })
+                self.change_links(own, || gone(tree.unlink(&self.links, name)))
             }
             FindingKind::Probe | FindingKind::HalfLayer => {
-                let (_, report) = self.look()?;
-                if !report.findings.contains(item) {
-                    return Ok(());
-                }
                 let to = self.trash_name(None)?;
                 let mode = RenameMode::NoReplace;
-                match tree.rename(&self.home, name, &own.trash, &to, mode) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        Err(Error::io("remove", &item.path, error))
-                    }
-                    _ => Ok(()),
-                }
+                gone(tree.rename(&self.home, name, &own.trash, &to, mode))
             }
             FindingKind::Staging if item.path.parent() == Some(&self.layout.store_dir()) => {
-                let failed = |error| Error::io("remove", &item.path, error);
                 let store = files::open_dir(tree, &self.home, names::STORE_DIR);
                 match store.map_err(failed)? {
-                    Some(store) => {
-                        files::remove(tree, &store, &name.to_string_lossy()).map_err(failed)
-                    }
+                    Some(store) => gone(tree.unlink(&store, name)),
                     None => Ok(()),
                 }
             }
             // Staging and trash go as a whole.
             _ => Ok(()),
+        }
+    }
+
+    /// Whether somebody has locked the layer of a note of holds, as for a mount that takes its time.
+    pub(super) fn is_busy(&self, name: &OsStr) -> Result<bool, Error> {
+        let text = name.to_string_lossy();
+        let Ok(id) = text
+            .strip_prefix(".tmp-")
+            .unwrap_or(&text)
+            .parse::<LayerId>()
+        else {
+            return Ok(false);
+        };
+        let system = self.kernel.system();
+        match system.lock(&self.home, Some(id.as_ref()), LockKind::Shared, false) {
+            Ok(lock) => Ok(lock.is_none()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(Error::io("lock", self.layout.layer(&id).dir(), error)),
         }
     }
 
@@ -137,18 +153,15 @@ impl Overlay2 {
         Ok(mounted.is_some())
     }
 
-    fn unmount_unheld(&self, own: &OwnDirs, id: &LayerId) -> Result<(), Error> {
+    /// Takes away a layer's mount that nobody holds.
+    pub(in crate::blocking) fn unmount_unheld(&self, id: &LayerId) -> Result<(), Error> {
+        if !self.is_mounted(self.layout.layer(id).merged())? {
+            return Ok(());
+        }
         let _lock = match self.lock_layer(id, LockKind::Exclusive) {
             Err(Error::LayerNotFound { .. }) => return Ok(()),
             result => result?,
         };
-        let dir = self.kernel.tree().open_dir(&self.home, id.as_ref());
-        let dir = dir.map_err(|e| Error::io("open", self.layout.layer(id).dir(), e))?;
-        match self.read_mounted(own, id)? {
-            Found::Ours(holds) if holds.total() == 0 => {
-                self.take_down(own, id, &dir, UnmountMode::Now)
-            }
-            _ => Ok(()),
-        }
+        self.take_down_unheld(id, &self.layer_dir(id)?)
     }
 }

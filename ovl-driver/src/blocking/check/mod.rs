@@ -170,16 +170,30 @@ impl Findings<'_> {
             self.add(FindingKind::Unknown, None, dir, problem, Remedy::Nothing);
             return;
         }
-        let bytes = self.store.allocated(&self.store.home, id.as_ref());
+        // With contents it may be a layer that has lost its small files, and people must decide.
+        let tree = self.store.kernel.tree();
+        let is_empty = |name: &str| {
+            let dir = tree.open_dir(&seen.dir, OsStr::new(name));
+            dir.is_err()
+                || dir
+                    .and_then(|dir| tree.read_dir(&dir))
+                    .is_ok_and(|list| list.is_empty())
+        };
+        let lost = [names::LOWER, names::COMMITTED];
+        let lost = lost
+            .iter()
+            .any(|name| seen.names.contains(OsStr::new(name)));
+        let kind = FindingKind::HalfLayer;
+        if lost || !is_empty(names::DIFF) {
+            let problem =
+                "no layer: the link file is missing, and no link leads to it; it has contents";
+            self.add(kind, Some(id), dir, problem, Remedy::Nothing);
+            return;
+        }
         let problem = "no layer: the link file is missing, and no link leads to it";
-        let finding = self.add(
-            FindingKind::HalfLayer,
-            Some(id),
-            dir,
-            problem,
-            Remedy::Reclaim,
-        );
-        finding.bytes = bytes;
+        let bytes = self.store.allocated(&self.store.home, id.as_ref());
+        self.add(kind, Some(id), dir, problem, Remedy::Reclaim)
+            .bytes = bytes;
     }
 
     fn link(&mut self, id: &LayerId, seen: &Seen) {
@@ -194,10 +208,14 @@ impl Findings<'_> {
             }
             Part::Good(link) => {
                 let entry = layout.link(*link);
-                let mut others = scan.leading_to(id).into_iter();
-                let other = others.find(|other| other != link && scan.owner(*other).is_none());
+                // Our record or another layer's chain vouches for the link file.
+                let record = seen.record.good();
+                let vouched = record.is_some_and(|record| record.link == *link)
+                    || scan.chained.contains(link);
+                let mut others = scan.leading_to(id).iter();
+                let other = others.find(|&&other| other != *link && scan.owner(other).is_none());
                 let leads = scan.leading_to(id).contains(link);
-                if let Some(other) = other.filter(|_| !leads) {
+                if let Some(other) = other.filter(|_| !leads && !vouched) {
                     let problem =
                         format!("it says {link}, but the link that leads here is {other}");
                     let right = scan
@@ -215,7 +233,7 @@ impl Findings<'_> {
                 let problem = match scan.links.get(OsStr::new(link.as_str())) {
                     Some(Part::Good(target)) if target == id => return,
                     Some(Part::Good(target)) => format!("it leads to {target}, not to {id}"),
-                    Some(Part::Bad(problem)) => problem.clone(),
+                    Some(Part::Bad(problem) | Part::Newer(problem)) => problem.clone(),
                     Some(Part::Missing) | None => format!("the link of {id} is missing"),
                 };
                 let kind = FindingKind::LinkEntry;
@@ -241,7 +259,7 @@ impl Findings<'_> {
         let recorded = seen.valid_record().map(|record| record.depth);
         let remedy = self.remedy(scan.recorded_chain(id).is_some());
         let chain = match &seen.lower {
-            Part::Bad(problem) => {
+            Part::Bad(problem) | Part::Newer(problem) => {
                 self.add(FindingKind::Lower, Some(id), path, problem, remedy);
                 return;
             }
@@ -303,7 +321,7 @@ impl Findings<'_> {
     fn record(&mut self, id: &LayerId, seen: &Seen) {
         let path = self.store.layout.layer(id).dir().join(names::RECORD);
         match &seen.record {
-            Part::Bad(problem) => {
+            Part::Bad(problem) | Part::Newer(problem) => {
                 let remedy = self.remedy(self.store.right_record(self.scan, id).is_some());
                 let finding = self.add(FindingKind::Record, Some(id), path, problem, remedy);
                 // Nobody else makes such files.
@@ -401,32 +419,35 @@ impl Findings<'_> {
                         .is_some_and(|own| scan.leading_to(id).contains(own));
                     if leads {
                         let problem = format!("a second link to {id}");
-                        let mut chains = scan.layers.values().filter_map(|seen| seen.lower.good());
-                        let used = chains.any(|chain| chain.links().contains(&link));
-                        let remedy = if used {
-                            Remedy::Nothing
-                        } else {
-                            Remedy::Reclaim
+                        // Kept where another layer's chain needs it.
+                        let remedy = match scan.chained.contains(&link) {
+                            true => Remedy::Nothing,
+                            false => Remedy::Reclaim,
                         };
                         self.add(FindingKind::SecondLink, None, path, problem, remedy);
                     }
                 }
-                target => {
-                    let problem = match target {
-                        Part::Good(id) => format!("it leads to {id}, which does not exist"),
-                        bad => bad.problem(),
+                // It goes with what staging or trash holds of that layer.
+                Part::Good(_) if self.is_leftover_of_ours(name) => {}
+                Part::Good(id) => {
+                    let problem = format!("it leads to {id}, which does not exist");
+                    // It is all that is left of what that chain names.
+                    let remedy = match scan.chained.contains(&link) {
+                        true => Remedy::Nothing,
+                        false => Remedy::Reclaim,
                     };
-                    let ours = self.is_our_leftover(name);
-                    let kind = FindingKind::DanglingLink;
-                    let finding = self.add(kind, None, path, problem, Remedy::Reclaim);
-                    finding.ours = ours;
+                    self.add(FindingKind::DanglingLink, None, path, problem, remedy);
+                }
+                bad => {
+                    let problem = bad.problem();
+                    self.add(FindingKind::Unknown, None, path, problem, Remedy::Nothing);
                 }
             }
         }
     }
 
     /// Whether staging or trash say that a link is that of a layer of ours.
-    fn is_our_leftover(&self, name: &OsStr) -> bool {
+    fn is_leftover_of_ours(&self, name: &OsStr) -> bool {
         let in_trash = |trash: &std::ffi::OsString| {
             trash.as_encoded_bytes().get(..LINK_ID_LEN) == Some(name.as_encoded_bytes())
         };
@@ -498,7 +519,7 @@ impl Findings<'_> {
             }
         }
         for name in &self.scan.holds {
-            if store.is_stale_hold(&own, name)? {
+            if !store.is_busy(name)? && store.is_stale_hold(&own, name)? {
                 let path = path.join(names::HOLDS).join(name);
                 let problem = "it speaks of a mount that is gone";
                 let kind = FindingKind::StaleHolds;

@@ -179,10 +179,13 @@ impl Overlay2 {
     pub(super) fn right_record(&self, scan: &Scan, id: &LayerId) -> Option<LayerRecord> {
         let seen = scan.layers.get(id)?;
         let link = *seen.link.good()?;
+        if matches!(seen.record, Part::Newer(_)) {
+            return None;
+        }
         let chain = match &seen.lower {
             Part::Missing => LowerChain::default(),
             Part::Good(chain) => chain.clone(),
-            Part::Bad(_) => return None,
+            Part::Bad(_) | Part::Newer(_) => return None,
         };
         if let Some(parent) = chain.parent() {
             let parent = scan.owner(parent)?;
@@ -190,21 +193,20 @@ impl Overlay2 {
             let right = below.links() == &chain.links()[1..];
             return right.then(|| LayerRecord::new(link, Some(parent.clone()), &chain));
         }
-        // Nothing below: a base layer, or one whose opaque root hides its parent. The index knows.
+        // A base layer, unless the index knows a parent: then its `lower` is lost, or its root is
+        // opaque. The kernel's scratch space tells of layers below as well.
         let own = self.own_dirs_if_any().ok()??;
-        if !self.is_current(&own).ok()? {
+        if !self.is_current(&own).ok()? || seen.names.contains(OsStr::new(names::WORK)) {
             return None;
         }
-        let parent = scan.layers.keys().find(|parent| {
+        let noted = scan.layers.keys().any(|parent| {
             let noted = files::open_dir(self.kernel.tree(), &own.children, parent.as_str());
             let noted = noted.ok().flatten();
             noted.is_some_and(|dir| {
                 files::exists(self.kernel.tree(), &dir, link.as_str()).unwrap_or(false)
             })
         });
-        let mut record = LayerRecord::new(link, parent.cloned(), &chain);
-        record.root_opaque = parent.is_some();
-        Some(record)
+        (!noted).then(|| LayerRecord::new(link, None, &chain))
     }
 }
 
@@ -217,17 +219,13 @@ impl Scan {
         {
             return Some(record.link);
         }
-        let leading: Vec<LinkId> = self.leading_to(id).into_iter().filter(free).collect();
+        let leading: Vec<LinkId> = self.leading_to(id).iter().copied().filter(free).collect();
         if let [link] = leading[..] {
             return Some(link);
         }
         // The one by which others know it.
-        let chains = self.layers.values().filter_map(|seen| seen.lower.good());
-        let known: BTreeSet<LinkId> = chains
-            .flat_map(LowerChain::links)
-            .copied()
-            .filter(|link| leading.contains(link))
-            .collect();
+        let known = leading.iter().filter(|link| self.chained.contains(link));
+        let known: BTreeSet<LinkId> = known.copied().collect();
         let mut known = known.into_iter();
         known.next().filter(|_| known.next().is_none())
     }

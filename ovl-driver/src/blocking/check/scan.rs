@@ -1,11 +1,12 @@
 //! Everything that a home's small files say, read once and believed nowhere.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::path::Path;
 
 use ovl_diff::{DirHandle, FileKind, Node, TreeBackend};
-use ovl_layout::{LayerId, LayerRecord, LinkId, LowerChain, names, parse_link_target};
+use ovl_layout::{LayerId, LayerRecord, LinkId, LowerChain, RecordError, names, parse_link_target};
 
 use rustix::io::Errno;
 
@@ -20,6 +21,8 @@ use crate::system::LockKind;
 pub(super) enum Part<T> {
     Missing,
     Bad(String),
+    /// Only a newer program can read it.
+    Newer(String),
     Good(T),
 }
 
@@ -35,7 +38,7 @@ impl<T> Part<T> {
     pub(super) fn problem(&self) -> String {
         match self {
             Self::Missing => "the file is missing".to_owned(),
-            Self::Bad(problem) => problem.clone(),
+            Self::Bad(problem) | Self::Newer(problem) => problem.clone(),
             Self::Good(_) => String::new(),
         }
     }
@@ -90,29 +93,45 @@ pub(super) struct Scan {
     pub(super) trash: BTreeSet<OsString>,
     pub(super) holds: BTreeSet<OsString>,
     pub(super) own_others: BTreeSet<OsString>,
+    /// The layers whose `link` files have a link.
+    owners: HashMap<LinkId, Vec<LayerId>>,
+    /// The links under `l/` that lead to a layer.
+    leading: HashMap<LayerId, Vec<LinkId>>,
+    /// The links that a `lower` file names.
+    pub(super) chained: HashSet<LinkId>,
 }
 
 impl Scan {
+    fn index(&mut self) {
+        for (id, seen) in &self.layers {
+            if let Some(link) = seen.link.good() {
+                self.owners.entry(*link).or_default().push(id.clone());
+            }
+            let chain = seen.lower.good().into_iter();
+            self.chained
+                .extend(chain.flat_map(LowerChain::links).copied());
+        }
+        for (name, target) in &self.links {
+            if let (Some(id), Ok(link)) =
+                (target.good(), LinkId::parse_file(name.as_encoded_bytes()))
+            {
+                self.leading.entry(id.clone()).or_default().push(link);
+            }
+        }
+    }
+
     /// The layer whose `link` file has this link.
     pub(super) fn owner(&self, link: LinkId) -> Option<&LayerId> {
-        let named = |seen: &Seen| seen.link.good() == Some(&link);
+        let owners = self.owners.get(&link)?;
         // Of two, the one that the link leads to.
         let led = self.links.get(OsStr::new(link.as_str()));
         let led = led.and_then(Part::good);
-        let led = led.filter(|id| self.layers.get(id).is_some_and(named));
-        led.or_else(|| {
-            let mut owners = self.layers.iter().filter(|(_, seen)| named(seen));
-            owners.next().map(|(id, _)| id)
-        })
+        led.filter(|id| owners.contains(id)).or(owners.first())
     }
 
     /// The links under `l/` that lead to a layer.
-    pub(super) fn leading_to(&self, id: &LayerId) -> Vec<LinkId> {
-        let leading = self.links.iter();
-        let leading = leading.filter(|(_, target)| target.good() == Some(id));
-        leading
-            .filter_map(|(name, _)| LinkId::parse_file(name.as_encoded_bytes()).ok())
-            .collect()
+    pub(super) fn leading_to(&self, id: &LayerId) -> &[LinkId] {
+        self.leading.get(id).map_or(&[], Vec::as_slice)
     }
 
     /// The chain that our record and the parent's chain give.
@@ -132,7 +151,7 @@ impl Scan {
         let chain = match &seen.lower {
             Part::Missing => LowerChain::default(),
             Part::Good(chain) => chain.clone(),
-            Part::Bad(_) => return None,
+            Part::Bad(_) | Part::Newer(_) => return None,
         };
         let recorded = seen.valid_record().map(|record| record.depth);
         recorded
@@ -157,7 +176,7 @@ impl Overlay2 {
     pub(super) fn scan_home(&self) -> Result<Scan, Error> {
         let tree = self.kernel.tree();
         let mut scan = Scan::default();
-        let listed = |dir: &DirHandle, path: &std::path::Path| {
+        let listed = |dir: &DirHandle, path: &Path| {
             tree.read_dir(dir)
                 .map_err(|error| Error::io("list", path, error))
         };
@@ -175,7 +194,7 @@ impl Overlay2 {
         if let Some(own) = self.own_dirs_if_any()? {
             let path = self.layout.store_dir();
             for entry in listed(&own.staging, &path.join(names::STAGING))? {
-                let kind = LockKind::Exclusive;
+                let kind = LockKind::Shared;
                 let system = self.kernel.system();
                 match system.lock(&own.staging, Some(&entry.name), kind, false) {
                     Ok(None) => {
@@ -185,7 +204,12 @@ impl Overlay2 {
                         scan.staging.insert(entry.name);
                     }
                     // Published or dropped meanwhile.
-                    Err(_) => {}
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    // Only directories are made there.
+                    Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+                        scan.staging.insert(entry.name);
+                    }
+                    Err(error) => return Err(Error::io("lock", path.join(&entry.name), error)),
                 }
             }
             let names = |dir, name| {
@@ -229,6 +253,7 @@ impl Overlay2 {
                 }
             }
         }
+        scan.index();
         Ok(scan)
     }
 
@@ -262,14 +287,17 @@ impl Overlay2 {
             },
         };
         let mut seen = Seen {
-            link: part(tree, &dir, names::LINK, |bytes| {
-                LinkId::parse_file(bytes).map_err(|error| with_source(&error))
+            link: part(tree, &dir, (&path, names::LINK), |bytes| {
+                LinkId::parse_file(bytes).map_err(|error| Part::Bad(with_source(&error)))
             })?,
-            lower: part(tree, &dir, names::LOWER, |bytes| {
-                LowerChain::parse_file(bytes).map_err(|error| with_source(&error))
+            lower: part(tree, &dir, (&path, names::LOWER), |bytes| {
+                LowerChain::parse_file(bytes).map_err(|error| Part::Bad(with_source(&error)))
             })?,
-            record: part(tree, &dir, names::RECORD, |bytes| {
-                LayerRecord::parse_file(bytes).map_err(|error| with_source(&error))
+            record: part(tree, &dir, (&path, names::RECORD), |bytes| {
+                LayerRecord::parse_file(bytes).map_err(|error| match error {
+                    RecordError::Newer { .. } => Part::Newer(error.to_string()),
+                    error => Part::Bad(error.to_string()),
+                })
             })?,
             newline: false,
             committed: names.contains(OsStr::new(names::COMMITTED)),
@@ -316,15 +344,15 @@ impl Overlay2 {
 fn part<T>(
     tree: &dyn TreeBackend,
     dir: &DirHandle,
-    name: &str,
-    parse: impl FnOnce(&[u8]) -> Result<T, String>,
+    (path, name): (&Path, &str),
+    parse: impl FnOnce(&[u8]) -> Result<T, Part<T>>,
 ) -> Result<Part<T>, Error> {
     Ok(match files::read(tree, dir, name) {
         Ok(None) => Part::Missing,
         Ok(Some(bytes)) if bytes.is_empty() => Part::Bad("the file is empty".to_owned()),
-        Ok(Some(bytes)) => parse(&bytes).map_or_else(Part::Bad, Part::Good),
+        Ok(Some(bytes)) => parse(&bytes).map_or_else(|bad| bad, Part::Good),
         Err(error) if is_of_the_file(&error) => Part::Bad(error.to_string()),
-        Err(error) => return Err(Error::io("read", name, error)),
+        Err(error) => return Err(Error::io("read", path.join(name), error)),
     })
 }
 
