@@ -34,7 +34,6 @@ list! {
     row_140_layers_that_stand_on_each_other_are_damage,
     row_141_a_layer_that_stands_on_itself_is_damage,
     row_144_stale_contents_of_work_go_before_a_mount,
-    row_145_a_mark_of_a_volatile_mount_refuses_the_next,
     row_146_a_mount_that_nobody_holds_is_told_and_reclaimed,
     row_147_a_parent_without_its_mark_is_never_mounted_writable,
     row_149_unknown_things_in_a_home_are_told_and_stay,
@@ -525,32 +524,6 @@ fn row_144_stale_contents_of_work_go_before_a_mount(subject: &Subject) {
         assert_shows_base(subject, &store);
     }
     assert_eq!(kinds(&store), []);
-}
-
-fn row_145_a_mark_of_a_volatile_mount_refuses_the_next(subject: &Subject) {
-    let store = stack(subject);
-    let work = store.layout().layer(&id("top")).work().to_owned();
-    for name in ["work", "work/incompat", "work/incompat/volatile"] {
-        if !subject.exists(&work.join(name)) {
-            subject.mkdir(&work.join(name), 0o700);
-        }
-    }
-    let mark = work.join("work/incompat/volatile");
-    let error = store.mount(&id("top"), &MountRequest::new());
-    let error = error.expect_err("what was written may be lost");
-    assert!(
-        matches!(&error, Error::Dirty { mark: found, .. } if *found == mark),
-        "{}",
-        chain(&error)
-    );
-    assert_found(&store, &mark);
-    assert_eq!(
-        store.repair(UpkeepOptions::new()).expect("repair").mended,
-        []
-    );
-    assert!(subject.exists(&mark), "only people can decide");
-    subject.remove_tree(&work.join("work/incompat"));
-    assert_shows_base(subject, &store);
 }
 
 fn row_146_a_mount_that_nobody_holds_is_told_and_reclaimed(subject: &Subject) {

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use ovl_driver::blocking::Overlay2;
-use ovl_driver::{Dirty, Error, ErrorKind, FindingKind, ImportOptions, MountRequest};
+use ovl_driver::{
+    Dirty, Error, ErrorKind, FindingKind, ImportOptions, MountRequest, UpkeepOptions,
+};
 use ovl_layout::{LayerRecord, names};
 use ovl_mount::{MountError, OverlayOptions, UnmountMode};
 
@@ -14,6 +16,7 @@ list! {
     a_volatile_mount_is_forgotten_in_the_same_boot,
     a_mount_that_syncs_ends_what_a_volatile_one_began,
     the_kernels_mark_of_a_volatile_mount_refuses_the_next_one,
+    row_145_a_mark_of_a_volatile_mount_that_nobody_noted_refuses_the_next,
     a_layer_that_was_volatile_when_the_machine_stopped_is_refused,
     what_is_accepted_is_the_layers_contents,
     what_is_discarded_is_gone_and_the_root_keeps_its_attributes,
@@ -124,6 +127,34 @@ fn the_kernels_mark_of_a_volatile_mount_refuses_the_next_one(subject: &Subject) 
         assert_eq!(source.kind(), std::io::ErrorKind::InvalidInput);
         subject.rmdir(plan.target());
     }
+    subject.assert_clean(&store);
+}
+
+fn row_145_a_mark_of_a_volatile_mount_that_nobody_noted_refuses_the_next(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    create(&store, "top", Some("base"));
+    let work = store.layout().layer(&id("top")).work().to_owned();
+    for name in ["work", "work/incompat", "work/incompat/volatile"] {
+        subject.mkdir(&work.join(name), 0o700);
+    }
+    let mark = work.join("work/incompat/volatile");
+    let error = store.mount(&id("top"), &MountRequest::new());
+    let error = error.expect_err("what was written may be lost");
+    assert!(
+        matches!(&error, Error::Dirty { mark: found, .. } if *found == mark),
+        "{}",
+        chain(&error)
+    );
+    let findings = store.check().expect("check").findings;
+    assert!(findings.iter().any(|found| found.path == mark));
+    assert_eq!(
+        store.repair(UpkeepOptions::new()).expect("repair").mended,
+        []
+    );
+    assert!(subject.exists(&mark), "only people can decide");
+    subject.remove_tree(&work.join("work/incompat"));
+    with_mount(&store, "top", |_| {});
     subject.assert_clean(&store);
 }
 
