@@ -7,4 +7,5 @@ mod durability;
 mod locks;
 mod overlay;
 mod quota;
+mod rows;
 mod trees;

@@ -11,6 +11,7 @@ mod id_maps;
 mod layers;
 mod mounts;
 mod quotas;
+mod rows;
 mod support;
 
 use std::path::{Path, PathBuf};
@@ -76,6 +77,7 @@ pub fn cases() -> Vec<Case> {
         mounts::CASES,
         archives::CASES,
         damage::CASES,
+        rows::CASES,
         quotas::CASES,
     ]
     .concat()
