@@ -25,6 +25,10 @@ pub(crate) const CASES: &[Case] = &[
         "row_155_a_home_on_a_read_only_file_system_can_be_read",
         read_only,
     ),
+    (
+        "row_186_a_child_process_inherits_nothing_of_the_store",
+        nothing_is_inherited,
+    ),
 ];
 
 fn open(dir: &Path) -> Overlay2 {
@@ -109,4 +113,44 @@ fn read_only(dir: &Path) {
     }
     let garbage = store.gc(UpkeepOptions::new()).unwrap();
     assert_eq!(garbage.items, []);
+}
+
+/// An archive during whose reading a child process lists what it has open.
+struct Spawning<'a> {
+    rest: std::io::Cursor<Vec<u8>>,
+    seen: &'a mut Vec<String>,
+}
+
+impl std::io::Read for Spawning<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let listed = std::process::Command::new("ls")
+            .args(["-l", "/proc/self/fd"])
+            .output()?;
+        self.seen
+            .push(String::from_utf8_lossy(&listed.stdout).into_owned());
+        let len = buffer.len().min(512);
+        self.rest.read(&mut buffer[..len])
+    }
+}
+
+fn nothing_is_inherited(dir: &Path) {
+    let store = open(dir);
+    let archive = ArchiveBuilder::new()
+        .dir("d", 0o755)
+        .file("d/f", &[7; 2000])
+        .finish();
+    let mut seen = Vec::new();
+    let source = Spawning {
+        rest: std::io::Cursor::new(archive),
+        seen: &mut seen,
+    };
+    let layer = CreateLayer::new("base".parse().unwrap());
+    store
+        .import(&layer, source, ImportOptions::new(), &mut |_| {})
+        .unwrap();
+    assert!(seen.len() > 3, "the archive is read in several pieces");
+    for listing in seen {
+        assert!(listing.contains("/proc/"), "{listing}");
+        assert!(!listing.contains(dir.to_str().unwrap()), "{listing}");
+    }
 }

@@ -7,5 +7,6 @@ mod durability;
 mod locks;
 mod overlay;
 mod quota;
+mod rows;
 mod trees;
 mod volatile;

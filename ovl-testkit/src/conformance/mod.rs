@@ -11,6 +11,7 @@ mod id_maps;
 mod layers;
 mod mounts;
 mod quotas;
+mod rows;
 mod strategies;
 mod support;
 mod volatile;
@@ -80,6 +81,7 @@ pub fn cases() -> Vec<Case> {
         volatile::CASES,
         archives::CASES,
         damage::CASES,
+        rows::CASES,
         quotas::CASES,
     ]
     .concat()
