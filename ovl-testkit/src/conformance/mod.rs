@@ -14,6 +14,7 @@ mod quotas;
 mod rows;
 mod strategies;
 mod support;
+mod upkeep;
 mod volatile;
 
 use std::path::{Path, PathBuf};
@@ -81,6 +82,7 @@ pub fn cases() -> Vec<Case> {
         volatile::CASES,
         archives::CASES,
         damage::CASES,
+        upkeep::CASES,
         rows::CASES,
         quotas::CASES,
     ]
