@@ -1,3 +1,4 @@
+use std::any::Any;
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -68,6 +69,38 @@ pub trait QuotaBackend: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// `ESRCH` or `ENOSYS` if quotas are off, `EPERM` without the privilege.
     fn used_ids(&self, home: &Path, range: ProjectRange) -> io::Result<Vec<ProjectId>>;
+
+    /// Has the calling thread, and those that it starts, keep to limits that its privileges would
+    /// let it exceed, until what is returned is dropped. A backend whose limits bind everybody has
+    /// nothing to do, as here.
+    ///
+    /// # Errors
+    /// When privileges cannot be read or given up.
+    #[doc(alias = "CAP_SYS_RESOURCE")]
+    fn keep_to_limits(&self) -> io::Result<KeepsToLimits> {
+        Ok(KeepsToLimits::default())
+    }
+}
+
+/// While it lives, its thread keeps to limits; see [`QuotaBackend::keep_to_limits`]. It stays on
+/// that thread.
+#[derive(Default)]
+#[must_use = "limits are kept while it lives"]
+pub struct KeepsToLimits(Option<Box<dyn Any>>);
+
+impl KeepsToLimits {
+    /// Limits are kept until `kept` is dropped.
+    pub fn new(kept: impl Any) -> Self {
+        Self(Some(Box::new(kept)))
+    }
+}
+
+impl fmt::Debug for KeepsToLimits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeepsToLimits")
+            .field("gave_up_privileges", &self.0.is_some())
+            .finish()
+    }
 }
 
 /// What a file system does about project limits.

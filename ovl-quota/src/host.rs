@@ -4,8 +4,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, fstatfs, open};
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
-use crate::backend::{Enforcement, QuotaBackend};
+use crate::backend::{Enforcement, KeepsToLimits, QuotaBackend};
 use crate::device::device_of;
 use crate::limits::{Limits, Usage};
 use crate::project::{ProjectId, ProjectRange};
@@ -152,6 +153,31 @@ impl QuotaBackend for HostQuota {
             from = ProjectId::new(found.get() + 1);
         }
         Ok(ids)
+    }
+
+    /// ext4 lets whoever has `CAP_SYS_RESOURCE` exceed limits, so that is given up: capabilities
+    /// belong to threads.
+    fn keep_to_limits(&self) -> io::Result<KeepsToLimits> {
+        let mut sets = capabilities(None)?;
+        if !sets.effective.contains(CapabilitySet::SYS_RESOURCE) {
+            return Ok(KeepsToLimits::default());
+        }
+        sets.effective.remove(CapabilitySet::SYS_RESOURCE);
+        set_capabilities(None, sets)?;
+        Ok(KeepsToLimits::new(WithoutResource))
+    }
+}
+
+/// Gives the thread its capability back.
+struct WithoutResource;
+
+impl Drop for WithoutResource {
+    fn drop(&mut self) {
+        // What is permitted can always be made effective.
+        if let Ok(mut sets) = capabilities(None) {
+            sets.effective.insert(CapabilitySet::SYS_RESOURCE);
+            let _ = set_capabilities(None, sets);
+        }
     }
 }
 

@@ -60,7 +60,7 @@ mod size;
 mod sys;
 mod units;
 
-pub use backend::{Enforcement, QuotaBackend};
+pub use backend::{Enforcement, KeepsToLimits, QuotaBackend};
 pub use control::QuotaControl;
 pub use error::{QuotaError, UnsupportedReason};
 pub use host::HostQuota;

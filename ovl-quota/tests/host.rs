@@ -11,6 +11,7 @@ use ovl_quota::{
     Bytes, Enforcement, HostQuota, Limits, ProjectId, QuotaBackend, QuotaControl, QuotaError,
     UnsupportedReason,
 };
+use rustix::thread::{CapabilitySet, capabilities};
 
 #[test]
 fn the_state_of_any_file_system_is_a_value() {
@@ -95,4 +96,21 @@ fn limits_that_mean_no_limit_never_reach_the_kernel() {
         .set_limits(nowhere, project, &Limits::UNLIMITED)
         .unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::NotFound);
+}
+
+#[test]
+fn a_thread_that_keeps_to_limits_gives_its_exemption_up_for_so_long() {
+    let is_exempt = || {
+        let sets = capabilities(None).unwrap();
+        sets.effective.contains(CapabilitySet::SYS_RESOURCE)
+    };
+    let before = is_exempt();
+    let kept = HostQuota::new().keep_to_limits().unwrap();
+    assert!(!is_exempt());
+    assert!(!std::thread::spawn(is_exempt).join().unwrap());
+    // One inside the other.
+    drop(HostQuota::new().keep_to_limits().unwrap());
+    assert!(!is_exempt());
+    drop(kept);
+    assert_eq!(is_exempt(), before);
 }

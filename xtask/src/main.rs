@@ -5,6 +5,7 @@
 mod ci;
 mod e2e;
 mod tidy;
+mod vm;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -25,6 +26,8 @@ enum Task {
     Tidy,
     /// Run the real-kernel suites on XFS, ext4 and tmpfs (root)
     E2e(e2e::Options),
+    /// Run suites in virtual machines, with kernels and quotas that this host may not have (root)
+    Vm(vm::Options),
     /// Have a real Docker write ovl-driver/tests/fixtures anew (root)
     DockerFixtures,
     /// Run the whole gate
@@ -36,6 +39,9 @@ enum Task {
     /// One file system's part of `e2e`, in the static program
     #[command(hide = true)]
     Suite(e2e::SuiteOptions),
+    /// The first process of a virtual machine
+    #[command(hide = true)]
+    Guest(vm::GuestOptions),
     /// Works on a home until it is killed
     #[command(hide = true)]
     StormWorker(e2e::WorkerOptions),
@@ -49,6 +55,8 @@ fn main() -> ExitCode {
         None => Cli::command().print_help().map_err(Into::into),
         Some(Task::Tidy) => tidy::run(),
         Some(Task::E2e(options)) => e2e::run(&options),
+        Some(Task::Vm(options)) => vm::run(&options),
+        Some(Task::Guest(options)) => vm::guest(&options),
         Some(Task::DockerFixtures) => e2e::run(&e2e::Options::for_fixtures()),
         Some(Task::Ci { full }) => ci::run(full),
         Some(Task::Suite(options)) => e2e::suite(&options),

@@ -306,6 +306,8 @@ impl Overlay2 {
             holds: open(names::HOLDS)?,
             children: open(names::CHILDREN)?,
         };
+        // Who may not do so cannot use quotas, and gets along without.
+        let _ = self.leave_inherited_project();
         *cached = Some(own.clone());
         drop(cached);
         // What cannot be taken away is in nobody's way: `check` tells of it, and `gc` why it stays.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use ovl_diff::{EscapedPath, TreeError, copy_layer, copy_root_attributes};
 use ovl_layout::{HomeSettings, LayerId, names};
-use ovl_quota::{Bytes, Limits, ProjectId, ProjectRange, QuotaControl, QuotaError};
+use ovl_quota::{Bytes, KeepsToLimits, Limits, ProjectId, ProjectRange, QuotaControl, QuotaError};
 
 use super::Overlay2;
 use super::home::OwnDirs;
@@ -145,25 +145,27 @@ impl Overlay2 {
         (of(self.home()) != Some(project)).then_some(project)
     }
 
-    /// Puts an empty directory in staging into its project, before anything is made in it.
+    /// Puts an empty directory in staging into its project, before anything is made in it. While
+    /// what is returned lives, this thread keeps to its limits.
     pub(super) fn tag(
         &self,
         own: &OwnDirs,
         id: &LayerId,
         staged: &Path,
         project: Project,
-    ) -> Result<(), Error> {
+    ) -> Result<KeepsToLimits, Error> {
         match project {
-            Project::None => Ok(()),
+            Project::None => Ok(KeepsToLimits::default()),
             Project::Own(limits) => {
                 let quotas = match self.quotas() {
                     Ok(quotas) => quotas,
-                    Err(_) if limits.is_unlimited() => return Ok(()),
+                    Err(_) if limits.is_unlimited() => return Ok(KeepsToLimits::default()),
                     Err(error) => return Err(error),
                 };
                 let _ids = self.lock_projects(own)?;
                 let limited = quotas.limit(staged, limits);
-                limited.map(drop).map_err(|error| Error::quota(id, error))
+                limited.map_err(|error| Error::quota(id, error))?;
+                self.keep_to_limits(id)
             }
             Project::Kept => {
                 let of = |dir: &Path| {
@@ -171,13 +173,38 @@ impl Overlay2 {
                     project.map_err(|error| Error::io("read the project of", dir, error))
                 };
                 let project = of(self.layout.layer(id).dir())?;
-                if project.is_none() || project == of(staged)? {
-                    return Ok(());
+                if project.is_none() {
+                    return Ok(KeepsToLimits::default());
                 }
-                let assigned = self.kernel.quota().assign_project(staged, project);
-                assigned.map_err(|error| Error::io("set the project of", staged, error))
+                if project != of(staged)? {
+                    let assigned = self.kernel.quota().assign_project(staged, project);
+                    assigned.map_err(|error| Error::io("set the project of", staged, error))?;
+                }
+                self.keep_to_limits(id)
             }
         }
+    }
+
+    /// The store works as root, whom ext4 lets exceed limits.
+    fn keep_to_limits(&self, id: &LayerId) -> Result<KeepsToLimits, Error> {
+        let kept = self.kernel.quota().keep_to_limits();
+        kept.map_err(|error| Error::io("keep to the limits of", self.layout.layer(id).dir(), error))
+    }
+
+    /// Takes the store's own directories out of the project that they have from a home with the
+    /// inherit flag, once that is cleared: all layers would be made in that project, and none could
+    /// be moved to the trash.
+    pub(super) fn leave_inherited_project(&self) -> io::Result<()> {
+        let quota = self.kernel.quota();
+        let store = self.layout.store_dir();
+        if !quota.inherits(&store.join(names::STAGING))? || quota.inherits(self.home())? {
+            return Ok(());
+        }
+        let inside = [names::STAGING, names::TRASH, names::HOLDS, names::CHILDREN];
+        for dir in inside.map(|name| store.join(name)) {
+            quota.assign_project(&dir, None)?;
+        }
+        quota.assign_project(&store, None)
     }
 
     /// Lifts the limits of the project of a directory that is removed next, so that its id can be

@@ -14,6 +14,7 @@ use ovl_diff::{
 use ovl_layout::{
     LINK_ID_ENTROPY, LayerId, LayerRecord, Layout, LinkId, LowerChain, names, parse_link_target,
 };
+use ovl_quota::KeepsToLimits;
 
 use super::Overlay2;
 use super::children::readable_record;
@@ -46,6 +47,7 @@ pub(super) struct Staged<'a> {
     /// Whether it has a project that goes with it.
     releases: bool,
     lock: Option<Lock>,
+    _keeps: KeepsToLimits,
 }
 
 /// What a staged layer will be.
@@ -119,8 +121,8 @@ impl Overlay2 {
         let record = LayerRecord::new(link, parent_id, &plan.chain);
         let made = self.fill(&own, &name, &record, &plan);
         let releases = matches!(plan.project, Project::Own(_));
-        let (dir, diff) = match made {
-            Ok(dirs) => dirs,
+        let (dir, diff, keeps) = match made {
+            Ok(made) => made,
             Err(error) => {
                 let path = path.join(&name);
                 let error = self.explain(plan.id, &path, error);
@@ -145,6 +147,7 @@ impl Overlay2 {
             linked: false,
             releases,
             lock: Some(lock),
+            _keeps: keeps,
         })
     }
 
@@ -154,7 +157,7 @@ impl Overlay2 {
         name: &OsStr,
         record: &LayerRecord,
         plan: &Plan<'_>,
-    ) -> Result<(DirHandle, DirHandle), Error> {
+    ) -> Result<(DirHandle, DirHandle, KeepsToLimits), Error> {
         let tree = self.kernel.tree();
         let path = self.layout.store_dir().join(names::STAGING).join(name);
         let failed = |error| Error::io("create", &path, error);
@@ -172,7 +175,7 @@ impl Overlay2 {
             let id = plan.id.as_str().as_bytes();
             files::create(tree, &dir, REPLACES, 0o600, id, false).map_err(failed)?;
         }
-        self.tag(own, plan.id, &path, plan.project)?;
+        let keeps = self.tag(own, plan.id, &path, plan.project)?;
         let diff = files::ensure_dir(tree, &dir, names::DIFF, 0o755).map_err(failed)?;
         match plan.parent {
             Some(parent) => copy_root_attributes(self.view(), &parent.stack.upper, &diff)
@@ -182,7 +185,7 @@ impl Overlay2 {
                 .give_to_root(tree, Node::Dir(&diff))
                 .map_err(failed)?,
         }
-        Ok((dir, diff))
+        Ok((dir, diff, keeps))
     }
 
     /// The directory `name` in a layer's directory, made with mode 0700 where it is missing, that

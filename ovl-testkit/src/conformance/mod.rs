@@ -58,6 +58,8 @@ impl Subject {
 pub struct Case {
     /// The rule as a sentence with underscores.
     pub name: &'static str,
+    /// What it is about, such as `quotas`: the last part of its module's path.
+    pub subject: &'static str,
     /// Panics when the subject breaks the rule.
     pub run: fn(&Subject),
 }
@@ -92,8 +94,24 @@ pub fn cases() -> Vec<Case> {
 /// Lists functions of a module as cases.
 macro_rules! cases {
     ($($name:ident,)*) => {
-        pub(super) const CASES: &[super::Case] =
-            &[$(super::Case { name: stringify!($name), run: $name },)*];
+        pub(super) const CASES: &[super::Case] = &[$(super::Case {
+            name: stringify!($name),
+            subject: super::last_part(module_path!()),
+            run: $name,
+        },)*];
     };
 }
 use cases as list;
+
+const fn last_part(path: &'static str) -> &'static str {
+    let mut rest = path.as_bytes();
+    let mut start = rest.len();
+    while let [before @ .., last] = rest {
+        if *last == b':' {
+            break;
+        }
+        start = before.len();
+        rest = before;
+    }
+    path.split_at(start).1
+}

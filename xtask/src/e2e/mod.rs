@@ -20,7 +20,8 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use clap::{Args, ValueEnum};
 use nix::sched::{CloneFlags, unshare};
 use ovl_driver::Kernel;
-use ovl_testkit::conformance::{Subject, cases};
+use ovl_quota::Enforcement;
+use ovl_testkit::conformance::{Case, Subject, cases};
 use rustix::mount::{MountPropagationFlags, mount_change};
 
 use crate::{cargo, output};
@@ -92,8 +93,12 @@ pub(crate) struct SuiteOptions {
     fs: FsKind,
     #[arg(long)]
     ovl: PathBuf,
+    /// An archive of a Debian root; without it, what needs one is skipped.
     #[arg(long)]
-    rootfs: PathBuf,
+    rootfs: Option<PathBuf>,
+    /// Only what is about project quotas.
+    #[arg(long, value_enum)]
+    quotas: Option<Quotas>,
     #[arg(long)]
     quick: bool,
     #[arg(long)]
@@ -108,6 +113,13 @@ pub(crate) struct SuiteOptions {
     fixtures: Option<PathBuf>,
 }
 
+/// What the file system does about project quotas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Quotas {
+    Enforced,
+    Off,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum FsKind {
     Tmpfs,
@@ -118,7 +130,7 @@ pub(crate) enum FsKind {
 impl FsKind {
     const ALL: [Self; 3] = [Self::Tmpfs, Self::Xfs, Self::Ext4];
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Tmpfs => "tmpfs",
             Self::Xfs => "xfs",
@@ -127,7 +139,7 @@ impl FsKind {
     }
 
     /// What `statfs` says of it, from linux/magic.h.
-    fn magic(self) -> rustix::fs::FsWord {
+    pub(crate) fn magic(self) -> rustix::fs::FsWord {
         match self {
             Self::Tmpfs => 0x0102_1994,
             Self::Xfs => 0x5846_5342,
@@ -155,15 +167,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         "e2e mounts file systems: run it as root"
     );
     let docker = docker::TOOLS.iter().filter(|_| options.docker);
-    for (tool, package) in TOOLS.iter().chain(docker) {
-        let found = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"]
-            .iter()
-            .any(|dir| Path::new(dir).join(tool).exists());
-        ensure!(
-            found,
-            "{tool} is missing; install the Debian package {package}"
-        );
-    }
+    require_tools(TOOLS.iter().chain(docker))?;
     let programs = step("static build", build)?;
 
     unshare(CloneFlags::CLONE_NEWNS).context("cannot enter a mount namespace")?;
@@ -175,6 +179,22 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     drop(scratch);
     result?;
     ensure!(left.is_empty(), "this is left: {}", left.join(", "));
+    Ok(())
+}
+
+/// Fails with the package that has the first missing program.
+pub(crate) fn require_tools<'t>(
+    tools: impl IntoIterator<Item = &'t (&'t str, &'t str)>,
+) -> Result<()> {
+    for (tool, package) in tools {
+        let found = ["/usr/bin", "/usr/sbin", "/bin", "/sbin"]
+            .iter()
+            .any(|dir| Path::new(dir).join(tool).exists());
+        ensure!(
+            found,
+            "{tool} is missing; install the Debian package {package}"
+        );
+    }
     Ok(())
 }
 
@@ -233,7 +253,7 @@ fn on_scratch(options: &Options, programs: &Programs, scratch: &Path) -> Result<
     Ok(())
 }
 
-fn random_seed() -> Result<u64> {
+pub(crate) fn random_seed() -> Result<u64> {
     // Small enough to be typed again.
     let mut random = [0; 4];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
@@ -258,22 +278,25 @@ fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     result
 }
 
-struct Programs {
-    ovl: PathBuf,
-    xtask: PathBuf,
+pub(crate) struct Programs {
+    pub(crate) ovl: PathBuf,
+    pub(crate) xtask: PathBuf,
+}
+
+/// Where cargo builds.
+pub(crate) fn target_dir() -> Result<PathBuf> {
+    let metadata = output(cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
+    let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
+    let target = metadata["target_directory"].as_str();
+    Ok(target.context("no target directory")?.into())
 }
 
 /// Static programs: they run in a chroot and in a virtual machine as well.
-fn build() -> Result<Programs> {
+pub(crate) fn build() -> Result<Programs> {
     let version = output(std::process::Command::new("rustc").arg("-vV"))?;
     let host = version.lines().find_map(|line| line.strip_prefix("host: "));
     let host = host.context("rustc does not say what it builds for")?;
-    let metadata = output(cargo().args(["metadata", "--no-deps", "--format-version", "1"]))?;
-    let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
-    let target = metadata["target_directory"]
-        .as_str()
-        .context("no target directory")?;
-    let target = Path::new(target).join("static");
+    let target = target_dir()?.join("static");
     let mut build = cargo();
     build.args([
         "build",
@@ -317,11 +340,22 @@ pub(crate) fn suite(options: &SuiteOptions) -> Result<()> {
         true => Some(docker::Confinement::enter()?),
         false => None,
     };
-    let (cases, scenarios) = match options.docker {
-        true => (Vec::new(), &docker::ALL[..]),
-        false => (cases(), &scenarios::ALL[..]),
+    if let Some(quotas) = options.quotas {
+        let found = Kernel::host().quota().enforcement(&options.dir)?;
+        ensure!(
+            (found == Enforcement::Enforced) == (quotas == Quotas::Enforced),
+            "{}: {found}",
+            options.dir.display()
+        );
+    }
+    let (cases, scenarios) = match (options.docker, options.quotas) {
+        (true, _) => (Vec::new(), &docker::ALL[..]),
+        (false, None) => (cases(), &scenarios::ALL[..]),
+        (false, Some(Quotas::Enforced)) => (cases(), &scenarios::QUOTAS[..]),
+        (false, Some(Quotas::Off)) => (cases(), &[][..]),
     };
-    for case in cases {
+    let chosen = |case: &Case| options.quotas.is_none() || case.subject == "quotas";
+    for case in cases.into_iter().filter(chosen) {
         count.run(options, case.name, |dir| {
             (case.run)(&Subject::new(Kernel::host(), dir));
             Ok(())
@@ -331,6 +365,7 @@ pub(crate) fn suite(options: &SuiteOptions) -> Result<()> {
         dir: dir.to_owned(),
         ovl: options.ovl.clone(),
         rootfs: options.rootfs.clone(),
+        fs: options.fs,
         quick: options.quick,
         seed: options.seed,
     };
@@ -338,19 +373,25 @@ pub(crate) fn suite(options: &SuiteOptions) -> Result<()> {
         return docker::write_fixture(&place(&options.dir), fixtures);
     }
     for (name, scenario) in scenarios {
-        count.run(options, name, |dir| scenario(&place(dir)));
+        match options.rootfs {
+            None if scenarios::NEED_DEBIAN.contains(name) => {
+                count.skip(options, name, "no Debian root and its programs here");
+            }
+            _ => count.run(options, name, |dir| scenario(&place(dir))),
+        }
     }
     let Count {
         passed,
         failed,
         skipped,
+        unasked,
     } = count;
     println!(
-        "{passed} passed, {} failed, {skipped} skipped",
+        "{passed} passed, {} failed, {skipped} skipped, {unasked} not asked for",
         failed.len()
     );
     ensure!(
-        passed + failed.len() > 0,
+        passed + failed.len() + skipped > 0,
         "no case and no scenario has the filter in its name"
     );
     ensure!(
@@ -366,15 +407,29 @@ pub(crate) fn suite(options: &SuiteOptions) -> Result<()> {
 struct Count {
     passed: usize,
     failed: Vec<String>,
-    /// Not asked for.
+    /// They lack something here.
     skipped: usize,
+    /// The filter leaves them out.
+    unasked: usize,
 }
 
 impl Count {
-    fn run(&mut self, options: &SuiteOptions, name: &str, work: impl FnOnce(&Path) -> Result<()>) {
+    fn is_asked(&mut self, options: &SuiteOptions, name: &str) -> bool {
         let filter = options.filter.as_deref().unwrap_or_default();
-        if !name.contains(filter) {
+        let asked = name.contains(filter);
+        self.unasked += usize::from(!asked);
+        asked
+    }
+
+    fn skip(&mut self, options: &SuiteOptions, name: &str, reason: &str) {
+        if self.is_asked(options, name) {
+            println!("test {name} ... skipped: {reason}");
             self.skipped += 1;
+        }
+    }
+
+    fn run(&mut self, options: &SuiteOptions, name: &str, work: impl FnOnce(&Path) -> Result<()>) {
+        if !self.is_asked(options, name) {
             return;
         }
         let start = Instant::now();

@@ -53,7 +53,7 @@ pub(super) fn read(place: &Place) -> Result<()> {
 
 pub(super) fn read_debian(place: &Place) -> Result<()> {
     let mut docker = Docker::start(place)?;
-    docker.ok(&["import", &place.rootfs.to_string_lossy(), "debian:1"])?;
+    docker.ok(&["import", &place.rootfs()?.to_string_lossy(), "debian:1"])?;
     docker.run(
         "one",
         "debian:1",

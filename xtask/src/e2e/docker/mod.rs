@@ -122,7 +122,7 @@ fn shell_root(place: &Place) -> Result<PathBuf> {
         .map(|name| format!("./usr/lib*/{name}")),
     );
     let mut tar = Command::new("tar");
-    tar.args(["--wildcards", "-xpf"]).arg(&place.rootfs);
+    tar.args(["--wildcards", "-xpf"]).arg(place.rootfs()?);
     output(tar.arg("-C").arg(&dir).args(names))?;
 
     for name in ["data/replaced/deep", "dev", "etc", "proc", "sys"] {

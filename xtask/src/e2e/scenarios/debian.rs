@@ -13,9 +13,9 @@ use crate::output;
 /// and find the two trees the same.
 pub(super) fn change_and_apply(place: &Place) -> Result<()> {
     let ovl = place.ovl(&place.home());
-    let rootfs = place.rootfs.to_string_lossy().into_owned();
-    let imported = ovl.ok(&["import", "base", &rootfs])?;
-    let digest = output(Command::new("sha256sum").arg(&place.rootfs))?;
+    let rootfs = place.rootfs()?;
+    let imported = ovl.ok(&["import", "base", &rootfs.to_string_lossy()])?;
+    let digest = output(Command::new("sha256sum").arg(rootfs))?;
     let digest = digest.split(' ').next().unwrap_or_default();
     ensure!(
         imported.starts_with(&format!("sha256:{digest}\n")),

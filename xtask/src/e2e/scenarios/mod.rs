@@ -3,6 +3,7 @@
 mod crowds;
 mod debian;
 mod kill_storm;
+mod quotas;
 mod refusals;
 mod stacks;
 
@@ -12,8 +13,9 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use ovl_diff::HostTree;
-use ovl_testkit::snapshot_at;
+use ovl_testkit::{ArchiveBuilder, snapshot_at};
 
+use super::FsKind;
 use super::compare;
 use super::mounts::mounts_below;
 
@@ -62,17 +64,88 @@ pub(super) const ALL: [(&str, Scenario); 11] = [
     ),
 ];
 
+/// Scenarios for a file system that enforces project quotas.
+pub(super) const QUOTAS: [(&str, Scenario); 13] = [
+    (
+        "a_limit_of_5_mib_stops_writes_through_a_mount_there",
+        quotas::writes_through_a_mount,
+    ),
+    (
+        "a_limit_stops_direct_writes_unless_ext4_excepts_root",
+        quotas::direct_writes,
+    ),
+    (
+        "an_archive_that_does_not_fit_is_over_quota_and_leaves_nothing",
+        quotas::the_stores_own_writes,
+    ),
+    (
+        "a_limit_of_inodes_stops_files_directories_and_links",
+        quotas::inodes,
+    ),
+    ("a_file_copied_up_counts", quotas::copy_up),
+    (
+        "limits_of_a_mounted_layer_change_at_once",
+        quotas::live_changes,
+    ),
+    ("usage_is_what_the_files_take", quotas::usage),
+    (
+        "a_removed_layer_gives_its_project_back_and_others_keep_theirs",
+        quotas::ids_after_removal,
+    ),
+    ("no_two_layers_share_a_project", quotas::no_id_twice),
+    ("a_limit_of_one_byte_is_one_block", quotas::one_byte),
+    (
+        "projects_begin_after_a_base_that_is_set_or_the_homes_own",
+        quotas::base_and_range,
+    ),
+    (
+        "a_mounted_layer_without_project_is_in_nobodys_way",
+        quotas::mounted_without,
+    ),
+    ("a_full_disk_is_not_over_quota", quotas::full_disk),
+];
+
+/// Those that cannot do without a Debian root and the programs of the host.
+pub(super) const NEED_DEBIAN: [&str; 1] =
+    ["a_debian_root_is_changed_and_the_change_applied_elsewhere"];
+
 /// Where a scenario runs, and with what.
 pub(super) struct Place {
     pub(super) dir: PathBuf,
     pub(super) ovl: PathBuf,
-    pub(super) rootfs: PathBuf,
+    /// Not where no Debian root can be made.
+    pub(super) rootfs: Option<PathBuf>,
+    pub(super) fs: FsKind,
     pub(super) quick: bool,
     /// What the scenarios of chance follow.
     pub(super) seed: u64,
 }
 
 impl Place {
+    /// The archive of a Debian root.
+    pub(in crate::e2e) fn rootfs(&self) -> Result<&Path> {
+        self.rootfs.as_deref().context("there is no Debian root")
+    }
+
+    /// An archive that takes a while to apply: a Debian root, or what is like one where there is
+    /// none.
+    fn large_archive(&self) -> Result<PathBuf> {
+        if let Some(rootfs) = &self.rootfs {
+            return Ok(rootfs.clone());
+        }
+        let mut archive = ArchiveBuilder::new();
+        for dir in 0..40 {
+            archive = archive.dir(&format!("dir-{dir}"), 0o755);
+            for file in 0..50 {
+                let contents = vec![b'x'; 40 * file];
+                archive = archive.file(&format!("dir-{dir}/file-{file}"), &contents);
+            }
+        }
+        let path = self.dir.join("large.tar");
+        std::fs::write(&path, archive.finish())?;
+        Ok(path)
+    }
+
     pub(in crate::e2e) fn home(&self) -> PathBuf {
         self.dir.join("home")
     }

@@ -120,7 +120,7 @@ pub(super) fn bad_input(place: &Place) -> Result<()> {
 /// An import killed at any moment leaves no layer, and the next command cleans up.
 pub(super) fn killed_import(place: &Place) -> Result<()> {
     let ovl = place.ovl(&place.home());
-    let rootfs = place.rootfs.to_string_lossy().into_owned();
+    let rootfs = place.large_archive()?.to_string_lossy().into_owned();
     ovl.ok(&["create", "base"])?;
     let rounds = if place.quick { 5 } else { 20 };
     for round in 0..rounds {
