@@ -10,6 +10,7 @@ mod metadata;
 mod names;
 mod properties;
 mod reading;
+mod sparse;
 
 /// Says loudly that a test did not run.
 #[expect(clippy::print_stderr, reason = "a skipped test must be seen")]
