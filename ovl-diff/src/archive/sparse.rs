@@ -52,6 +52,10 @@ impl Runs {
         }
         let end = offset.checked_add(len).filter(|end| *end <= self.size);
         let end = end.ok_or_else(|| bad("it goes past the end of the file"))?;
+        // GNU tar takes each run from a new block, other readers from where the last one ended.
+        if len > 0 && !self.data.is_multiple_of(BLOCK as u64) {
+            return Err(bad("the runs before it are not whole blocks of 512 bytes"));
+        }
         match self.found.last_mut() {
             _ if len == 0 => {}
             Some(last) if last.end == offset => last.end = end,

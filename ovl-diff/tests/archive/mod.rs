@@ -3,6 +3,7 @@
 
 mod builder;
 mod compression;
+mod differential;
 mod extensions;
 mod foreign;
 mod framing;

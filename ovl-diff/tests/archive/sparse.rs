@@ -7,7 +7,7 @@ use super::builder::{
 };
 
 /// Offsets and lengths.
-type Map<'a> = &'a [(u64, u64)];
+pub(super) type Map<'a> = &'a [(u64, u64)];
 
 fn octal(number: u64) -> Vec<u8> {
     format!("{number:011o}\0").into_bytes()
@@ -101,8 +101,8 @@ fn pax_1_0_with(map: &str, real: u64, data: &[u8]) -> Vec<u8> {
     records(&all, Header::file("GNUSparseFile.7/sparse"), &content)
 }
 
-type Format = fn(Map<'_>, u64, &[u8]) -> Vec<u8>;
-const FORMATS: [(&str, Format); 4] = [
+pub(super) type Format = fn(Map<'_>, u64, &[u8]) -> Vec<u8>;
+pub(super) const FORMATS: [(&str, Format); 4] = [
     ("old", old),
     ("0.0", pax_0_0),
     ("0.1", pax_0_1),
@@ -126,15 +126,18 @@ fn expanded(map: Map<'_>, real: u64, data: &[u8]) -> Vec<u8> {
 
 #[test]
 fn row_078_all_four_sparse_formats_read_the_same() {
-    let many: Vec<(u64, u64)> = (0..60).map(|run| (run * 3000, 700)).collect();
+    let many: Vec<(u64, u64)> = (0..60).map(|run| (run * 3000, 512)).collect();
     let maps: [(Map<'_>, u64); 8] = [
         (&[], 0),
         (&[], 5000),
         (&[(5000, 0)], 5000),
         (&[(0, 1000)], 1000),
-        (&[(0, 700), (700, 700), (2000, 0), (9000, 1)], 9001),
-        (&[(1, 513), (4096, 4096), (20_000, 0)], 20_000),
-        (&[(0, 1), (2, 1), (4, 1), (6, 1), (8, 1)], 100),
+        (&[(0, 512), (512, 1024), (2000, 0), (9000, 1)], 9001),
+        (&[(1, 512), (4096, 4097), (20_000, 0)], 20_000),
+        (
+            &[(0, 512), (600, 512), (1200, 512), (2000, 512), (3000, 7)],
+            3007,
+        ),
         (&many, 200_000),
     ];
     for (format, write) in FORMATS {
@@ -158,15 +161,16 @@ fn row_078_all_four_sparse_formats_read_the_same() {
 
 #[test]
 fn a_reader_that_skips_holes_sees_only_data() {
-    let map: Map<'_> = &[(10, 5), (1 << 31, 3), (1 << 32, 0)];
+    let map: Map<'_> = &[(10, 512), (1 << 31, 3), (1 << 32, 0)];
+    let data = [&[7; 512][..], b"end"].concat();
     for (format, write) in FORMATS {
         let bytes = archive(&[
-            &write(map, 1 << 32, b"helloend"),
+            &write(map, 1 << 32, &data),
             &Header::file("next").holding("n"),
         ]);
         let mut reader = ArchiveReader::new(bytes.as_slice(), ReadLimits::default());
         let entry = reader.next_entry().unwrap().unwrap();
-        let (mut found, mut buffer, mut offset) = (Vec::new(), [0; 2], 0);
+        let (mut found, mut buffer, mut offset) = (Vec::new(), [0; 500], 0);
         while offset < entry.size {
             offset += reader.skip_hole();
             let len = reader.read_payload(&mut buffer).unwrap();
@@ -174,11 +178,9 @@ fn a_reader_that_skips_holes_sees_only_data() {
             offset += len as u64;
         }
         let expected = [
-            (10, b"he".to_vec()),
-            (12, b"ll".to_vec()),
-            (14, b"o".to_vec()),
-            (1 << 31, b"en".to_vec()),
-            ((1 << 31) + 2, b"d".to_vec()),
+            (10, vec![7; 500]),
+            (510, vec![7; 12]),
+            (1 << 31, b"end".to_vec()),
             (1 << 32, vec![]),
         ];
         assert_eq!(found, expected, "{format}");
@@ -202,7 +204,10 @@ fn a_reader_that_skips_holes_sees_only_data() {
 fn row_079_runs_that_overlap_descend_or_leave_the_file_are_refused() {
     let overlap = "it begins before the end of the one before";
     let outside = "it goes past the end of the file";
-    let maps: [(Map<'_>, u64, &str); 6] = [
+    let unaligned = "the runs before it are not whole blocks of 512 bytes";
+    let maps: [(Map<'_>, u64, &str); 8] = [
+        (&[(0, 5), (500, 5)], 1, unaligned),
+        (&[(0, 512), (512, 5), (600, 1)], 2, unaligned),
         (&[(0, 5), (4, 5)], 1, overlap),
         (&[(100, 5), (0, 5)], 1, overlap),
         (&[(5, 5), (5, 5)], 1, overlap),
@@ -425,10 +430,10 @@ fn row_080_holes_count_against_the_limit_on_bytes() {
 fn row_078_a_map_counts_against_the_limit_on_extension_headers() {
     let mut limits = ReadLimits::default();
     limits.max_extension_bytes = 4096;
-    let map: Vec<(u64, u64)> = (0..1000).map(|run| (run * 10, 1)).collect();
+    let map: Vec<(u64, u64)> = (0..1000).map(|run| (run * 1024, 512)).collect();
     for (format, write) in FORMATS {
-        let bytes = archive(&[&write(&map, 1 << 20, &[7; 1000])]);
-        assert_eq!(read(bytes.as_slice()).unwrap().0[0].0.stored, 1000);
+        let bytes = archive(&[&write(&map, 1 << 20, &[7; 512_000])]);
+        assert_eq!(read(bytes.as_slice()).unwrap().0[0].0.stored, 512_000);
         let reason = blame_with(&bytes, limits).reason;
         assert!(
             matches!(reason, BadReason::ExtensionTooLarge { max: 4096, .. }),
