@@ -392,6 +392,7 @@ impl Applier<'_> {
             .on("create", &path)?;
         let (mut offset, mut written) = (0, 0);
         while offset < entry.size {
+            offset += reader.skip_hole();
             let len = reader
                 .read_payload(&mut self.buffer)
                 .map_err(ApplyError::from)?;

@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::slice;
 
 use ovl_layout::IdMaps;
 
@@ -182,17 +184,25 @@ impl<'a, W: Write> Emitter<'a, W> {
             path: path.to_owned(),
         };
         let (xattrs, _) = read_xattrs(self.view, Node::File(&file), path)?;
-        let end = metadata.size;
-        let known = if metadata.is_dense() { end } else { 0 };
+        let size = metadata.size;
+        let runs = match metadata.is_dense() {
+            true => None,
+            false => sparse_runs(tree, &file, size).on("read", path)?,
+        };
+        let whole = 0..size;
         let mut contents = Contents {
             tree,
             file: &file,
+            runs: runs.as_deref().unwrap_or(slice::from_ref(&whole)).iter(),
             offset: 0,
-            end,
-            data: 0..known,
+            end: 0,
+            data: 0..if metadata.is_dense() { size } else { 0 },
             error: None,
         };
-        let kind = MemberKind::Regular { size: end };
+        let kind = match &runs {
+            None => MemberKind::Regular { size },
+            Some(runs) => MemberKind::Sparse { size, runs },
+        };
         let result = self.member(path, kind, metadata, xattrs, &mut contents);
         if let Some(source) = contents.error.take() {
             return Err(match source.kind() {
@@ -207,7 +217,7 @@ impl<'a, W: Write> Emitter<'a, W> {
         if identity(&after) != identity(metadata) {
             return Err(changed());
         }
-        self.summary.payload += end;
+        self.summary.payload += size;
         Ok(())
     }
 
@@ -367,19 +377,68 @@ pub(crate) fn read_xattrs(
     Ok((found, marks))
 }
 
-/// A file's contents; holes are not read. Errors are kept apart from those of the output.
+/// Shorter holes are written as the zeros that they read as, which cost next to nothing once
+/// compressed and which every reader understands.
+const MIN_HOLE: u64 = 1 << 20;
+/// Holes begin and end at multiples of this, or at the end of the file: where exactly they are
+/// depends on the block size of the file system, the archive must not.
+const HOLE_ALIGNMENT: u64 = 64 << 10;
+/// Docker's reader takes maps of at most 1 MiB; a run is at most 40 bytes in it.
+const MAX_RUNS: usize = 16 << 10;
+
+/// What of a file of `size` bytes is written: all but its large holes. `None` when it has none.
+fn sparse_runs(
+    tree: &dyn TreeBackend,
+    file: &FileHandle,
+    size: u64,
+) -> io::Result<Option<Vec<Range<u64>>>> {
+    let mut runs = Vec::new();
+    let (mut start, mut offset, mut sparse) = (0, 0, false);
+    while offset < size && runs.len() < MAX_RUNS - 1 {
+        let next = tree.next_extent(file, offset)?.unwrap_or(size..size);
+        let hole_start = offset.next_multiple_of(HOLE_ALIGNMENT);
+        let hole_end = match next.start.min(size) {
+            end if end == size => size,
+            end => end - end % HOLE_ALIGNMENT,
+        };
+        if hole_end.saturating_sub(hole_start) >= MIN_HOLE {
+            if start < hole_start {
+                runs.push(start..hole_start);
+            }
+            (start, sparse) = (hole_end, true);
+        }
+        // An extent is not empty, whatever a backend says.
+        offset = next.end.max(offset + 1);
+    }
+    if start < size {
+        runs.push(start..size);
+    }
+    Ok(sparse.then_some(runs))
+}
+
+/// Those runs of a file's contents that are written; the small holes in them are not read. Errors
+/// are kept apart from those of the output.
 struct Contents<'a> {
     tree: &'a dyn TreeBackend,
     file: &'a FileHandle,
+    /// Those after the current one.
+    runs: slice::Iter<'a, Range<u64>>,
     offset: u64,
+    /// Where the current run ends.
     end: u64,
     /// The extent of data that ends after `offset`, once it is known.
-    data: std::ops::Range<u64>,
+    data: Range<u64>,
     error: Option<io::Error>,
 }
 
 impl Contents<'_> {
     fn next(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.offset == self.end {
+            let Some(run) = self.runs.next() else {
+                return Ok(0);
+            };
+            (self.offset, self.end) = (run.start, run.end);
+        }
         let left = usize::try_from(self.end - self.offset).unwrap_or(usize::MAX);
         let want = left.min(buffer.len());
         if want == 0 {

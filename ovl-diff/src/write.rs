@@ -1,6 +1,7 @@
 //! Writes layer archives: POSIX ustar with PAX records, the same bytes for the same input.
 
 use std::io::{self, Read, Write};
+use std::ops::Range;
 
 use tar::{EntryType, Header};
 
@@ -33,9 +34,20 @@ pub(crate) struct Member<'a> {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum MemberKind<'a> {
     Directory,
-    Regular { size: u64 },
-    Symlink { target: &'a [u8] },
-    HardLink { target: &'a [u8] },
+    Regular {
+        size: u64,
+    },
+    /// A file of this size of which only these runs are given, in order.
+    Sparse {
+        size: u64,
+        runs: &'a [Range<u64>],
+    },
+    Symlink {
+        target: &'a [u8],
+    },
+    HardLink {
+        target: &'a [u8],
+    },
     CharDevice(DeviceNumber),
     BlockDevice(DeviceNumber),
     Fifo,
@@ -61,7 +73,8 @@ impl<W: Write> ArchiveWriter<W> {
         }
     }
 
-    /// Writes a member; `contents` must give at least the size that its kind says.
+    /// Writes a member; `contents` must give at least the size that its kind says, or all bytes of
+    /// its runs.
     pub(crate) fn append(
         &mut self,
         member: &Member<'_>,
@@ -69,7 +82,13 @@ impl<W: Write> ArchiveWriter<W> {
     ) -> io::Result<()> {
         let mut records = Records::default();
         let mut header = Header::new_ustar();
+        let mut map = Vec::new();
         let (entry_type, link, size, device) = match member.kind {
+            MemberKind::Sparse { size, runs } => {
+                map = sparse_map(runs, size);
+                let data: u64 = runs.iter().map(|run| run.end - run.start).sum();
+                (EntryType::Regular, None, map.len() as u64 + data, None)
+            }
             MemberKind::Directory => (EntryType::Directory, None, 0, None),
             MemberKind::Regular { size } => (EntryType::Regular, None, size, None),
             MemberKind::Symlink { target } => (EntryType::Symlink, Some(target), 0, None),
@@ -88,7 +107,17 @@ impl<W: Write> ArchiveWriter<W> {
             EntryType::Directory => [member.path, b"/"].concat(),
             _ => member.path.to_vec(),
         };
-        if !set_path(&mut header, &path) {
+        if let MemberKind::Sparse { size, .. } = member.kind {
+            // As GNU tar does: a reader that knows nothing of it extracts a file that nobody takes
+            // for the real one.
+            let base = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+            let name = [b"GNUSparseFile.0/", base].concat();
+            set_path(&mut header, &name[..name.len().min(NAME_LEN)]);
+            records.push("GNU.sparse.major", b"1");
+            records.push("GNU.sparse.minor", b"0");
+            records.push("GNU.sparse.name", &path);
+            records.push("GNU.sparse.realsize", size.to_string().as_bytes());
+        } else if !set_path(&mut header, &path) {
             records.push("path", &path);
         }
         if let Some(link) = link
@@ -112,7 +141,8 @@ impl<W: Write> ArchiveWriter<W> {
         }
         header.set_cksum();
         self.put(header.as_bytes())?;
-        let mut left = size;
+        self.put(&map)?;
+        let mut left = size - map.len() as u64;
         while left > 0 {
             let room = self.room()?;
             let want = usize::try_from(left).unwrap_or(usize::MAX).min(room.len());
@@ -200,6 +230,20 @@ impl<W: Write> ArchiveWriter<W> {
         self.filled = 0;
         result
     }
+}
+
+/// The map that the contents of a sparse file begin with in GNU tar's PAX format 1.0, padded.
+fn sparse_map(runs: &[Range<u64>], size: u64) -> Vec<u8> {
+    // A hole at the end needs an empty run after it: GNU tar makes the file as long as its runs.
+    let end = runs.last().is_none_or(|run| run.end < size);
+    let end = end.then_some(size..size);
+    let mut map = format!("{}\n", runs.len() + usize::from(end.is_some()));
+    for run in runs.iter().chain(&end) {
+        map.push_str(&format!("{}\n{}\n", run.start, run.end - run.start));
+    }
+    let mut map = map.into_bytes();
+    map.resize(map.len().next_multiple_of(BLOCK_LEN), 0);
+    map
 }
 
 /// Puts a path into the header's name and prefix; false when it does not fit.

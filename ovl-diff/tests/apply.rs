@@ -5,4 +5,5 @@ mod compatibility;
 mod links;
 mod metadata;
 mod names;
+mod sparse;
 mod whiteouts;

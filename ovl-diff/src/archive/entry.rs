@@ -14,6 +14,8 @@ pub struct ArchiveEntry {
     pub kind: EntryKind,
     /// Bytes of content; 0 for anything but a regular file.
     pub size: u64,
+    /// Bytes of content that are in the archive: fewer than `size` for a sparse file.
+    pub stored: u64,
     /// Permission bits with setuid, setgid and sticky; no type bits.
     pub mode: u32,
     /// The owner, at most 4294967294. Names of owners are never looked at.

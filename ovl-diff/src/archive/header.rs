@@ -32,6 +32,11 @@ impl<'a> Header<'a> {
         Ok(Self { block, prefix_len })
     }
 
+    /// All of it.
+    pub(super) fn block(&self) -> &'a [u8; BLOCK] {
+        self.block
+    }
+
     pub(super) fn typeflag(&self) -> u8 {
         self.block[156]
     }
@@ -141,7 +146,7 @@ fn check_sum(block: &[u8; BLOCK]) -> Result<(), BadReason> {
 }
 
 /// A number in octal digits or in base 256.
-fn number(name: &'static str, field: &[u8]) -> Result<i64, BadReason> {
+pub(super) fn number(name: &'static str, field: &[u8]) -> Result<i64, BadReason> {
     if field[0] & 0x80 == 0 {
         octal(name, field)
     } else {

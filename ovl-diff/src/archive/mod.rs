@@ -10,6 +10,7 @@ mod header;
 mod limits;
 mod pax;
 mod reader;
+mod sparse;
 mod stream;
 mod summary;
 
@@ -237,9 +238,35 @@ pub enum BadReason {
         /// The type.
         typeflag: u8,
     },
-    /// A file in one of GNU tar's sparse formats.
-    #[error("sparse members are not supported; write the archive without --sparse")]
-    SparseUnsupported,
+    /// The map of a sparse file breaks the rules of its format, or its records those of all.
+    #[error("bad sparse file: {problem}")]
+    #[non_exhaustive]
+    BadSparse {
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// A run of data in a sparse file that is not where it can be.
+    #[error("run {number} of the sparse map, {len} bytes at {offset}, is wrong: {problem}")]
+    #[non_exhaustive]
+    BadSparseRun {
+        /// The run, counted from 0.
+        number: u64,
+        /// Where it begins in the file.
+        offset: u64,
+        /// Its length, in bytes.
+        len: u64,
+        /// What is wrong.
+        problem: &'static str,
+    },
+    /// A sparse map that is about more or less than there is.
+    #[error("the sparse map has {mapped} bytes of data, the entry {stored}")]
+    #[non_exhaustive]
+    SparseMismatch {
+        /// Bytes in all runs of the map.
+        mapped: u64,
+        /// Bytes of content in the archive.
+        stored: u64,
+    },
     /// A number that is none, or is out of range for its field.
     #[error("\"{}\" is not a valid {field}", EscapedBytes(value))]
     #[non_exhaustive]

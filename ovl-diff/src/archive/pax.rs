@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use super::BadReason;
 use super::header::id;
+use super::sparse::SparseRecords;
 use crate::tree::Timestamp;
 
 /// The largest owner; the next one means "leave as it is" to `chown(2)`.
@@ -25,6 +26,7 @@ pub(super) struct Pax {
     pub(super) gid: Option<u32>,
     pub(super) mtime: Option<Timestamp>,
     pub(super) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(super) sparse: Option<SparseRecords>,
 }
 
 impl Pax {
@@ -39,9 +41,10 @@ impl Pax {
                 b"uid" => pax.uid = Some(id("uid", decimal("uid", value)?)?),
                 b"gid" => pax.gid = Some(id("gid", decimal("gid", value)?)?),
                 b"mtime" => pax.mtime = Some(timestamp(value).ok_or_else(|| bad("mtime", value))?),
-                _ if key.starts_with(b"GNU.sparse.") => return Err(BadReason::SparseUnsupported),
                 _ => {
-                    if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
+                    if let Some(key) = key.strip_prefix(b"GNU.sparse.") {
+                        pax.sparse.get_or_insert_default().record(key, value)?;
+                    } else if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                         check_xattr(name)?;
                         pax.xattrs.push((name.to_vec(), value.to_vec()));
                     }
@@ -64,7 +67,7 @@ pub(super) fn check_global(data: &[u8]) -> Result<(), BadReason> {
             }
         }
         if key.starts_with(b"GNU.sparse.") {
-            return Err(BadReason::SparseUnsupported);
+            return Err(BadReason::GlobalOverride { key: "GNU.sparse" });
         }
     }
     Ok(())
@@ -168,7 +171,7 @@ fn bad(field: &'static str, value: &[u8]) -> BadReason {
 }
 
 /// `str::parse` would also take a sign.
-fn parse_digits(text: &[u8]) -> Option<i64> {
+pub(super) fn parse_digits(text: &[u8]) -> Option<i64> {
     let digit = |byte: &u8| byte.is_ascii_digit().then(|| i64::from(byte - b'0'));
     let (first, rest) = text.split_first()?;
     rest.iter().try_fold(digit(first)?, |value, byte| {

@@ -1,10 +1,12 @@
 use std::fmt;
 use std::io::{self, Read};
+use std::ops::Range;
 
 use super::decode::Compression;
 use super::header::{self, BLOCK, Header};
 use super::limits::ReadLimits;
 use super::pax::{self, Pax};
+use super::sparse::{self, ContentMap, OldMap, PaxMap, Runs};
 use super::stream::{Block, Stream};
 use super::summary::{ArchiveSummary, ArchiveWarning};
 use super::{ArchiveEntry, ArchiveError, BadArchive, BadReason, EntryKind, Fault};
@@ -28,16 +30,23 @@ use super::{ArchiveEntry, ArchiveError, BadArchive, BadReason, EntryKind, Fault}
 /// ```
 ///
 /// # Compatibility
-/// Accepts what Docker accepts, except archives that readers disagree about, sparse members, and the
-/// compressions bzip2 and xz.
+/// Accepts what Docker accepts, sparse files in all of GNU tar's formats included, except archives
+/// that readers disagree about, and the compressions bzip2 and xz.
 pub struct ArchiveReader<R> {
     stream: Stream<R>,
     limits: ReadLimits,
     entries: u64,
-    // Of the current entry: bytes of content that are not read yet, and of content and padding.
+    // Of the current entry: its runs of data, the first of them that is not read yet, how far the
+    // contents are read, and what of it is in the archive, all, unread, and after the content.
     size: u64,
+    runs: Vec<Range<u64>>,
+    run: usize,
+    position: u64,
+    stored: u64,
     content_left: u64,
     padding: u64,
+    // Holes of all entries so far, in bytes.
+    holes: u64,
     at: Place,
     state: State,
     // The data of extension headers.
@@ -83,8 +92,13 @@ impl<R: Read> ArchiveReader<R> {
             limits,
             entries: 0,
             size: 0,
+            runs: Vec::new(),
+            run: 0,
+            position: 0,
+            stored: 0,
             content_left: 0,
             padding: 0,
+            holes: 0,
             at: Place::default(),
             state: State::Entries,
             extension: Vec::new(),
@@ -115,22 +129,42 @@ impl<R: Read> ArchiveReader<R> {
     }
 
     /// Reads some of the current entry's content; 0 only at its end, or for an empty buffer. Large
-    /// buffers (64 KiB and more) are filled without copying.
+    /// buffers (64 KiB and more) are filled without copying. The holes of a sparse file are read as
+    /// zeros, however large they are: see [`skip_hole`](Self::skip_hole).
     ///
     /// # Errors
     /// As [`next_entry`](Self::next_entry); [`BadReason::Truncated`] when the archive ends inside
     /// the content.
     pub fn read_payload(&mut self, buffer: &mut [u8]) -> Result<usize, ArchiveError> {
         self.guarded(|reader| {
-            let want = usize::try_from(reader.content_left)
-                .map_or(buffer.len(), |left| left.min(buffer.len()));
+            let run = reader.next_run();
+            let up_to = |end: u64| {
+                let left = usize::try_from(end - reader.position);
+                left.map_or(buffer.len(), |left| left.min(buffer.len()))
+            };
+            if reader.position < run.start {
+                let len = up_to(run.start);
+                buffer[..len].fill(0);
+                reader.position += len as u64;
+                return Ok(len);
+            }
+            let want = up_to(run.end);
             let len = reader.stream.read(&mut buffer[..want])?;
+            reader.position += len as u64;
             reader.content_left -= len as u64;
             if len == 0 && want > 0 {
                 return Err(reader.truncated_content());
             }
             Ok(len)
         })
+    }
+
+    /// Skips the hole where the current entry's content is to be read next, and gives its length in
+    /// bytes; 0 where there is none. What [`read_payload`](Self::read_payload) gives next is data.
+    pub fn skip_hole(&mut self) -> u64 {
+        let hole = self.next_run().start.saturating_sub(self.position);
+        self.position += hole;
+        hole
     }
 
     /// Reads the rest of the archive, entries included, to the last byte of its source. Only then
@@ -201,6 +235,20 @@ impl<R: Read> ArchiveReader<R> {
         })
     }
 
+    /// The run of data at or after the position, empty at the end of the content.
+    fn next_run(&mut self) -> Range<u64> {
+        let position = self.position;
+        while self
+            .runs
+            .get(self.run)
+            .is_some_and(|run| run.end <= position)
+        {
+            self.run += 1;
+        }
+        let end = self.size..self.size;
+        self.runs.get(self.run).cloned().unwrap_or(end)
+    }
+
     fn skip_content(&mut self) -> Result<(), Fault> {
         self.content_left -= self.stream.skip(self.content_left)?;
         if self.content_left > 0 {
@@ -217,14 +265,15 @@ impl<R: Read> ArchiveReader<R> {
             .into());
         }
         self.padding = 0;
+        self.position = self.size;
         Ok(())
     }
 
     fn truncated_content(&self) -> Fault {
-        let found = self.size - self.content_left;
+        let found = self.stored - self.content_left;
         BadReason::Truncated {
             part: "the entry's content",
-            expected: self.size,
+            expected: self.stored,
             found,
         }
         .into()
@@ -288,29 +337,108 @@ impl<R: Read> ArchiveReader<R> {
                 self.read_extension(typeflag, size, &mut extensions)?;
                 continue;
             }
-            let entry = build_entry(&header, extensions, &mut self.at)?;
+            let extension_bytes = extensions.bytes;
+            let (entry, sparse) = build_entry(&header, extensions, &mut self.at)?;
             self.stream.consume(BLOCK);
-            return self.accept(entry).map(Some);
+            return self.accept(entry, sparse, extension_bytes).map(Some);
         }
     }
 
     /// Counts an entry and prepares for its content.
-    fn accept(&mut self, entry: ArchiveEntry) -> Result<ArchiveEntry, Fault> {
-        let max = self.limits.max_output_bytes;
-        if entry.size > max.saturating_sub(self.stream.offset()) {
-            return Err(BadReason::OutputLimit { max }.into());
-        }
+    fn accept(
+        &mut self,
+        mut entry: ArchiveEntry,
+        sparse: Sparse,
+        extension_bytes: u64,
+    ) -> Result<ArchiveEntry, Fault> {
+        self.check_room(entry.stored)?;
         if self.entries >= self.limits.max_entries {
             return Err(BadReason::EntryLimit {
                 max: self.limits.max_entries,
             }
             .into());
         }
+        self.runs.clear();
+        match sparse {
+            Sparse::No => self.runs.push(0..entry.size),
+            Sparse::Old(map) => {
+                let runs = self.read_old_map(map, extension_bytes)?;
+                self.runs = runs.finish(entry.stored)?;
+            }
+            Sparse::Pax(PaxMap::Whole(runs)) => self.runs = runs.finish(entry.stored)?,
+            Sparse::Pax(PaxMap::InContent(size)) => {
+                let runs = self.read_content_map(size, &mut entry.stored, extension_bytes)?;
+                self.runs = runs.finish(entry.stored)?;
+            }
+        }
+        self.holes = self.holes.saturating_add(entry.size - entry.stored);
+        self.check_room(entry.stored)?;
         self.entries += 1;
         self.size = entry.size;
-        self.content_left = entry.size;
-        self.padding = padding(entry.size);
+        (self.run, self.position) = (0, 0);
+        self.stored = entry.stored;
+        self.content_left = entry.stored;
+        self.padding = padding(entry.stored);
         Ok(entry)
+    }
+
+    /// Holes count as the zeros that they stand for: a limit on bytes is one on the bytes of the
+    /// files too.
+    fn check_room(&self, stored: u64) -> Result<(), BadReason> {
+        let max = self.limits.max_output_bytes;
+        let used = self.stream.offset().saturating_add(self.holes);
+        match used.saturating_add(stored) > max {
+            true => Err(BadReason::OutputLimit { max }),
+            false => Ok(()),
+        }
+    }
+
+    /// The rest of an old map, which is between the header and the content.
+    fn read_old_map(&mut self, mut map: OldMap, mut bytes: u64) -> Result<Runs, Fault> {
+        while map.extended {
+            let block = self.map_block(&mut bytes)?;
+            map.extend(&block)?;
+        }
+        Ok(map.runs)
+    }
+
+    /// The map at the beginning of the content, which becomes that much shorter.
+    fn read_content_map(
+        &mut self,
+        real_size: u64,
+        stored: &mut u64,
+        mut bytes: u64,
+    ) -> Result<Runs, Fault> {
+        let mut map = ContentMap::new(real_size);
+        loop {
+            *stored = stored
+                .checked_sub(BLOCK as u64)
+                .ok_or_else(|| sparse::bad("the map does not end before the content does"))?;
+            let block = self.map_block(&mut bytes)?;
+            if map.block(&block)? {
+                return Ok(map.runs);
+            }
+        }
+    }
+
+    /// A block of a sparse map, which counts as an extension header: it is held in memory.
+    fn map_block(&mut self, bytes: &mut u64) -> Result<[u8; BLOCK], Fault> {
+        *bytes = bytes.saturating_add(BLOCK as u64);
+        let max = self.limits.max_extension_bytes;
+        if *bytes > max {
+            return Err(BadReason::ExtensionTooLarge { size: *bytes, max }.into());
+        }
+        let mut block = [0; BLOCK];
+        let found = self.stream.read_full(&mut block)?;
+        if found < BLOCK {
+            return Err(BadReason::Truncated {
+                part: "a sparse map",
+                expected: BLOCK as u64,
+                found: found as u64,
+            }
+            .into());
+        }
+        Ok(block)
     }
 
     fn end(&mut self, extensions: &Extensions, found: u8) -> Result<Option<ArchiveEntry>, Fault> {
@@ -402,12 +530,20 @@ impl<R> fmt::Debug for ArchiveReader<R> {
     }
 }
 
-/// Merges a header with the extension headers before it.
+/// How the holes of an entry are told.
+enum Sparse {
+    No,
+    Old(OldMap),
+    Pax(PaxMap),
+}
+
+/// Merges a header with the extension headers before it. `stored` of the entry still includes a map
+/// that is part of the content.
 fn build_entry(
     header: &Header<'_>,
     extensions: Extensions,
     at: &mut Place,
-) -> Result<ArchiveEntry, BadReason> {
+) -> Result<(ArchiveEntry, Sparse), BadReason> {
     let Extensions {
         pax,
         long_name,
@@ -423,8 +559,14 @@ fn build_entry(
         }
         () => None,
     };
+    let sparse_name = pax.sparse.as_ref().and_then(|records| records.name.clone());
+    let problem = match &sparse_name {
+        Some(_) if long_name.is_some() => Some("a GNU.sparse.name and a GNU long name"),
+        _ => problem,
+    };
+    // The other names of a sparse file are for readers that know nothing of it.
     let path = pax.path.filter(|path| !path.is_empty()).or(long_name);
-    let path = path.unwrap_or_else(|| header.path());
+    let path = sparse_name.or(path).unwrap_or_else(|| header.path());
     at.name.clear();
     at.name.extend_from_slice(&path);
     if let Some(problem) = problem {
@@ -442,16 +584,15 @@ fn build_entry(
     let kind = match header.typeflag() {
         // Before ustar there was no type for directories.
         0 if path.ends_with(b"/") => EntryKind::Directory,
-        b'0' | b'7' if path.ends_with(b"/") => return Err(BadReason::TrailingSlash),
+        b'0' | b'7' | b'S' if path.ends_with(b"/") => return Err(BadReason::TrailingSlash),
         // 7 is a file that some system once laid out contiguously.
-        0 | b'0' | b'7' => EntryKind::Regular,
+        0 | b'0' | b'7' | b'S' => EntryKind::Regular,
         b'1' => EntryKind::HardLink { target: target()? },
         b'2' => EntryKind::Symlink { target: target()? },
         b'3' => EntryKind::CharDevice(header.device()?),
         b'4' => EntryKind::BlockDevice(header.device()?),
         b'5' => EntryKind::Directory,
         b'6' => EntryKind::Fifo,
-        b'S' => return Err(BadReason::SparseUnsupported),
         typeflag => return Err(BadReason::UnsupportedType { typeflag }),
     };
 
@@ -466,18 +607,40 @@ fn build_entry(
     if size != 0 && kind != EntryKind::Regular {
         return Err(BadReason::PayloadOnSpecial { size });
     }
-    Ok(ArchiveEntry {
+    let sparse = match (header.typeflag(), pax.sparse) {
+        (b'S', Some(_)) => return Err(sparse::bad("maps in two formats")),
+        (b'S', None) if pax.size.is_some() => {
+            return Err(sparse::bad(
+                "a PAX size for a file in the old sparse format",
+            ));
+        }
+        (b'S', None) => Sparse::Old(OldMap::parse(header.block())?),
+        (_, Some(_)) if kind != EntryKind::Regular => {
+            return Err(sparse::bad("a map of something that is not a regular file"));
+        }
+        (_, Some(records)) => Sparse::Pax(records.map()?),
+        (_, None) => Sparse::No,
+    };
+    let real_size = match &sparse {
+        Sparse::No => size,
+        Sparse::Old(map) => map.runs.size(),
+        Sparse::Pax(PaxMap::Whole(runs)) => runs.size(),
+        Sparse::Pax(PaxMap::InContent(size)) => *size,
+    };
+    let entry = ArchiveEntry {
         index: at.index,
         offset: at.offset,
         path,
         kind,
-        size,
+        size: real_size,
+        stored: size,
         mode: header.mode()?,
         uid: pax.uid.map_or_else(|| header.uid(), Ok)?,
         gid: pax.gid.map_or_else(|| header.gid(), Ok)?,
         mtime: pax.mtime.map_or_else(|| header.mtime(), Ok)?,
         xattrs: pax.xattrs,
-    })
+    };
+    Ok((entry, sparse))
 }
 
 /// The data of a GNU long name: text and the NULs after it.

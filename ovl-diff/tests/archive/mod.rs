@@ -3,6 +3,7 @@
 
 mod builder;
 mod compression;
+mod differential;
 mod extensions;
 mod foreign;
 mod framing;
@@ -10,6 +11,7 @@ mod metadata;
 mod names;
 mod properties;
 mod reading;
+mod sparse;
 
 /// Says loudly that a test did not run.
 #[expect(clippy::print_stderr, reason = "a skipped test must be seen")]
