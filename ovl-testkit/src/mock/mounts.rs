@@ -16,7 +16,7 @@ use ovl_mount::{
 use rustix::io::Errno;
 
 use super::inode::{Ino, ROOT, Result};
-use super::overlay::Overlay;
+use super::overlay::{Overlay, Redirect};
 use super::{KernelProfile, MockKernel, State};
 
 /// One mount. Whoever has something open on it shares it, which is what makes it busy.
@@ -119,6 +119,7 @@ impl State {
             false if identity.user_namespace => return Err(Errno::PERM),
             false => XattrNamespace::Trusted,
         };
+        let (redirect, metacopy) = request.extras()?;
         let upper = match (&request.upper, &request.work) {
             (None, None) => None,
             (Some(upper), Some(work)) => Some((find(upper)?, find(work)?)),
@@ -154,6 +155,8 @@ impl State {
             work: upper.map(|(_, work)| work),
             lowers,
             xattrs,
+            redirect,
+            metacopy,
         })
     }
 }
@@ -175,6 +178,8 @@ struct Request {
     upper: Option<PathBuf>,
     work: Option<PathBuf>,
     userxattr: bool,
+    redirect: Option<Redirect>,
+    metacopy: Option<bool>,
     working_dir: Option<PathBuf>,
 }
 
@@ -184,15 +189,34 @@ impl Request {
         match (key, value) {
             (b"userxattr", None) => self.userxattr = true,
             (b"index", Some(b"on" | b"off")) if profile.index => {}
-            (b"redirect_dir", Some(b"on" | b"off" | b"follow" | b"nofollow"))
-            | (b"metacopy", Some(b"on" | b"off"))
-            | (b"xino", Some(b"on" | b"off" | b"auto")) => {}
+            (b"redirect_dir", Some(b"on")) => self.redirect = Some(Redirect::On),
+            (b"redirect_dir", Some(b"follow")) => self.redirect = Some(Redirect::Follow),
+            (b"redirect_dir", Some(b"off" | b"nofollow")) => {
+                self.redirect = Some(Redirect::NoFollow);
+            }
+            (b"metacopy", Some(b"on")) => self.metacopy = Some(true),
+            (b"metacopy", Some(b"off")) => self.metacopy = Some(false),
+            (b"xino", Some(b"on" | b"off" | b"auto")) => {}
             (b"upperdir", Some(value)) => self.upper = Some(path(value)),
             (b"workdir", Some(value)) => self.work = Some(path(value)),
             // Also a label: no security module is active here.
             _ => return Err(Errno::INVAL),
         }
         Ok(())
+    }
+
+    /// What becomes of redirects and metacopy files. They depend on each other, and a mount for
+    /// everybody's attributes has neither: anybody could write them.
+    fn extras(&self) -> Result<(Redirect, bool)> {
+        let (redirect, metacopy) = (self.redirect, self.metacopy.unwrap_or_default());
+        match redirect {
+            Some(Redirect::On | Redirect::Follow) if self.userxattr => Err(Errno::INVAL),
+            _ if metacopy && self.userxattr => Err(Errno::INVAL),
+            Some(Redirect::Follow) if metacopy && self.upper.is_none() => Ok((Redirect::On, true)),
+            Some(Redirect::Follow | Redirect::NoFollow) if metacopy => Err(Errno::INVAL),
+            None if metacopy => Ok((Redirect::On, true)),
+            redirect => Ok((redirect.unwrap_or_default(), metacopy)),
+        }
     }
 
     /// As the kernel reads the data of `mount(2)`.
