@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 /// A layer store for overlayfs, in the format of Docker's overlay2 driver.
@@ -198,6 +198,20 @@ pub(crate) struct Diff {
     /// Where to write the archive [default: standard output]
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: Option<PathBuf>,
+    /// What to write: all that applying it can bring back, or what Docker writes
+    #[arg(long, value_name = "POLICY", default_value = "all")]
+    pub(crate) policy: Policy,
+    /// Replace later times of modification by this one, in seconds since 1970
+    #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
+    pub(crate) clamp_time: Option<i64>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Policy {
+    /// Times to the nanosecond, user attributes, access control lists, the root
+    All,
+    /// Whole seconds, capabilities alone, no root
+    Docker,
 }
 
 #[derive(Debug, Args)]

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::CommandFactory as _;
+use ovl_diff::{DiffPolicy, Timestamp};
 use ovl_driver::blocking::Overlay2;
 use ovl_driver::{
-    Base, CreateLayer, Dirty, Durability, Error, ImportOptions, InitOptions, Kernel, MountRequest,
-    OpenOptions, Repaired, Severity, UpkeepOptions,
+    Base, CreateLayer, Dirty, Durability, Error, ExportOptions, ImportOptions, InitOptions, Kernel,
+    MountRequest, OpenOptions, Repaired, Severity, UpkeepOptions,
 };
 use ovl_layout::{IdMap, IdMaps, LayerId};
 use ovl_mount::{OverlayOptions, UnmountMode};
@@ -297,6 +298,7 @@ impl Program {
 
     fn diff(&self, args: &args::Diff) -> Result<(), Failure> {
         let (id, base) = compared(&args.compared)?;
+        let options = exported(args);
         let file = args
             .output
             .as_deref()
@@ -308,7 +310,7 @@ impl Program {
             }
             let store = self.open()?;
             let mut output = BufWriter::with_capacity(1 << 17, io::stdout().lock());
-            store.diff(&id, &base, &mut output)?;
+            store.diff_with(&id, &base, options, &mut output)?;
             return output.flush().map_err(|error| Failure::output(&error));
         };
         let store = self.open()?;
@@ -325,14 +327,14 @@ impl Program {
             // A device or pipe takes what comes, and stays.
             let output = File::options().write(true).open(path).map_err(failed)?;
             let mut output = BufWriter::with_capacity(1 << 17, output);
-            store.diff(&id, &base, &mut output)?;
+            store.diff_with(&id, &base, options, &mut output)?;
             return output.flush().map_err(failed);
         }
         // Whatever goes wrong, what was there before stays.
         let mut name = path.as_os_str().to_owned();
         name.push(format!(".{}.partial", std::process::id()));
         let partial = PathBuf::from(name);
-        let written = self.diff_to(&store, &id, &base, &partial);
+        let written = self.diff_to(&store, &id, &base, options, &partial);
         let done = written.and_then(|()| std::fs::rename(&partial, path).map_err(failed));
         if done.is_err() {
             // The first error is the one to report.
@@ -346,12 +348,13 @@ impl Program {
         store: &Overlay2,
         id: &LayerId,
         base: &Base,
+        options: ExportOptions,
         path: &Path,
     ) -> Result<(), Failure> {
         let failed = |error| Failure::io("write", path, &error);
         let file = File::options().write(true).create_new(true).open(path);
         let mut output = BufWriter::with_capacity(1 << 17, file.map_err(failed)?);
-        store.diff(id, base, &mut output)?;
+        store.diff_with(id, base, options, &mut output)?;
         output.flush().map_err(failed)
     }
 
@@ -464,6 +467,15 @@ fn compared(args: &args::Compared) -> Result<(LayerId, Base), Failure> {
         Some(id) => Base::Layer(layer_id(id)?),
     };
     Ok((layer_id(&args.id)?, base))
+}
+
+fn exported(args: &args::Diff) -> ExportOptions {
+    let policy = match args.policy {
+        args::Policy::All => DiffPolicy::All,
+        args::Policy::Docker => DiffPolicy::Docker,
+    };
+    let last = args.clamp_time.map(|secs| Timestamp { secs, nanos: 0 });
+    ExportOptions::new().policy(policy).clamp_mtime(last)
 }
 
 fn foreign(args: &args::Foreign) -> ImportOptions {

@@ -1,10 +1,11 @@
+use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::emit::read_xattrs;
 use crate::error::{Context as _, DiffError, EscapedPath};
-use crate::tree::{FileKind, Metadata, Node};
-use crate::view::View;
+use crate::tree::{FileHandle, FileKind, Metadata, Node};
+use crate::view::{Found, View, ViewDir};
 
 /// One path that differs from what is below.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -61,17 +62,23 @@ impl ChangeKind {
     }
 }
 
-/// Whether two objects differ in what an archive carries. The time of a directory does not count,
-/// since everything put into it changes it. Files of the same size and time are compared by their
-/// contents, unless they are the same inode.
+/// Whether what two directories have under one name differs in what an archive carries. The time of
+/// a directory does not count, since everything put into it changes it. Files of the same size and
+/// time are compared by their contents, unless they are the same inode.
 pub(crate) fn differs(
     view: View<'_>,
-    (node, metadata): (Node<'_>, &Metadata),
-    (below, below_metadata): (Node<'_>, &Metadata),
+    name: &OsStr,
+    (dir, now): (&ViewDir, &Found),
+    (base, then): (&ViewDir, &Found),
     path: &Path,
 ) -> Result<bool, DiffError> {
-    let (one, other) = (metadata, below_metadata);
-    if (one.dev, one.ino) == (other.dev, other.ino) {
+    let (Some(one), Some(other)) = (now.metadata(), then.metadata()) else {
+        return Ok(now.exists() != then.exists());
+    };
+    let (Some(node), Some(below)) = (now.node(name), then.node(name)) else {
+        return Ok(false);
+    };
+    if is_same_inode(one, other) {
         return Ok(false);
     }
     let attributes = |of: &Metadata| (of.kind, of.mode, of.uid, of.gid, of.rdev);
@@ -94,22 +101,26 @@ pub(crate) fn differs(
                     .read_link(below_dir, below_name)
                     .on("read", path)?)
         }
-        (FileKind::Regular, Node::Entry(dir, name), Node::Entry(below_dir, below_name)) => {
-            let file = view.tree().open_file(dir, name).on("open", path)?;
-            let below = view
-                .tree()
-                .open_file(below_dir, below_name)
-                .on("open", path)?;
-            contents_differ(view, &file, &below, path)
+        (FileKind::Regular, ..) => {
+            let file = view.open_file(dir, name).on("open", path)?;
+            let below = view.open_file(base, name).on("open", path)?;
+            let data = |file| view.tree().metadata(Node::File(file)).on("look at", path);
+            // A file of a mount with `metacopy=on` and the one that it was copied up from.
+            Ok(!is_same_inode(&data(&file)?, &data(&below)?)
+                && contents_differ(view, &file, &below, path)?)
         }
         _ => Ok(false),
     }
 }
 
+fn is_same_inode(one: &Metadata, other: &Metadata) -> bool {
+    (one.dev, one.ino) == (other.dev, other.ino)
+}
+
 fn contents_differ(
     view: View<'_>,
-    file: &crate::tree::FileHandle,
-    below: &crate::tree::FileHandle,
+    file: &FileHandle,
+    below: &FileHandle,
     path: &Path,
 ) -> Result<bool, DiffError> {
     const BUFFER_LEN: usize = 64 * 1024;
@@ -130,7 +141,7 @@ fn contents_differ(
 
 fn read_full(
     view: View<'_>,
-    file: &crate::tree::FileHandle,
+    file: &FileHandle,
     offset: u64,
     buffer: &mut [u8],
     path: &Path,

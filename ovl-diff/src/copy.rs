@@ -11,7 +11,7 @@ use crate::place::{make_opaque, remove_any};
 use crate::tree::{
     DirEntry, DirHandle, FileHandle, FileKind, Metadata, Node, NodeKind, RenameMode, TreeBackend,
 };
-use crate::view::{Found, View, ViewDir, elsewhere};
+use crate::view::{Found, View, ViewDir};
 use crate::xattrs::{DEFAULT_ACL, is_host_only, is_inherited, is_private, is_structural};
 
 const BUFFER_LEN: usize = 256 * 1024;
@@ -19,17 +19,19 @@ const BUFFER_LEN: usize = 256 * 1024;
 /// What becomes of overlay's private attributes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Private {
-    /// Left behind. An object that is not whole without them cannot be copied.
+    /// Left behind: the copy is whole without them.
     Drop,
     /// Those that say what the object is are kept: the copy has the same place in a layer.
     Keep,
 }
 
-/// Copies anything but a directory and a socket: data, owner, mode, attributes, time. `inherits`
-/// when the directory that it is copied to gives an access control list to new objects.
+/// Copies anything but a directory and a socket: data, owner, mode, attributes, time. The data is
+/// that of `data` where a file has its own elsewhere. `inherits` when the directory that it is
+/// copied to gives an access control list to new objects.
 pub(crate) fn copy_object(
     view: View<'_>,
     (from, name): (&DirHandle, &OsStr),
+    data: Option<&FileHandle>,
     metadata: &Metadata,
     (to, to_name): (&DirHandle, &OsStr),
     private: Private,
@@ -41,7 +43,12 @@ pub(crate) fn copy_object(
         FileKind::Regular => {
             let source_file = tree.open_file(from, name)?;
             let file = tree.create_file(to, to_name, 0o600)?;
-            copy_data(tree, &source_file, metadata, &file)?;
+            match data {
+                None => copy_data(tree, &source_file, metadata, &file)?,
+                Some(data) => {
+                    copy_data(tree, data, &tree.metadata(Node::File(data))?, &file)?;
+                }
+            }
             let (source, target) = (Node::File(&source_file), Node::File(&file));
             if inherits {
                 drop_inherited(tree, target)?;
@@ -106,9 +113,6 @@ pub(crate) fn copy_attributes(
         tree.set_mode(to, metadata.mode)?;
     }
     for name in tree.list_xattrs(from)? {
-        if private == Private::Drop && name == view.xattrs().metacopy() {
-            return Err(elsewhere(view.xattrs().metacopy()));
-        }
         let kept = match is_private(view.xattrs(), &name) {
             true => private == Private::Keep && is_structural(view.xattrs(), &name),
             false => !is_host_only(&name),
@@ -257,8 +261,16 @@ pub fn copy_layer(view: View<'_>, from: &DirHandle, to: &DirHandle) -> Result<()
             }
             _ => {
                 let (source, target) = ((&level.from, name), (&level.to, name));
-                copy_object(view, source, &metadata, target, Private::Keep, inherits)
-                    .on("copy", &path)?;
+                copy_object(
+                    view,
+                    source,
+                    None,
+                    &metadata,
+                    target,
+                    Private::Keep,
+                    inherits,
+                )
+                .on("copy", &path)?;
                 if shared {
                     links.insert(metadata.ino, (level.to.clone(), name.to_owned()));
                 }
@@ -273,7 +285,8 @@ pub fn copy_layer(view: View<'_>, from: &DirHandle, to: &DirHandle) -> Result<()
 struct Fold {
     above: DirHandle,
     into: DirHandle,
-    lower: ViewDir,
+    /// What `into` shows with the layers below it.
+    merged: ViewDir,
     metadata: Metadata,
     entries: Vec<DirEntry>,
 }
@@ -283,7 +296,7 @@ impl Fold {
         tree: &dyn TreeBackend,
         above: DirHandle,
         into: DirHandle,
-        lower: ViewDir,
+        merged: ViewDir,
         path: &Path,
     ) -> Result<Self, TreeError> {
         let metadata = tree.metadata(Node::Dir(&above)).on("look at", path)?;
@@ -291,7 +304,7 @@ impl Fold {
         Ok(Self {
             above,
             into,
-            lower,
+            merged,
             metadata,
             entries,
         })
@@ -303,9 +316,9 @@ impl Fold {
 ///
 /// # Errors
 ///
-/// Any error of the backend, and [`io::ErrorKind::Unsupported`] for a directory whose contents are
-/// elsewhere, since it was renamed on a mount with `redirect_dir=on`. Both directories are useless
-/// then.
+/// Any error of the backend, and [`io::ErrorKind::Unsupported`] with an
+/// [`Unresolved`](crate::Unresolved) for a directory that merges with others in a way that leads
+/// nowhere. Both directories are useless then.
 pub fn fold_layer(
     view: View<'_>,
     above: &DirHandle,
@@ -315,8 +328,15 @@ pub fn fold_layer(
     let tree = &FewHandles::new(view.tree());
     let view = View::new(tree, view.xattrs());
     let mut path = PathBuf::new();
+    let merged = ViewDir::new([std::slice::from_ref(into), lowers].concat());
     let lower = ViewDir::new(lowers.to_vec());
-    let mut levels = vec![Fold::open(tree, above.clone(), into.clone(), lower, &path)?];
+    let mut levels = vec![Fold::open(
+        tree,
+        above.clone(),
+        into.clone(),
+        merged,
+        &path,
+    )?];
     while let Some(level) = levels.last_mut() {
         let Some(entry) = level.entries.pop() else {
             let (above, into) = (Node::Dir(&level.above), Node::Dir(&level.into));
@@ -328,7 +348,7 @@ pub fn fold_layer(
             continue;
         };
         path.push(&entry.name);
-        match fold_entry(view, level, &entry.name, &path)? {
+        match fold_entry(view, level, &lower, &entry.name, &path)? {
             Some(inner) => levels.push(inner),
             None => {
                 path.pop();
@@ -342,6 +362,7 @@ pub fn fold_layer(
 fn fold_entry(
     view: View<'_>,
     level: &Fold,
+    lower: &ViewDir,
     name: &OsStr,
     path: &Path,
 ) -> Result<Option<Fold>, TreeError> {
@@ -351,7 +372,8 @@ fn fold_entry(
         .metadata(Node::Entry(above, name))
         .on("look at", path)?;
     let existing = view.entry(into, name).on("look at", path)?;
-    let below = view.lookup(&level.lower, name).on("look at", path)?;
+    let lower = level.merged.below(1, lower);
+    let below = view.lookup(&lower, name).on("look at", path)?;
     let whiteout = view
         .is_whiteout(above, name, &metadata)
         .on("look at", path)?;
@@ -361,17 +383,12 @@ fn fold_entry(
     }
     if metadata.is_dir() && existing.is_some_and(|existing| existing.is_dir()) {
         let inner = tree.open_dir(above, name).on("open", path)?;
-        if !view.is_opaque(&inner).on("look at", path)? {
+        if !view.is_opaque(&inner).on("look at", path)?
+            && let Found::Directory(merged, _) =
+                view.lookup(&level.merged, name).on("look at", path)?
+        {
             let target = tree.open_dir(into, name).on("open", path)?;
-            let marks = view.marks(Node::Dir(&target)).on("look at", path)?;
-            if let Some(attribute) = marks.elsewhere {
-                return Err(TreeError::new("merge", path, elsewhere(attribute)));
-            }
-            let lower = match below {
-                Found::Directory(dir, _) if !marks.opaque => dir,
-                _ => ViewDir::default(),
-            };
-            return Fold::open(tree, inner, target, lower, path).map(Some);
+            return Fold::open(tree, inner, target, merged, path).map(Some);
         }
     }
     remove_any(view, into, name).map_err(|error| error.below(parent))?;

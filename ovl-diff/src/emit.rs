@@ -15,7 +15,7 @@ use crate::ids::{IdKind, IdPlace, Untranslated, plain_capability, translate_xatt
 use crate::tree::{
     DeviceNumber, DirHandle, FileHandle, FileKind, Metadata, Node, Timestamp, TreeBackend,
 };
-use crate::view::{Marks, View};
+use crate::view::{View, ViewDir};
 use crate::whiteout::{is_reserved, opaque_name, whiteout_name};
 use crate::write::{ArchiveWriter, Member, MemberKind};
 use crate::xattrs::exported_name;
@@ -26,6 +26,36 @@ use crate::xattrs::exported_name;
 pub struct DiffOptions {
     /// Whose owners on disk stand for the owners in the archive.
     pub id_maps: IdMaps,
+    /// What of the objects is written.
+    pub policy: DiffPolicy,
+    /// Later times of modification become this one: two builds give the same archive then. `None`
+    /// leaves all as they are.
+    pub clamp_mtime: Option<Timestamp>,
+}
+
+/// What of a layer's objects an archive says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DiffPolicy {
+    /// Everything that applying it can bring back: times to the nanosecond, `user.*` and
+    /// `trusted.*` attributes other than overlayfs's own, capabilities, POSIX access control lists,
+    /// and the root as `./` when it differs. Whiteouts and opaque marks have no owner and no time.
+    #[default]
+    All,
+    /// What Docker 24 and later write: whole seconds, `security.capability` alone of the
+    /// attributes (on hard links too), no root, whiteouts with owner and time of the device that
+    /// stands for them, opaque marks with owner and permissions of their directory.
+    ///
+    /// It is no copy of Docker's defects. Unlike Docker's, the archive
+    /// - has no whiteout and no opaque mark where nothing below is hidden;
+    /// - has a whiteout for what a left-out socket hides;
+    /// - has no link name in the headers of whiteouts that share an inode;
+    /// - has the same form against any base: Docker compares merged trees where it is not the
+    ///   parent, and gives whiteouts the current time and mode 0 then;
+    /// - knows whiteouts in the form of attributes, redirected directories and metacopy files;
+    /// - is refused where Docker leaves out an object that it cannot read, or whose owner has no id
+    ///   in the container.
+    Docker,
 }
 
 impl DiffOptions {
@@ -38,7 +68,22 @@ impl DiffOptions {
     /// Sets whose owners on disk stand for the owners in the archive.
     #[must_use]
     pub fn id_maps(self, id_maps: IdMaps) -> Self {
-        Self { id_maps }
+        Self { id_maps, ..self }
+    }
+
+    /// Sets what of the objects is written.
+    #[must_use]
+    pub fn policy(self, policy: DiffPolicy) -> Self {
+        Self { policy, ..self }
+    }
+
+    /// Sets what later times of modification become.
+    #[must_use]
+    pub fn clamp_mtime(self, clamp_mtime: Option<Timestamp>) -> Self {
+        Self {
+            clamp_mtime,
+            ..self
+        }
     }
 }
 
@@ -59,9 +104,15 @@ pub(crate) struct Emitter<'a, W: Write> {
     view: View<'a>,
     options: &'a DiffOptions,
     writer: ArchiveWriter<W>,
-    links: HashMap<(DeviceNumber, u64), PathBuf>,
+    links: HashMap<Inode, PathBuf>,
+    /// Inodes of the layers below with names that were written, and how many of their names were
+    /// not.
+    partly: HashMap<Inode, u32>,
     summary: DiffSummary,
 }
+
+/// Which inode of which file system.
+pub(crate) type Inode = (DeviceNumber, u64);
 
 impl<'a, W: Write> Emitter<'a, W> {
     pub(crate) fn new(view: View<'a>, options: &'a DiffOptions, output: W) -> Self {
@@ -71,6 +122,7 @@ impl<'a, W: Write> Emitter<'a, W> {
             options,
             writer,
             links: HashMap::new(),
+            partly: HashMap::new(),
             summary: DiffSummary::default(),
         }
     }
@@ -93,7 +145,10 @@ impl<'a, W: Write> Emitter<'a, W> {
 
     /// The layer's root, as `./`.
     pub(crate) fn root(&mut self, dir: &DirHandle, metadata: &Metadata) -> Result<(), DiffError> {
-        self.directory(dir, Path::new("."), metadata).map(|_| ())
+        match self.options.policy {
+            DiffPolicy::All => self.directory(dir, Path::new("."), metadata),
+            DiffPolicy::Docker => Ok(()),
+        }
     }
 
     /// A directory without what is in it.
@@ -102,11 +157,10 @@ impl<'a, W: Write> Emitter<'a, W> {
         dir: &DirHandle,
         path: &Path,
         metadata: &Metadata,
-    ) -> Result<Marks, DiffError> {
+    ) -> Result<(), DiffError> {
         refuse_reserved(path.file_name(), path)?;
-        let (xattrs, marks) = read_xattrs(self.view, Node::Dir(dir), path)?;
-        self.member(path, MemberKind::Directory, metadata, xattrs, io::empty())?;
-        Ok(marks)
+        let (xattrs, _) = read_xattrs(self.view, Node::Dir(dir), path)?;
+        self.member(path, MemberKind::Directory, metadata, xattrs, io::empty())
     }
 
     /// A socket is left out. What it hides below would show again.
@@ -118,15 +172,17 @@ impl<'a, W: Write> Emitter<'a, W> {
     ) -> Result<(), DiffError> {
         self.summary.skipped_sockets += 1;
         if hides {
-            self.whiteout(parent, name)
+            self.whiteout(parent, name, None)
         } else {
             Ok(())
         }
     }
 
-    /// Any object but a directory, a socket or a whiteout.
+    /// Any object but a directory, a socket or a whiteout: what `name` stands for in `merged`, in
+    /// the part `dir` of it.
     pub(crate) fn object(
         &mut self,
+        merged: &ViewDir,
         dir: &DirHandle,
         name: &OsStr,
         path: &Path,
@@ -140,16 +196,21 @@ impl<'a, W: Write> Emitter<'a, W> {
                 let kind = MemberKind::HardLink {
                     target: target.as_os_str().as_bytes(),
                 };
-                return self.member(path, kind, metadata, Vec::new(), io::empty());
+                let xattrs = match self.options.policy {
+                    DiffPolicy::All => Vec::new(),
+                    DiffPolicy::Docker => read_xattrs(self.view, node, path)?.0,
+                };
+                return self.member(path, kind, metadata, xattrs, io::empty());
             }
             self.links
                 .insert((metadata.dev, metadata.ino), path.to_owned());
         }
         match metadata.kind {
-            FileKind::Regular => self.regular(dir, name, path, metadata),
+            FileKind::Regular => self.regular(merged, dir, name, path, metadata),
             FileKind::Symlink => {
                 let (xattrs, _) = read_xattrs(self.view, node, path)?;
                 let target = tree.read_link(dir, name).on("read", path)?;
+                refuse_changed(self.view, node, metadata, path)?;
                 let kind = MemberKind::Symlink {
                     target: target.as_bytes(),
                 };
@@ -173,6 +234,7 @@ impl<'a, W: Write> Emitter<'a, W> {
 
     fn regular(
         &mut self,
+        merged: &ViewDir,
         dir: &DirHandle,
         name: &OsStr,
         path: &Path,
@@ -183,20 +245,32 @@ impl<'a, W: Write> Emitter<'a, W> {
         let changed = || DiffError::Changed {
             path: path.to_owned(),
         };
-        let (xattrs, _) = read_xattrs(self.view, Node::File(&file), path)?;
+        let (xattrs, marks) = read_xattrs(self.view, Node::File(&file), path)?;
         let size = metadata.size;
-        let runs = match metadata.is_dense() {
+        let data = match marks.metacopy {
+            None => None,
+            Some(_) => {
+                let data = self.view.open_file(merged, name).on("open", path)?;
+                let metadata = tree.metadata(Node::File(&data)).on("look at", path)?;
+                Some((data, metadata))
+            }
+        };
+        let (data_file, data_metadata) = match &data {
+            None => (&file, metadata),
+            Some((file, metadata)) => (file, metadata),
+        };
+        let runs = match data_metadata.is_dense() {
             true => None,
-            false => sparse_runs(tree, &file, size).on("read", path)?,
+            false => sparse_runs(tree, data_file, size).on("read", path)?,
         };
         let whole = 0..size;
         let mut contents = Contents {
             tree,
-            file: &file,
+            file: data_file,
             runs: runs.as_deref().unwrap_or(slice::from_ref(&whole)).iter(),
             offset: 0,
             end: 0,
-            data: 0..if metadata.is_dense() { size } else { 0 },
+            data: 0..if data_metadata.is_dense() { size } else { 0 },
             error: None,
         };
         let kind = match &runs {
@@ -212,41 +286,99 @@ impl<'a, W: Write> Emitter<'a, W> {
         }
         result?;
         // The same file, all the time since its entry was looked at.
-        let after = tree.metadata(Node::File(&file)).on("look at", path)?;
-        let identity = |of: &Metadata| (of.dev, of.ino, of.size, of.ctime);
-        if identity(&after) != identity(metadata) {
-            return Err(changed());
+        refuse_changed(self.view, Node::File(&file), metadata, path)?;
+        if let Some((data, metadata)) = &data {
+            refuse_changed(self.view, Node::File(data), metadata, path)?;
         }
         self.summary.payload += size;
         Ok(())
     }
 
-    /// What says that `name` in the directory `parent` is gone. Nothing of the whiteout itself
-    /// means anything, so it has no owner and no time.
-    pub(crate) fn whiteout(&mut self, parent: &Path, name: &OsStr) -> Result<(), DiffError> {
+    /// What says that `name` in the directory `parent` is gone, of which `whiteout` is what the
+    /// layer has there. Nothing of it means anything, so it has no owner and no time of its own;
+    /// Docker writes them nevertheless, and as they are on disk.
+    pub(crate) fn whiteout(
+        &mut self,
+        parent: &Path,
+        name: &OsStr,
+        whiteout: Option<&Metadata>,
+    ) -> Result<(), DiffError> {
         // The whiteout of `.wh..opq` would be the mark of an opaque directory.
         refuse_reserved(Some(name), &parent.join(name))?;
-        self.marker(&parent.join(whiteout_name(name)))
+        let (owner, mtime) = match (self.options.policy, whiteout) {
+            (DiffPolicy::Docker, Some(of)) => ((of.uid, of.gid), of.mtime),
+            _ => ((0, 0), Timestamp::default()),
+        };
+        self.marker(&parent.join(whiteout_name(name)), 0o600, owner, mtime)
     }
 
     /// What says that nothing below the directory `parent` shows.
-    pub(crate) fn opaque(&mut self, parent: &Path) -> Result<(), DiffError> {
-        self.marker(&parent.join(opaque_name()))
+    pub(crate) fn opaque(&mut self, parent: &Path, metadata: &Metadata) -> Result<(), DiffError> {
+        let (mode, owner) = match self.options.policy {
+            DiffPolicy::All => (0o600, (0, 0)),
+            DiffPolicy::Docker => {
+                let id = |kind, id| self.container_id(parent, IdPlace::Owner, kind, id);
+                let uid = id(IdKind::User, metadata.uid)?;
+                (
+                    metadata.mode & 0o777,
+                    (uid, id(IdKind::Group, metadata.gid)?),
+                )
+            }
+        };
+        self.marker(
+            &parent.join(opaque_name()),
+            mode,
+            owner,
+            Timestamp::default(),
+        )
     }
 
-    fn marker(&mut self, path: &Path) -> Result<(), DiffError> {
+    fn marker(
+        &mut self,
+        path: &Path,
+        mode: u32,
+        (uid, gid): (u32, u32),
+        mtime: Timestamp,
+    ) -> Result<(), DiffError> {
         let path = path.as_os_str().as_bytes();
-        let (kind, mtime) = (MemberKind::Regular { size: 0 }, Timestamp::default());
+        let (kind, mtime) = (MemberKind::Regular { size: 0 }, self.archive_time(mtime));
+        let xattrs = Vec::new();
         let member = Member {
             path,
             kind,
-            mode: 0o600,
-            uid: 0,
-            gid: 0,
+            mode,
+            uid,
+            gid,
             mtime,
-            xattrs: Vec::new(),
+            xattrs,
         };
         self.append(&member, io::empty())
+    }
+
+    /// A file of the layers below, which may have names that are not written.
+    pub(crate) fn remember_names(&mut self, metadata: &Metadata) {
+        let inode = (metadata.dev, metadata.ino);
+        let left = self.partly.entry(inode).or_insert(metadata.nlink);
+        *left = left.saturating_sub(1);
+    }
+
+    /// Inodes of the layers below of which some names were written and others not, if they have any
+    /// others.
+    pub(crate) fn take_partly_written(&mut self) -> HashMap<Inode, u32> {
+        let mut partly = std::mem::take(&mut self.partly);
+        partly.retain(|_, left| *left > 0);
+        partly
+    }
+
+    fn archive_time(&self, mtime: Timestamp) -> Timestamp {
+        let mtime = self
+            .options
+            .clamp_mtime
+            .map_or(mtime, |last| mtime.min(last));
+        match self.options.policy {
+            DiffPolicy::All => mtime,
+            DiffPolicy::Docker => Timestamp { nanos: 0, ..mtime },
+        }
     }
 
     fn member(
@@ -267,6 +399,7 @@ impl<'a, W: Write> Emitter<'a, W> {
         let uid = self.container_id(path, IdPlace::Owner, IdKind::User, uid)?;
         let gid = self.container_id(path, IdPlace::Owner, IdKind::Group, gid)?;
         let xattrs = self.container_xattrs(path, xattrs)?;
+        let mtime = self.archive_time(mtime);
         let path = path.as_os_str().as_bytes();
         self.append(
             &Member {
@@ -283,7 +416,10 @@ impl<'a, W: Write> Emitter<'a, W> {
     }
 
     /// The attributes with the ids that they have inside a container.
-    fn container_xattrs(&self, path: &Path, xattrs: Xattrs) -> Result<Xattrs, DiffError> {
+    fn container_xattrs(&self, path: &Path, mut xattrs: Xattrs) -> Result<Xattrs, DiffError> {
+        if self.options.policy == DiffPolicy::Docker {
+            xattrs.retain(|(name, _)| name == b"security.capability");
+        }
         let translated = xattrs.into_iter().map(|(name, value)| {
             let container_id = |place, kind, id| self.container_id(path, place, kind, id);
             let value = match self.options.id_maps.is_identity() {
@@ -344,27 +480,37 @@ fn refuse_reserved(name: Option<&OsStr>, path: &Path) -> Result<(), DiffError> {
 /// The attributes that an archive carries, sorted by name.
 type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
+/// Fails when an object is another one, or not the same any more, since `before` was looked up.
+pub(crate) fn refuse_changed(
+    view: View<'_>,
+    node: Node<'_>,
+    before: &Metadata,
+    path: &Path,
+) -> Result<(), DiffError> {
+    let after = match view.tree().metadata(node) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        result => Some(result.on("look at", path)?),
+    };
+    let identity = |of: &Metadata| (of.dev, of.ino, of.size, of.mtime, of.ctime);
+    match after {
+        Some(after) if identity(&after) == identity(before) => Ok(()),
+        _ => Err(DiffError::Changed {
+            path: path.to_owned(),
+        }),
+    }
+}
+
 /// The attributes that an archive carries, and what the private ones say.
-///
-/// # Errors
-///
-/// [`DiffError::Elsewhere`] too.
 pub(crate) fn read_xattrs(
     view: View<'_>,
     node: Node<'_>,
     path: &Path,
-) -> Result<(Xattrs, Marks), DiffError> {
+) -> Result<(Xattrs, crate::view::Marks), DiffError> {
     let tree = view.tree();
     let stored = tree.list_xattrs(node).on("read attributes of", path)?;
     let marks = view
         .marks_among(node, &stored)
         .on("read attributes of", path)?;
-    if let Some(attribute) = marks.elsewhere {
-        return Err(DiffError::Elsewhere {
-            path: path.to_owned(),
-            attribute,
-        });
-    }
     let mut found = Vec::new();
     for stored in stored {
         if let Some(name) = exported_name(view.xattrs(), &stored)

@@ -7,6 +7,7 @@ use ovl_layout::IdMap;
 
 use crate::archive::{ArchiveError, BadArchive};
 use crate::ids::{IdKind, IdPlace};
+use crate::redirect::{Unresolved, UnresolvedAttribute};
 
 /// A failed step on a layer's tree.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +71,7 @@ impl From<BadArchive> for ApplyError {
 pub enum DiffError {
     /// The file system refused a step.
     #[error(transparent)]
-    Tree(#[from] TreeError),
+    Tree(TreeError),
     /// The output could not be written.
     #[error("cannot write the archive")]
     #[non_exhaustive]
@@ -78,14 +79,14 @@ pub enum DiffError {
         /// The failed call's error.
         source: io::Error,
     },
-    /// A file changed while it was read.
+    /// A file, a link or a directory changed while it was read.
     #[error(
         "{} changed while it was read; try again when nothing writes to the layer",
         EscapedPath(path)
     )]
     #[non_exhaustive]
     Changed {
-        /// The file.
+        /// What changed.
         path: PathBuf,
     },
     /// The layer was removed or replaced while it was read.
@@ -101,9 +102,10 @@ pub enum DiffError {
         /// The object.
         path: PathBuf,
     },
-    /// The layer was written with a mount option that moves data or names elsewhere.
+    /// The layer was written on a mount with `redirect_dir=on` or `metacopy=on`, and what its
+    /// attributes say cannot be followed.
     #[error(
-        "{} has the attribute {attribute}: its contents are elsewhere; mount layers with redirect_dir=nofollow and metacopy=off",
+        "{} has the attribute {attribute}: its contents are elsewhere, but {reason}",
         EscapedPath(path)
     )]
     #[non_exhaustive]
@@ -112,6 +114,8 @@ pub enum DiffError {
         path: PathBuf,
         /// The attribute.
         attribute: &'static str,
+        /// Why it leads to no contents.
+        reason: Unresolved,
     },
     /// An id on disk that stands for nobody inside a container.
     #[error(
@@ -131,6 +135,20 @@ pub enum DiffError {
         /// The map.
         map: IdMap,
     },
+}
+
+impl From<TreeError> for DiffError {
+    fn from(error: TreeError) -> Self {
+        let inner = error.source.get_ref();
+        match inner.and_then(|inner| inner.downcast_ref::<UnresolvedAttribute>()) {
+            Some(&UnresolvedAttribute { attribute, reason }) => Self::Elsewhere {
+                path: error.path,
+                attribute,
+                reason,
+            },
+            None => Self::Tree(error),
+        }
+    }
 }
 
 /// A path with control bytes and bytes that are not text escaped; `/` for an empty one.

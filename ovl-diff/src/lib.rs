@@ -20,11 +20,14 @@ mod error;
 mod handles;
 mod host;
 mod ids;
+mod levels;
 mod naive;
 mod native;
 mod place;
+mod redirect;
 mod remove;
 mod tree;
+mod usage;
 mod view;
 mod whiteout;
 mod write;
@@ -38,15 +41,17 @@ pub use archive::{
 pub use change::{Change, ChangeKind};
 pub use copy::{copy_layer, copy_root_attributes, fold_layer};
 pub use durable::sync_layer;
-pub use emit::{DiffOptions, DiffSummary};
+pub use emit::{DiffOptions, DiffPolicy, DiffSummary};
 pub use error::{ApplyError, DiffError, EscapedPath, TreeError};
 pub use host::HostTree;
 pub use ids::{IdKind, IdPlace};
 pub use naive::{compare, diff_trees, diff_trees_confirmed, size_of_changes};
-pub use native::{LayerSize, changes, diff, diff_confirmed, size};
+pub use native::{Layers, changes, changes_of, diff, diff_confirmed};
+pub use redirect::Unresolved;
 pub use remove::remove_tree;
 pub use tree::{
     DeviceNumber, DirEntry, DirHandle, FileHandle, FileKind, Metadata, Node, NodeKind, RenameMode,
     Timestamp, TreeBackend,
 };
+pub use usage::{LayerSize, size, size_of, size_of_change};
 pub use view::{Found, View, ViewDir};

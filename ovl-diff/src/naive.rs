@@ -1,16 +1,18 @@
-//! What differs between any two merged trees, found by comparing all of both.
+//! What differs between two merged trees: found by comparing all of both, or only what the layers
+//! have that are in one and not in the other.
 
-use std::collections::{HashMap, HashSet, btree_set};
-use std::ffi::{OsStr, OsString};
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::change::{Change, ChangeKind, differs};
-use crate::emit::{DiffOptions, DiffSummary, Emitter};
+use crate::emit::{DiffOptions, DiffSummary, Emitter, Inode};
 use crate::error::{Context as _, DiffError};
 use crate::handles::FewHandles;
-use crate::native::LayerSize;
-use crate::tree::{DeviceNumber, FileKind, Metadata, Node};
+use crate::levels::{Below, Level, below};
+use crate::tree::{FileKind, Metadata, Node};
+use crate::usage::LayerSize;
 use crate::view::{Found, View, ViewDir};
 
 /// Lists what is different in `tree` from `base`: parents before what is in them, in byte order.
@@ -23,7 +25,7 @@ use crate::view::{Found, View, ViewDir};
 /// [`DiffError`] for any read error.
 pub fn compare(view: View<'_>, tree: &ViewDir, base: &ViewDir) -> Result<Vec<Change>, DiffError> {
     let few = FewHandles::new(view.tree());
-    Ok(walk(View::new(&few, view.xattrs()), tree, base)?.changes)
+    Ok(walk(View::new(&few, view.xattrs()), tree, base, None)?.changes)
 }
 
 /// Writes what is different in `tree` from `base` as an archive that turns one into the other. The
@@ -75,10 +77,20 @@ pub fn size_of_changes(
 ) -> Result<LayerSize, DiffError> {
     let few = FewHandles::new(view.tree());
     let view = View::new(&few, view.xattrs());
+    let walked = walk(view, tree, base, None)?;
+    size_of_walked(view, tree, walked)
+}
+
+/// Adds up what was added or modified.
+pub(crate) fn size_of_walked(
+    view: View<'_>,
+    tree: &ViewDir,
+    walked: Walked,
+) -> Result<LayerSize, DiffError> {
     let mut size = LayerSize::default();
     let mut seen = HashSet::new();
     let mut cursor = Cursor::new(tree);
-    for change in walk(view, tree, base)?.changes {
+    for change in walked.changes {
         if change.kind() != ChangeKind::Deleted
             && let Some(metadata) = cursor.find(view, change.path())?.metadata()
             && (metadata.nlink < 2
@@ -104,7 +116,7 @@ fn diff_into<W: Write>(
             .on("look at", Path::new(""))?;
         emitter.root(root, &metadata)?;
     }
-    let walked = walk(view, tree, base)?;
+    let walked = walk(view, tree, base, None)?;
     let mut found = walked.relinked();
     found.extend(walked.changes);
     found.sort_by(|one, other| one.path().cmp(other.path()));
@@ -114,17 +126,20 @@ fn diff_into<W: Write>(
         let parent = path.parent().unwrap_or(Path::new(""));
         let name = path.file_name().unwrap_or_default();
         if change.kind() == ChangeKind::Deleted {
-            emitter.whiteout(parent, name)?;
+            emitter.whiteout(parent, name, None)?;
             continue;
         }
-        match cursor.find(view, path)? {
+        let found = cursor.find(view, path)?;
+        match found {
             Found::Directory(dir, metadata) if !dir.is_empty() => {
                 emitter.directory(&dir.parts()[0], path, &metadata)?;
             }
             Found::Object(_, metadata) if metadata.kind == FileKind::Socket => {
                 emitter.socket(parent, name, change.kind() == ChangeKind::Modified)?;
             }
-            Found::Object(dir, metadata) => emitter.object(&dir, name, path, &metadata)?,
+            Found::Object(dir, metadata) => {
+                emitter.object(cursor.last(), &dir, name, path, &metadata)?;
+            }
             Found::Nothing | Found::Directory(..) => {
                 return Err(DiffError::Changed {
                     path: path.to_owned(),
@@ -136,21 +151,28 @@ fn diff_into<W: Write>(
 }
 
 /// Finds paths that come in order: the directories on the way to the last one are kept.
-struct Cursor {
-    /// From the root down.
+pub(crate) struct Cursor {
+    root: ViewDir,
+    /// From the one below the root down.
     dirs: Vec<ViewDir>,
     path: PathBuf,
 }
 
 impl Cursor {
-    fn new(root: &ViewDir) -> Self {
+    pub(crate) fn new(root: &ViewDir) -> Self {
         Self {
-            dirs: vec![root.clone()],
+            root: root.clone(),
+            dirs: Vec::new(),
             path: PathBuf::new(),
         }
     }
 
-    fn find(&mut self, view: View<'_>, path: &Path) -> Result<Found, DiffError> {
+    /// The directory in which the last search ended.
+    pub(crate) fn last(&self) -> &ViewDir {
+        self.dirs.last().unwrap_or(&self.root)
+    }
+
+    pub(crate) fn find(&mut self, view: View<'_>, path: &Path) -> Result<Found, DiffError> {
         let parent = path.parent().unwrap_or(Path::new(""));
         while !parent.starts_with(&self.path) {
             self.path.pop();
@@ -172,19 +194,14 @@ impl Cursor {
     }
 
     fn lookup(&self, view: View<'_>, name: &OsStr, path: &Path) -> Result<Found, DiffError> {
-        let Some(dir) = self.dirs.last() else {
-            return Ok(Found::Nothing);
-        };
-        Ok(view.lookup(dir, name).on("look at", path)?)
+        Ok(view.lookup(self.last(), name).on("look at", path)?)
     }
 }
 
-type Inode = (DeviceNumber, u64);
-
 /// All differences of two trees.
 #[derive(Default)]
-struct Walked {
-    changes: Vec<Change>,
+pub(crate) struct Walked {
+    pub(crate) changes: Vec<Change>,
     /// Objects of the tree with several names: the inode, and the one that has the name in the base
     /// when nothing else is different.
     linked: Vec<(PathBuf, Inode, Option<Inode>)>,
@@ -213,44 +230,34 @@ impl Walked {
     }
 }
 
-/// A directory of both trees on the way down.
-struct Level {
-    tree: ViewDir,
-    base: ViewDir,
-    names: btree_set::IntoIter<OsString>,
-    /// The directory's own place in the list of changes, and whether it stays there anyway.
-    change: Option<(usize, bool)>,
-}
+/// A directory's own place in the list of changes, and whether it stays there anyway.
+type Place = (usize, bool);
 
-impl Level {
-    fn open(view: View<'_>, tree: ViewDir, base: ViewDir, path: &Path) -> Result<Self, DiffError> {
-        let mut names = view.names(&tree).on("list", path)?;
-        names.extend(view.names(&base).on("list", path)?);
-        Ok(Self {
-            tree,
-            base,
-            names: names.into_iter(),
-            change: None,
-        })
-    }
-}
-
-fn walk(view: View<'_>, tree: &ViewDir, base: &ViewDir) -> Result<Walked, DiffError> {
+/// Compares two trees: all of both, or where `above` says how many layers of the tree lie on top of
+/// those of the base, only what they have.
+pub(crate) fn walk(
+    view: View<'_>,
+    tree: &ViewDir,
+    base: &ViewDir,
+    above: Option<usize>,
+) -> Result<Walked, DiffError> {
     let (mut walked, mut path) = (Walked::default(), PathBuf::new());
-    let mut levels = vec![Level::open(view, tree.clone(), base.clone(), &path)?];
-    while let Some(level) = levels.last_mut() {
-        let Some(name) = level.names.next() else {
-            let done = levels.pop().and_then(|level| level.change);
+    let root = Level::open(view, tree.clone(), base.clone(), above, &path)?;
+    let mut levels: Vec<(Level, Option<Place>)> = vec![(root, None)];
+    while let Some((level, change)) = levels.last_mut() {
+        let Some(name) = level.names.pop() else {
+            level.refuse_changed(view, &path)?;
             // Nothing in the directory is different.
-            if done == Some((walked.changes.len().wrapping_sub(1), false)) {
+            if *change == Some((walked.changes.len().wrapping_sub(1), false)) {
                 walked.changes.pop();
             }
+            levels.pop();
             path.pop();
             continue;
         };
         path.push(&name);
         match object(view, level, &name, &path, &mut walked)? {
-            Some(inner) => levels.push(inner),
+            Some((inner, change)) => levels.push((inner, Some(change))),
             None => {
                 path.pop();
             }
@@ -266,33 +273,31 @@ fn object(
     name: &OsStr,
     path: &Path,
     walked: &mut Walked,
-) -> Result<Option<Level>, DiffError> {
-    let now = view.lookup(&level.tree, name).on("look at", path)?;
-    let then = view.lookup(&level.base, name).on("look at", path)?;
+) -> Result<Option<(Level, Place)>, DiffError> {
+    let look = view.look(&level.tree, name).on("look at", path)?;
+    let Below { then, above } = below(view, level, &look, name, path)?;
+    let now = look.found;
     let kind = match (&now, &then) {
         (Found::Nothing, Found::Nothing) => return Ok(None),
         (Found::Nothing, _) => Some(ChangeKind::Deleted),
         (_, Found::Nothing) => Some(ChangeKind::Added),
-        (Found::Directory(_, metadata), Found::Directory(_, before))
-        | (Found::Object(_, metadata), Found::Object(_, before)) => {
-            let (Some(node), Some(below)) = (now.node(name), then.node(name)) else {
-                return Ok(None);
-            };
-            differs(view, (node, metadata), (below, before), path)?.then_some(ChangeKind::Modified)
+        (Found::Directory(..), Found::Directory(..)) | (Found::Object(..), Found::Object(..)) => {
+            let (tree, base) = (&level.tree, &level.base);
+            differs(view, name, (tree, &now), (base, &then), path)?.then_some(ChangeKind::Modified)
         }
         _ => Some(ChangeKind::Modified),
     };
     match now {
         Found::Directory(tree, _) => {
-            let change = Some((walked.changes.len(), kind.is_some()));
+            let change = (walked.changes.len(), kind.is_some());
             let kind = kind.unwrap_or(ChangeKind::Modified);
             walked.changes.push(Change::new(path.to_owned(), kind));
             let base = match then {
                 Found::Directory(dir, _) => dir,
                 Found::Nothing | Found::Object(..) => ViewDir::default(),
             };
-            let inner = Level::open(view, tree, base, path)?;
-            Ok(Some(Level { change, ..inner }))
+            let inner = Level::open(view, tree, base, above, path)?;
+            Ok(Some((inner, change)))
         }
         Found::Nothing | Found::Object(..) => {
             if let Found::Object(_, metadata) = &now {

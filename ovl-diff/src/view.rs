@@ -3,15 +3,19 @@
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::sync::Arc;
 
 use ovl_layout::XattrNamespace;
 
-use crate::tree::{DirHandle, FileKind, Metadata, Node, TreeBackend};
+use crate::redirect::{Unresolved, Way, has_digest, unresolved};
+use crate::tree::{DirHandle, FileHandle, FileKind, Metadata, Node, TreeBackend};
 
 /// Reads stacks of layers as overlayfs merges them.
 ///
 /// A whiteout hides what is below it, a directory merges with the directories below it up to an
-/// opaque one, anything else hides what is below.
+/// opaque one, anything else hides what is below. A directory that was renamed on a mount with
+/// `redirect_dir=on` merges with the directories that it came from, and a file of a mount with
+/// `metacopy=on` has its data where the layers below have it.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
     tree: &'a dyn TreeBackend,
@@ -22,13 +26,21 @@ pub struct View<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct ViewDir {
     parts: Vec<DirHandle>,
+    /// Of each part, which layer of the stack it is in, from the top.
+    layers: Vec<usize>,
+    /// The roots of all layers, where absolute redirects begin.
+    roots: Arc<[DirHandle]>,
 }
 
 impl ViewDir {
     /// The root of a stack of layers, given their `diff` directories, uppermost first.
     #[must_use]
     pub fn new(parts: Vec<DirHandle>) -> Self {
-        Self { parts }
+        Self {
+            layers: (0..parts.len()).collect(),
+            roots: parts.clone().into(),
+            parts,
+        }
     }
 
     /// The directories, uppermost first.
@@ -41,6 +53,33 @@ impl ViewDir {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.parts.is_empty()
+    }
+
+    /// The parts in the `above` uppermost layers.
+    pub(crate) fn parts_above(&self, above: usize) -> &[DirHandle] {
+        &self.parts[..self.split(above)]
+    }
+
+    /// The same directory without the `above` uppermost layers, in a stack that lacks them.
+    pub(crate) fn below(&self, above: usize, stack: &Self) -> Self {
+        let at = self.split(above);
+        Self {
+            parts: self.parts[at..].to_vec(),
+            layers: self.layers[at..]
+                .iter()
+                .map(|layer| layer - above)
+                .collect(),
+            roots: stack.roots.clone(),
+        }
+    }
+
+    /// Whether nothing of it is below the `above` uppermost layers.
+    pub(crate) fn is_above(&self, above: usize) -> bool {
+        self.split(above) == self.parts.len()
+    }
+
+    fn split(&self, above: usize) -> usize {
+        self.layers.partition_point(|&layer| layer < above)
     }
 }
 
@@ -83,21 +122,32 @@ impl Found {
 }
 
 /// What the private attributes of one layer's object say.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Marks {
     /// A directory hides what is below it.
     pub(crate) opaque: bool,
-    /// This attribute says that contents are in another place of the layers below.
-    pub(crate) elsewhere: Option<&'static str>,
+    /// What is below has another name.
+    pub(crate) redirect: Option<Vec<u8>>,
+    /// A file has its data in a layer below.
+    pub(crate) metacopy: Option<Vec<u8>>,
 }
 
-/// The error for an object whose contents are not where its name is.
-pub(crate) fn elsewhere(attribute: &'static str) -> io::Error {
-    let message = format!(
-        "the attribute {attribute} says that its contents are elsewhere; \
-         mount layers with redirect_dir=nofollow and metacopy=off"
-    );
-    io::Error::new(io::ErrorKind::Unsupported, message)
+/// What was found, and how.
+pub(crate) struct Look {
+    pub(crate) found: Found,
+    /// The layer of its uppermost part, from the top.
+    pub(crate) layer: usize,
+    /// The uppermost layer that says that what is below has another name.
+    pub(crate) moved: Option<usize>,
+}
+
+/// What one layer has on the way to a name.
+enum Seen {
+    Nothing,
+    /// A whiteout, or what cannot be gone through: nothing further down shows.
+    End,
+    Directory(DirHandle, Metadata),
+    Object(DirHandle, OsString, Metadata),
 }
 
 impl<'a> View<'a> {
@@ -122,38 +172,174 @@ impl<'a> View<'a> {
     /// What `name` stands for in `dir`.
     ///
     /// # Errors
-    /// Any error of the backend but `ENOENT`; [`io::ErrorKind::Unsupported`] for a directory whose
-    /// contents are elsewhere, since it was renamed on a mount with `redirect_dir=on`.
+    /// Any error of the backend but `ENOENT`; [`io::ErrorKind::Unsupported`] with an [`Unresolved`]
+    /// for a directory that merges with others in a way that leads nowhere.
     pub fn lookup(&self, dir: &ViewDir, name: &OsStr) -> io::Result<Found> {
-        let mut merged: Option<Metadata> = None;
-        let mut parts = Vec::new();
-        for part in &dir.parts {
-            let Some(metadata) = self.entry(part, name)? else {
-                continue;
-            };
-            if self.is_whiteout(part, name, &metadata)? {
-                break;
-            }
-            if !metadata.is_dir() {
-                if merged.is_none() {
-                    return Ok(Found::Object(part.clone(), metadata));
+        self.look(dir, name).map(|look| look.found)
+    }
+
+    /// The same, and how it was found.
+    pub(crate) fn look(&self, dir: &ViewDir, name: &OsStr) -> io::Result<Look> {
+        let mut way = Way::new(name);
+        let mut top: Option<(usize, Metadata)> = None;
+        let mut merged = ViewDir {
+            roots: dir.roots.clone(),
+            ..ViewDir::default()
+        };
+        let mut moved = None;
+        // The last directory names others, of which none was seen yet.
+        let mut dangling = false;
+        let mut places = Places::new(dir);
+        while let Some((layer, base)) = places.next(&way) {
+            let taken = way.redirects();
+            match self.walk(base, &mut way, dir.roots.len() - layer)? {
+                Seen::Nothing => {}
+                Seen::End => break,
+                Seen::Object(_, _, metadata) => match top {
+                    Some(_) => break,
+                    // The way is still the plain name.
+                    None => {
+                        return Ok(Look {
+                            found: Found::Object(base.clone(), metadata),
+                            layer,
+                            moved,
+                        });
+                    }
+                },
+                Seen::Directory(handle, metadata) => {
+                    top.get_or_insert((layer, metadata));
+                    merged.parts.push(handle);
+                    merged.layers.push(layer);
+                    dangling = way.leads_elsewhere();
                 }
-                break;
             }
-            let handle = self.tree.open_dir(part, name)?;
-            let marks = self.marks(Node::Dir(&handle))?;
-            if let Some(attribute) = marks.elsewhere {
-                return Err(elsewhere(attribute));
+            if way.redirects() != taken {
+                moved = moved.or(Some(layer));
             }
-            merged.get_or_insert(metadata);
-            parts.push(handle);
-            if marks.opaque {
+            if way.ends() {
                 break;
             }
         }
-        Ok(merged.map_or(Found::Nothing, |metadata| {
-            Found::Directory(ViewDir { parts }, metadata)
-        }))
+        if dangling {
+            return Err(unresolved(self.xattrs.redirect(), Unresolved::Nowhere));
+        }
+        let (layer, found) = match top {
+            None => (0, Found::Nothing),
+            Some((layer, metadata)) => (layer, Found::Directory(merged, metadata)),
+        };
+        Ok(Look {
+            found,
+            layer,
+            moved,
+        })
+    }
+
+    /// Opens the contents of the regular file that `name` stands for in `dir`, in whatever layer
+    /// and under whatever name they are.
+    ///
+    /// # Errors
+    /// Any error of the backend, `ENOENT` too; [`io::ErrorKind::Unsupported`] with an
+    /// [`Unresolved`] for a file whose data is not where its attributes say, or is not certain.
+    pub fn open_file(&self, dir: &ViewDir, name: &OsStr) -> io::Result<FileHandle> {
+        let mut way = Way::new(name);
+        // Of the file that shows, once it is known to have its data elsewhere.
+        let mut shown: Option<Metadata> = None;
+        let mut places = Places::new(dir);
+        while let Some((layer, base)) = places.next(&way) {
+            let (at, name, metadata) = match self.walk(base, &mut way, dir.roots.len() - layer)? {
+                Seen::Nothing if way.ends() => break,
+                Seen::Nothing => continue,
+                Seen::End | Seen::Directory(..) => break,
+                Seen::Object(at, name, metadata) => (at, name, metadata),
+            };
+            if shown.is_some() && metadata.kind != FileKind::Regular {
+                break;
+            }
+            let file = self.tree.open_file(&at, &name)?;
+            let marks = self.marks(Node::File(&file))?;
+            let Some(metacopy) = marks.metacopy else {
+                return match shown {
+                    Some(shown) if shown.size != metadata.size => {
+                        let (expected, found) = (shown.size, metadata.size);
+                        let reason = Unresolved::Size { expected, found };
+                        Err(unresolved(self.xattrs.metacopy(), reason))
+                    }
+                    _ => Ok(file),
+                };
+            };
+            let digest = has_digest(&metacopy)
+                .map_err(|reason| unresolved(self.xattrs.metacopy(), reason))?;
+            if digest {
+                return Err(unresolved(self.xattrs.metacopy(), Unresolved::Digest));
+            }
+            shown.get_or_insert(metadata);
+            if let Some(redirect) = &marks.redirect {
+                way.redirect_last(redirect)
+                    .map_err(|reason| unresolved(self.xattrs.redirect(), reason))?;
+            }
+            // By which of its names it was copied up is not written down.
+            if metadata.nlink > 1 && !way.is_absolute() {
+                return Err(unresolved(self.xattrs.metacopy(), Unresolved::HardLinked));
+            }
+        }
+        match shown {
+            Some(_) => Err(unresolved(self.xattrs.metacopy(), Unresolved::Nowhere)),
+            None => Err(io::Error::from(io::ErrorKind::NotFound)),
+        }
+    }
+
+    /// Goes one layer's way to a name, and says where the layers below go on. `left` is how many
+    /// layers there are from this one down.
+    fn walk(&self, base: &DirHandle, way: &mut Way, left: usize) -> io::Result<Seen> {
+        let mut at = base.clone();
+        way.start();
+        loop {
+            let (name, last) = way.step();
+            let Some(metadata) = self.entry(&at, &name)? else {
+                return Ok(Seen::Nothing);
+            };
+            if self.is_whiteout(&at, &name, &metadata)? {
+                return Ok(Seen::End);
+            }
+            if !metadata.is_dir() {
+                return Ok(match last {
+                    true => Seen::Object(at, name, metadata),
+                    false => Seen::End,
+                });
+            }
+            at = self.tree.open_dir(&at, &name)?;
+            let marks = self.marks(Node::Dir(&at))?;
+            if marks.opaque {
+                way.end();
+            } else if let Some(redirect) = &marks.redirect {
+                // Below the lowest layer there is nothing that could be named.
+                let taken = match left {
+                    0 | 1 => Err(Unresolved::Nowhere),
+                    _ => way.redirect(redirect),
+                };
+                taken.map_err(|reason| unresolved(self.xattrs.redirect(), reason))?;
+            }
+            if last {
+                return Ok(Seen::Directory(at, metadata));
+            }
+        }
+    }
+
+    /// Whether two directories consist of the same parts.
+    pub(crate) fn is_same(&self, one: &ViewDir, other: &ViewDir) -> io::Result<bool> {
+        if one.parts.len() != other.parts.len() {
+            return Ok(false);
+        }
+        for (one, other) in one.parts.iter().zip(&other.parts) {
+            let (one, other) = (
+                self.tree.metadata(Node::Dir(one))?,
+                self.tree.metadata(Node::Dir(other))?,
+            );
+            if (one.dev, one.ino) != (other.dev, other.ino) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Goes down from `root` by plain names; links are not followed.
@@ -254,6 +440,12 @@ impl<'a> View<'a> {
         Ok(self.opaque_value(dir)?.as_deref() == Some(b"y"))
     }
 
+    /// Whether a directory of one layer merges with others than those of its name.
+    pub(crate) fn is_renamed(&self, dir: &DirHandle) -> io::Result<bool> {
+        let attribute = OsStr::new(self.xattrs.redirect());
+        Ok(self.tree.xattr(Node::Dir(dir), attribute)?.is_some())
+    }
+
     /// What the attributes of one layer's object say about it.
     pub(crate) fn marks(&self, node: Node<'_>) -> io::Result<Marks> {
         self.marks_among(node, &self.tree.list_xattrs(node)?)
@@ -266,9 +458,9 @@ impl<'a> View<'a> {
             if name == self.xattrs.opaque() {
                 marks.opaque = self.tree.xattr(node, name)?.as_deref() == Some(b"y");
             } else if name == self.xattrs.redirect() {
-                marks.elsewhere = Some(self.xattrs.redirect());
+                marks.redirect = self.tree.xattr(node, name)?;
             } else if name == self.xattrs.metacopy() {
-                marks.elsewhere = Some(self.xattrs.metacopy());
+                marks.metacopy = self.tree.xattr(node, name)?;
             }
         }
         Ok(marks)
@@ -277,5 +469,41 @@ impl<'a> View<'a> {
     fn opaque_value(&self, dir: &DirHandle) -> io::Result<Option<Vec<u8>>> {
         self.tree
             .xattr(Node::Dir(dir), OsStr::new(self.xattrs.opaque()))
+    }
+}
+
+/// The directories in which to look for a name, from the top.
+struct Places<'d> {
+    dir: &'d ViewDir,
+    next: usize,
+    at_roots: bool,
+    layer: usize,
+}
+
+impl<'d> Places<'d> {
+    fn new(dir: &'d ViewDir) -> Self {
+        Self {
+            dir,
+            next: 0,
+            at_roots: false,
+            layer: 0,
+        }
+    }
+
+    fn next(&mut self, way: &Way) -> Option<(usize, &'d DirHandle)> {
+        if way.is_absolute() && !self.at_roots {
+            // Goes on in the layer below the one that said so.
+            (self.at_roots, self.next) = (true, self.layer + 1);
+        }
+        let place = match self.at_roots {
+            true => self.dir.roots.get(self.next).map(|root| (self.next, root)),
+            false => {
+                let layer = self.dir.layers.get(self.next).copied();
+                layer.zip(self.dir.parts.get(self.next))
+            }
+        };
+        self.next += 1;
+        self.layer = place.map_or(self.layer, |(layer, _)| layer);
+        place
     }
 }

@@ -3,8 +3,8 @@
 use std::ffi::OsStr;
 
 use ovl_diff::{
-    ApplyOptions, BadReason, DiffError, DiffOptions, DirHandle, IdKind, IdPlace, Node, ViewDir,
-    diff_confirmed, diff_trees_confirmed,
+    ApplyOptions, BadReason, DiffError, DiffOptions, DirHandle, IdKind, IdPlace, Layers, Node,
+    ViewDir, diff_confirmed, diff_trees_confirmed,
 };
 use ovl_layout::{IdMap, IdMaps};
 
@@ -35,7 +35,8 @@ fn diff(
     let options = DiffOptions::new().id_maps(id_maps.clone());
     let (mut native, mut naive) = (Vec::new(), Vec::new());
     let view = scene.view();
-    let result = diff_confirmed(view, upper, lowers, false, &options, &mut native, || Ok(()));
+    let layers = Layers::new(std::slice::from_ref(upper), lowers);
+    let result = diff_confirmed(view, layers, &options, &mut native, || Ok(()));
     let tree = ViewDir::new([std::slice::from_ref(upper), lowers].concat());
     let base = ViewDir::new(lowers.to_vec());
     let other = diff_trees_confirmed(view, &tree, &base, &options, &mut naive, || Ok(()));

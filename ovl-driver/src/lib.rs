@@ -31,7 +31,7 @@ pub use kernel::Kernel;
 pub use ovl_layout::Durability;
 pub use system::{FsType, Identity, Lock, LockKind, ProcessId, SystemBackend};
 pub use types::{
-    Answer, Applied, Base, BrokenLayer, CreateLayer, Dirty, Hold, ImportOptions, InitOptions,
-    LayerInfo, LayerList, LayerQuota, LayerSummary, MountRequest, MountState, OpenOptions,
-    Reclaimed, Status,
+    Answer, Applied, Base, BrokenLayer, CreateLayer, Dirty, ExportOptions, Hold, ImportOptions,
+    InitOptions, LayerInfo, LayerList, LayerQuota, LayerSummary, MountRequest, MountState,
+    OpenOptions, Reclaimed, Status,
 };

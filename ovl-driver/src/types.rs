@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use ovl_diff::{ApplySummary, LayerSize};
+use ovl_diff::{ApplySummary, DiffPolicy, LayerSize, Timestamp};
 use ovl_layout::{
     DOCKER_MAX_DEPTH, Durability, HomeSettings, IdMaps, LayerId, LayerPaths, LinkId, XattrNamespace,
 };
@@ -211,6 +211,39 @@ impl ImportOptions {
     pub fn skip_devices(self, skip_devices: bool) -> Self {
         Self {
             skip_devices,
+            ..self
+        }
+    }
+}
+
+/// How a layer becomes an archive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ExportOptions {
+    /// What of the objects is written.
+    pub policy: DiffPolicy,
+    /// Later times of modification become this one; `None` leaves all as they are.
+    pub clamp_mtime: Option<Timestamp>,
+}
+
+impl ExportOptions {
+    /// Everything, as it is.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets what of the objects is written.
+    #[must_use]
+    pub fn policy(self, policy: DiffPolicy) -> Self {
+        Self { policy, ..self }
+    }
+
+    /// Sets what later times of modification become: `SOURCE_DATE_EPOCH`, for one.
+    #[must_use]
+    pub fn clamp_mtime(self, clamp_mtime: Option<Timestamp>) -> Self {
+        Self {
+            clamp_mtime,
             ..self
         }
     }

@@ -8,7 +8,7 @@ use crate::archive::BadReason;
 use crate::copy::{Private, copy_object};
 use crate::error::{Context as _, TreeError};
 use crate::tree::{DirHandle, FileKind, Metadata, Node};
-use crate::view::Found;
+use crate::view::{Found, ViewDir};
 
 impl Applier<'_> {
     pub(super) fn hard_link(
@@ -45,9 +45,10 @@ impl Applier<'_> {
                     Found::Object(_, metadata) if metadata.kind == FileKind::Socket => {
                         return Err(Stop::Bad(BadReason::BadHardLink));
                     }
-                    Found::Object(dir, metadata) => {
-                        (self.copy_up(&dir, target_name, &metadata)?, metadata)
-                    }
+                    Found::Object(dir, metadata) => (
+                        self.copy_up(&below, &dir, target_name, &metadata)?,
+                        metadata,
+                    ),
                 }
             }
         };
@@ -87,6 +88,7 @@ impl Applier<'_> {
     /// Copies a lower layer's object into this layer, at its own place, so that it can be linked.
     fn copy_up(
         &mut self,
+        below: &ViewDir,
         from: &DirHandle,
         name: &OsStr,
         metadata: &Metadata,
@@ -94,9 +96,14 @@ impl Applier<'_> {
         let to = self.position.upper()?;
         let path = self.position.path_of(name);
         let (view, inherits) = (self.position.view(), self.position.inherits());
+        let data = match metadata.kind {
+            FileKind::Regular => Some(view.open_file(below, name).on("open", &path)?),
+            _ => None,
+        };
         copy_object(
             view,
             (from, name),
+            data.as_ref(),
             metadata,
             (&to, name),
             Private::Drop,

@@ -82,7 +82,7 @@ impl Shown {
                         dirs.push((inner, path));
                     }
                     Found::Object(holder, metadata) => {
-                        let contents = contents(view.tree(), &holder, &name, &metadata);
+                        let contents = contents(view, &dir, &holder, &name, &metadata);
                         let node = Node::Entry(&holder, &name);
                         let xattrs = xattrs(view.tree(), node, private);
                         shown.add(&metadata, &path, xattrs, contents, &mut links);
@@ -200,11 +200,18 @@ fn xattrs(
     found
 }
 
-fn contents(tree: &dyn TreeBackend, dir: &DirHandle, name: &OsStr, metadata: &Metadata) -> Vec<u8> {
+fn contents(
+    view: View<'_>,
+    merged: &ViewDir,
+    dir: &DirHandle,
+    name: &OsStr,
+    metadata: &Metadata,
+) -> Vec<u8> {
+    let tree = view.tree();
     match metadata.kind {
         FileKind::Symlink => tree.read_link(dir, name).unwrap().into_encoded_bytes(),
         FileKind::Regular => {
-            let file = tree.open_file(dir, name).unwrap();
+            let file = view.open_file(merged, name).unwrap();
             let (mut contents, mut buffer) = (Vec::new(), vec![0; 64 * 1024]);
             loop {
                 match tree

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 
 use ovl_diff::{
     ApplyOptions, ApplySummary, Change, DiffError, DiffOptions, DiffSummary, DirHandle, LayerSize,
-    Node, Progress, TreeError, ViewDir, copy_layer, copy_root_attributes, fold_layer,
+    Layers, Node, Progress, TreeError, ViewDir, copy_layer, copy_root_attributes, fold_layer,
 };
 use ovl_layout::{LayerId, LowerChain, SealReason};
 
@@ -15,7 +15,7 @@ use super::quota::Project;
 use super::staging::{Parent, Plan, Staged};
 use crate::error::Error;
 use crate::system::LockKind;
-use crate::types::{Applied, Base, CreateLayer, ImportOptions};
+use crate::types::{Applied, Base, CreateLayer, ExportOptions, ImportOptions};
 
 impl Overlay2 {
     /// Makes a sealed layer from an archive, in one step: the layer appears whole, or not at all.
@@ -165,9 +165,9 @@ impl Overlay2 {
     /// Writes what a layer changes against `base` as an archive: deterministic, and applying it to
     /// `base` gives what the layer shows.
     ///
-    /// Against the parent, the layer's own directory is read, nothing is mounted, and the cost is
-    /// that of the change. The layer may be mounted; a file that changes while it is read is an
-    /// error.
+    /// Against a layer that it stands on, only the directories of the layers in between are read,
+    /// nothing is mounted, and the cost is that of the change. The layer may be mounted; what
+    /// changes while it is read is an error.
     ///
     /// # Errors
     ///
@@ -180,27 +180,38 @@ impl Overlay2 {
         base: &Base,
         output: impl Write,
     ) -> Result<DiffSummary, Error> {
+        self.diff_with(id, base, ExportOptions::new(), output)
+    }
+
+    /// As [`diff`](Self::diff), with a say in what the archive holds.
+    ///
+    /// # Errors
+    ///
+    /// As for [`diff`](Self::diff).
+    pub fn diff_with(
+        &self,
+        id: &LayerId,
+        base: &Base,
+        options: ExportOptions,
+        output: impl Write,
+    ) -> Result<DiffSummary, Error> {
         let layer = self.layer(id)?;
-        let stack = self.stack(&layer)?;
-        let options = DiffOptions::new().id_maps(self.settings.id_maps.clone());
-        let result = match self.base_view(&layer, base)? {
-            None => {
-                let lowers = self.hidden_lowers(&layer, &stack)?;
-                let (view, opaque) = (self.view(), layer.root_opaque());
-                let confirm = || self.confirm(&[&layer]);
-                let upper = &stack.upper;
-                ovl_diff::diff_confirmed(view, upper, &lowers, opaque, &options, output, confirm)
+        let against = self.against(&layer, base)?;
+        let options = DiffOptions::new()
+            .id_maps(self.settings.id_maps.clone())
+            .policy(options.policy)
+            .clamp_mtime(options.clamp_mtime);
+        let view = self.view();
+        let confirm = || self.confirm(&layer, &against.others);
+        let result = match &against.kind {
+            AgainstKind::Below(lower) => {
+                ovl_diff::diff_confirmed(view, lower.layers(), &options, output, confirm)
             }
-            Some(base) => {
-                let confirm = || self.confirm(&base.layers(&layer));
-                let (view, merged, base) = (self.view(), stack.merged(), &base.shown);
-                ovl_diff::diff_trees_confirmed(view, &merged, base, &options, output, confirm)
+            AgainstKind::Other { merged, base } => {
+                ovl_diff::diff_trees_confirmed(view, merged, base, &options, output, confirm)
             }
         };
-        result.map_err(|source| Error::Diff {
-            id: id.clone(),
-            source,
-        })
+        result.map_err(|source| diff_error(id, source))
     }
 
     /// Lists what a layer changes against `base`: parents first, siblings in byte order.
@@ -211,24 +222,19 @@ impl Overlay2 {
     #[doc(alias = "Changes")]
     pub fn changes(&self, id: &LayerId, base: &Base) -> Result<Vec<Change>, Error> {
         let layer = self.layer(id)?;
-        let stack = self.stack(&layer)?;
-        let result = match self.base_view(&layer, base)? {
-            None => {
-                let lowers = self.hidden_lowers(&layer, &stack)?;
-                ovl_diff::changes(self.view(), &stack.upper, &lowers, layer.root_opaque())
-                    .and_then(|changes| self.confirm(&[&layer]).map(|()| changes))
-            }
-            Some(base) => ovl_diff::compare(self.view(), &stack.merged(), &base.shown)
-                .and_then(|changes| self.confirm(&base.layers(&layer)).map(|()| changes)),
+        let against = self.against(&layer, base)?;
+        let result = match &against.kind {
+            AgainstKind::Below(lower) => ovl_diff::changes_of(self.view(), lower.layers()),
+            AgainstKind::Other { merged, base } => ovl_diff::compare(self.view(), merged, base),
         };
-        result.map_err(|source| Error::Diff {
-            id: id.clone(),
-            source,
-        })
+        result
+            .and_then(|changes| self.confirm(&layer, &against.others).map(|()| changes))
+            .map_err(|source| diff_error(id, source))
     }
 
     /// Adds up what a layer adds or changes against `base`: apparent bytes, as Docker counts them,
-    /// and beside them allocated bytes and inodes.
+    /// and beside them allocated bytes and inodes. Against its parent, that is what the layer's own
+    /// directory holds.
     ///
     /// # Errors
     ///
@@ -236,25 +242,20 @@ impl Overlay2 {
     #[doc(alias = "DiffSize")]
     pub fn size(&self, id: &LayerId, base: &Base) -> Result<LayerSize, Error> {
         let layer = self.layer(id)?;
-        match self.base_view(&layer, base)? {
-            None => self.size_of(id, &self.diff_dir(&layer)?),
-            Some(base) => {
-                let merged = self.stack(&layer)?.merged();
-                ovl_diff::size_of_changes(self.view(), &merged, &base.shown).map_err(|source| {
-                    Error::Diff {
-                        id: id.clone(),
-                        source,
-                    }
-                })
+        let against = self.against(&layer, base)?;
+        let view = self.view();
+        let result = match &against.kind {
+            AgainstKind::Below(Below { uppers, lowers, .. }) if against.is_parent => {
+                ovl_diff::size_of(view, &uppers[0], lowers)
             }
-        }
+            AgainstKind::Below(lower) => ovl_diff::size_of_change(view, lower.layers()),
+            AgainstKind::Other { merged, base } => ovl_diff::size_of_changes(view, merged, base),
+        };
+        result.map_err(|source| diff_error(id, source))
     }
 
     pub(super) fn size_of(&self, id: &LayerId, diff: &DirHandle) -> Result<LayerSize, Error> {
-        ovl_diff::size(self.view(), diff).map_err(|source| Error::Diff {
-            id: id.clone(),
-            source,
-        })
+        ovl_diff::size(self.view(), diff).map_err(|source| diff_error(id, source))
     }
 
     fn apply_to(
@@ -322,24 +323,80 @@ impl Overlay2 {
         Ok(layer)
     }
 
-    /// What `base` shows; `None` for the parent, which needs no comparison.
-    fn base_view(&self, layer: &Layer, base: &Base) -> Result<Option<BaseView>, Error> {
-        let view = |shown, layer| Ok(Some(BaseView { shown, layer }));
-        match base {
-            Base::Parent => Ok(None),
-            Base::Empty => view(ViewDir::default(), None),
-            Base::Layer(id) if self.parent_of(layer)?.as_ref() == Some(id) => Ok(None),
-            Base::Layer(id) => {
-                let Parent { layer, stack } = self.parent(id)?;
-                view(stack.merged(), Some(layer))
-            }
+    /// What a layer is compared with.
+    fn against(&self, layer: &Layer, base: &Base) -> Result<Against, Error> {
+        let stack = self.stack(layer)?;
+        let other = |base, others| {
+            let merged = stack.merged();
+            let kind = AgainstKind::Other { merged, base };
+            Ok(Against {
+                kind,
+                others,
+                is_parent: false,
+            })
+        };
+        let parent = self.parent_of(layer)?;
+        let wanted = match (base, &parent) {
+            (Base::Empty, _) => return other(ViewDir::default(), Vec::new()),
+            (Base::Layer(id), _) => id,
+            (Base::Parent, Some(id)) => id,
+            (Base::Parent, None) => return Ok(Against::nothing(stack)),
+        };
+        let is_parent = parent.as_ref() == Some(wanted);
+        if let Some(at) = stack.ids.iter().position(|id| id == wanted) {
+            let (between, lowers) = stack.lowers.split_at(at);
+            let kind = AgainstKind::Below(Below {
+                uppers: [std::slice::from_ref(&stack.upper), between].concat(),
+                lowers: lowers.to_vec(),
+                root_opaque: false,
+            });
+            let read = if is_parent { &[] } else { &stack.ids[..=at] };
+            return Ok(Against {
+                kind,
+                others: read
+                    .iter()
+                    .map(|id| self.layer(id))
+                    .collect::<Result<_, _>>()?,
+                is_parent,
+            });
         }
+        // It may still be one that an opaque root hides.
+        let mut below = Below {
+            uppers: vec![stack.upper.clone()],
+            lowers: Vec::new(),
+            root_opaque: layer.root_opaque(),
+        };
+        let (mut others, mut next) = (Vec::new(), parent.clone());
+        while let Some(id) = next {
+            if id == *wanted {
+                let Parent { layer, stack } = self.parent(&id)?;
+                below.lowers = stack.merged().parts().to_vec();
+                if !is_parent {
+                    others.push(layer);
+                }
+                let kind = AgainstKind::Below(below);
+                return Ok(Against {
+                    kind,
+                    others,
+                    is_parent,
+                });
+            }
+            let layer = self.layer(&id)?;
+            if !below.root_opaque {
+                below.uppers.push(self.diff_dir(&layer)?);
+                below.root_opaque = layer.root_opaque();
+            }
+            next = self.parent_of(&layer)?;
+            others.push(layer);
+        }
+        let Parent { layer, stack } = self.parent(wanted)?;
+        other(stack.merged(), vec![layer])
     }
 
     /// Nothing locks a layer while it is read. A removal takes its name away before its contents, so
     /// that what still has its name was whole all the time.
-    fn confirm(&self, layers: &[&Layer]) -> Result<(), DiffError> {
-        for layer in layers {
+    fn confirm(&self, layer: &Layer, others: &[Layer]) -> Result<(), DiffError> {
+        for layer in others.iter().chain([layer]) {
             let tree = self.kernel.tree();
             let look = |node| {
                 let failed = |source| TreeError::new("look at", layer.id.as_str().as_ref(), source);
@@ -357,26 +414,57 @@ impl Overlay2 {
         }
         Ok(())
     }
+}
 
-    /// The layers below for comparison: those of the parent, also where an opaque root hides them.
-    fn hidden_lowers(&self, layer: &Layer, stack: &Stack) -> Result<Vec<DirHandle>, Error> {
-        match self.parent_of(layer)? {
-            Some(parent) if layer.root_opaque() => Ok(self.parent(&parent)?.layers()),
-            _ => Ok(stack.lowers.clone()),
-        }
+fn diff_error(id: &LayerId, source: DiffError) -> Error {
+    Error::Diff {
+        id: id.clone(),
+        source,
     }
 }
 
 /// What a layer is compared with.
-struct BaseView {
-    shown: ViewDir,
-    layer: Option<Layer>,
+struct Against {
+    kind: AgainstKind,
+    /// The other layers that must still be there when the comparison is done.
+    others: Vec<Layer>,
+    is_parent: bool,
 }
 
-impl BaseView {
-    /// The layers that must still be there when the comparison is done.
-    fn layers<'a>(&'a self, compared: &'a Layer) -> Vec<&'a Layer> {
-        self.layer.iter().chain([compared]).collect()
+enum AgainstKind {
+    /// One that it stands on, or nothing where it stands on nothing.
+    Below(Below),
+    Other {
+        merged: ViewDir,
+        base: ViewDir,
+    },
+}
+
+/// The layers that lie on top of one, and all from that one down.
+struct Below {
+    uppers: Vec<DirHandle>,
+    lowers: Vec<DirHandle>,
+    root_opaque: bool,
+}
+
+impl Below {
+    fn layers(&self) -> Layers<'_> {
+        Layers::new(&self.uppers, &self.lowers).root_opaque(self.root_opaque)
+    }
+}
+
+impl Against {
+    fn nothing(stack: Stack) -> Self {
+        let kind = AgainstKind::Below(Below {
+            uppers: vec![stack.upper],
+            lowers: stack.lowers,
+            root_opaque: false,
+        });
+        Self {
+            kind,
+            others: Vec::new(),
+            is_parent: true,
+        }
     }
 }
 

@@ -190,6 +190,7 @@ impl State {
             false if identity.user_namespace => return Err(Errno::PERM),
             false => XattrNamespace::Trusted,
         };
+        let (redirect, metacopy) = request.extras()?;
         let upper = match (&request.upper, &request.work) {
             (None, None) => None,
             (Some(upper), Some(work)) => Some((find(upper)?, find(work)?)),
@@ -217,6 +218,8 @@ impl State {
             work: upper.map(|(_, work)| work),
             lowers,
             xattrs,
+            redirect,
+            metacopy,
         })
     }
 

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStringExt as _;
 
 use ovl_diff::{DeviceNumber, NodeKind};
 use ovl_layout::XattrNamespace;
 use rustix::io::Errno;
 
 use super::State;
+use super::data::Data;
 use super::inode::{Body, Ino, Inode, Result, check_name};
 
 /// One overlay. Its directories are named by the path from its root.
@@ -17,19 +19,34 @@ pub(super) struct Overlay {
     pub(super) work: Option<Ino>,
     pub(super) lowers: Vec<Ino>,
     pub(super) xattrs: XattrNamespace,
+    pub(super) redirect: Redirect,
+    pub(super) metacopy: bool,
+}
+
+/// What becomes of renamed directories that have contents below.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Redirect {
+    /// Where they come from is written down, and followed.
+    On,
+    /// It is followed where it is written down.
+    Follow,
+    #[default]
+    NoFollow,
 }
 
 /// The directories that make up a merged one.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Merged {
     pub(super) upper: Option<Ino>,
-    pub(super) lowers: Vec<Ino>,
+    /// Each with the number of its layer.
+    pub(super) lowers: Vec<(usize, Ino)>,
 }
 
 impl Merged {
     /// The directory whose attributes show.
     pub(super) fn top(&self) -> Option<Ino> {
-        self.upper.or_else(|| self.lowers.first().copied())
+        let lower = self.lowers.first().map(|&(_, ino)| ino);
+        self.upper.or(lower)
     }
 }
 
@@ -37,8 +54,30 @@ impl Merged {
 #[derive(Clone, Debug)]
 pub(super) enum Entry {
     Directory(Merged),
-    /// Something else, and whether it is in the upper layer.
-    Object(Ino, bool),
+    Object(Object),
+}
+
+/// What is no directory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Object {
+    pub(super) ino: Ino,
+    pub(super) is_upper: bool,
+    /// What holds the contents.
+    pub(super) data: Ino,
+}
+
+/// The way to a name through the layers.
+struct Search {
+    names: Vec<OsString>,
+    /// From the layers' roots.
+    absolute: bool,
+    is_dir: bool,
+    stop: bool,
+    /// No layer is looked at after this one.
+    last: bool,
+    /// The object last found has its data further down.
+    metacopy: bool,
+    redirected: bool,
 }
 
 impl State {
@@ -53,6 +92,26 @@ impl State {
             .is_some_and(|value| value == b"y"))
     }
 
+    fn is_metacopy(&self, overlay: &Overlay, ino: Ino) -> Result<bool> {
+        let is_file = matches!(self.inode(ino)?.body, Body::Regular(_));
+        Ok(is_file && self.overlay_xattr(overlay, ino, "metacopy")?.is_some())
+    }
+
+    fn redirect_of(&self, overlay: &Overlay, ino: Ino) -> Result<Option<Vec<OsString>>> {
+        let Some(value) = self.overlay_xattr(overlay, ino, "redirect")? else {
+            return Ok(None);
+        };
+        // An absolute one begins with an empty name.
+        let parts = value.split(|&byte| byte == b'/').map(<[u8]>::to_vec);
+        let names: Vec<OsString> = parts.map(OsString::from_vec).collect();
+        let (first, rest) = names.split_first().ok_or(Errno::INVAL)?;
+        let valid = match first.is_empty() {
+            true => !rest.is_empty() && rest.iter().all(|name| !name.is_empty()),
+            false => rest.is_empty(),
+        };
+        valid.then_some(Some(names)).ok_or(Errno::INVAL)
+    }
+
     pub(super) fn overlay_lookup(
         &self,
         overlay: &Overlay,
@@ -60,34 +119,136 @@ impl State {
         name: &OsStr,
     ) -> Result<Option<Entry>> {
         check_name(name)?;
+        let follow = overlay.redirect != Redirect::NoFollow;
+        let mut search = Search {
+            names: vec![name.to_owned()],
+            absolute: false,
+            is_dir: false,
+            stop: false,
+            last: !follow && dir.lowers.is_empty(),
+            metacopy: false,
+            redirected: false,
+        };
         let mut merged = Merged::default();
-        let upper = dir.upper.map(|ino| (ino, true));
-        for (part, is_upper) in upper
-            .into_iter()
-            .chain(dir.lowers.iter().map(|&ino| (ino, false)))
+        let mut objects: Vec<(Ino, bool)> = Vec::new();
+        if let Some(upper) = dir.upper
+            && let Some(ino) = self.lookup_layer(overlay, upper, &mut search)?
         {
-            let Some(ino) = self.child(part, name)? else {
-                continue;
-            };
-            let inode = self.inode(ino)?;
-            if inode.is_whiteout() {
-                break;
-            }
-            if !inode.is_dir() {
-                if merged.top().is_none() {
-                    return Ok(Some(Entry::Object(ino, is_upper)));
-                }
-                break;
-            }
-            match is_upper {
+            match search.is_dir {
                 true => merged.upper = Some(ino),
-                false => merged.lowers.push(ino),
-            }
-            if self.is_opaque(overlay, ino)? {
-                break;
+                false => objects.push((ino, true)),
             }
         }
+        let roots: Vec<(usize, Ino)> = overlay.lowers.iter().copied().enumerate().collect();
+        let (mut stack, mut at_roots) = (&dir.lowers, false);
+        if search.absolute {
+            (stack, at_roots) = (&roots, true);
+        }
+        let mut next = 0;
+        while !search.stop
+            && let Some(&(layer, base)) = stack.get(next)
+        {
+            next += 1;
+            search.last = match follow {
+                true => layer + 1 == roots.len(),
+                false => next == stack.len(),
+            };
+            let had_metacopy = search.metacopy;
+            let Some(ino) = self.lookup_layer(overlay, base, &mut search)? else {
+                continue;
+            };
+            if (had_metacopy || search.metacopy) && !overlay.metacopy {
+                return Err(Errno::PERM);
+            }
+            match search.is_dir {
+                true => merged.lowers.push((layer, ino)),
+                false => objects.push((ino, false)),
+            }
+            if search.redirected && !follow {
+                return Err(Errno::PERM);
+            }
+            if search.absolute && !at_roots {
+                (stack, at_roots, next) = (&roots, true, layer + 1);
+            }
+        }
+        if let (Some(&(ino, is_upper)), Some(&(data, _))) = (objects.first(), objects.last()) {
+            return match search.metacopy {
+                // Its data is nowhere.
+                true => Err(Errno::IO),
+                false => Ok(Some(Entry::Object(Object {
+                    ino,
+                    is_upper,
+                    data,
+                }))),
+            };
+        }
         Ok(merged.top().map(|_| Entry::Directory(merged)))
+    }
+
+    /// What one layer has at the end of the way, and what that says of the layers below.
+    fn lookup_layer(
+        &self,
+        overlay: &Overlay,
+        base: Ino,
+        search: &mut Search,
+    ) -> Result<Option<Ino>> {
+        // Counted from the end, since a redirect can change what comes before.
+        let (mut at, mut left) = (base, search.names.len());
+        loop {
+            let index = search.names.len() - left;
+            let is_end = left == 1;
+            let Some(ino) = self.child(at, &search.names[index])? else {
+                return Ok(None);
+            };
+            let inode = self.inode(ino)?;
+            let is_file = matches!(inode.body, Body::Regular(_));
+            if inode.is_whiteout() || (is_end && search.metacopy && !is_file) {
+                search.stop = true;
+                return Ok(None);
+            }
+            if !inode.is_dir() {
+                if search.is_dir || !is_end {
+                    search.stop = true;
+                    return Ok(None);
+                }
+                search.metacopy = self.is_metacopy(overlay, ino)?;
+                search.stop = !search.metacopy;
+                if search.metacopy && !search.last {
+                    self.follow(overlay, ino, index, search)?;
+                }
+                return Ok(Some(ino));
+            }
+            search.is_dir |= is_end;
+            if !search.last {
+                if self.is_opaque(overlay, ino)? {
+                    search.stop = true;
+                } else {
+                    self.follow(overlay, ino, index, search)?;
+                }
+            }
+            if is_end {
+                return Ok(Some(ino));
+            }
+            (at, left) = (ino, left - 1);
+        }
+    }
+
+    /// Changes the way as an object on it says.
+    fn follow(&self, overlay: &Overlay, ino: Ino, index: usize, search: &mut Search) -> Result<()> {
+        let Some(redirect) = self.redirect_of(overlay, ino)? else {
+            return Ok(());
+        };
+        search.redirected = true;
+        match redirect.split_first() {
+            Some((first, rest)) if first.is_empty() => {
+                search.names.splice(..=index, rest.iter().cloned());
+                (search.absolute, search.stop) = (true, false);
+            }
+            _ => {
+                search.names.splice(index..=index, redirect);
+            }
+        }
+        Ok(())
     }
 
     /// The merged directory at a path.
@@ -95,7 +256,7 @@ impl State {
         // An opaque root hides nothing: the kernel ignores the mark there.
         let mut dir = Merged {
             upper: overlay.upper,
-            lowers: overlay.lowers.clone(),
+            lowers: overlay.lowers.iter().copied().enumerate().collect(),
         };
         for name in path {
             match self.overlay_lookup(overlay, &dir, name)? {
@@ -110,7 +271,8 @@ impl State {
     /// The visible names of a merged directory.
     pub(super) fn overlay_names(&self, dir: &Merged) -> Result<BTreeMap<OsString, Ino>> {
         let (mut names, mut hidden) = (BTreeMap::new(), BTreeSet::new());
-        for &part in dir.upper.iter().chain(&dir.lowers) {
+        let lowers = dir.lowers.iter().map(|(_, ino)| ino);
+        for &part in dir.upper.iter().chain(lowers) {
             for (name, &ino) in self.entries(part)? {
                 if hidden.contains(name) || names.contains_key(name) {
                     continue;
@@ -143,8 +305,8 @@ impl State {
                 upper = ino;
                 continue;
             }
-            let lower = *dir.lowers.first().ok_or(Errno::NOENT)?;
-            upper = self.copy_into(overlay, lower, upper, &path[depth])?;
+            let &(_, lower) = dir.lowers.first().ok_or(Errno::NOENT)?;
+            upper = self.copy_into(overlay, lower, lower, upper, &path[depth])?;
         }
         Ok(upper)
     }
@@ -161,10 +323,10 @@ impl State {
             .overlay_lookup(overlay, &dir, name)?
             .ok_or(Errno::NOENT)?
         {
-            Entry::Object(ino, true) => Ok(ino),
-            Entry::Object(ino, false) => {
+            Entry::Object(object) if object.is_upper => Ok(object.ino),
+            Entry::Object(object) => {
                 let upper = self.copy_up_dir(overlay, path)?;
-                self.copy_into(overlay, ino, upper, name)
+                self.copy_into(overlay, object.ino, object.data, upper, name)
             }
             Entry::Directory(_) => {
                 let path: Vec<OsString> = [path, &[name.to_owned()]].concat();
@@ -173,10 +335,25 @@ impl State {
         }
     }
 
-    fn copy_into(&mut self, overlay: &Overlay, from: Ino, dir: Ino, name: &OsStr) -> Result<Ino> {
+    fn copy_into(
+        &mut self,
+        overlay: &Overlay,
+        from: Ino,
+        data: Ino,
+        dir: Ino,
+        name: &OsStr,
+    ) -> Result<Ino> {
         let original = self.inode(from)?.clone();
-        let body = match &original.body {
+        let is_file = matches!(original.body, Body::Regular(_));
+        // What copies up here is never a write.
+        let metacopy = overlay.metacopy && is_file;
+        let body = match &self.inode(data)?.body {
             Body::Directory(_) => Body::Directory(BTreeMap::new()),
+            Body::Regular(contents) if metacopy => {
+                let mut hole = Data::default();
+                hole.set_len(contents.len());
+                Body::Regular(hole)
+            }
             other => other.clone(),
         };
         // Copying up is no change of the directory it goes to.
@@ -193,6 +370,10 @@ impl State {
             .filter(|(name, _)| !is_private(private, name));
         copy.xattrs = kept.collect();
         copy.xattrs.insert(origin, from.to_be_bytes().to_vec());
+        if metacopy {
+            let name = OsString::from(overlay.xattrs.metacopy());
+            copy.xattrs.insert(name, Vec::new());
+        }
         let parent = self.inode_mut(dir)?;
         parent.mtime = before;
         parent.xattrs.insert(impure, b"y".to_vec());
@@ -215,7 +396,10 @@ impl State {
         let (upper, hidden) = self.make_room(overlay, path, name)?;
         let is_dir = matches!(body, Body::Directory(_));
         let ino = self.add(upper, name, body, mode)?;
-        if is_dir && hidden {
+        // With these, what is below must not change; else a directory that comes there later shows.
+        let settled = overlay.metacopy || overlay.redirect == Redirect::On;
+        let merged = !self.overlay_dir(overlay, path)?.lowers.is_empty();
+        if is_dir && (hidden || (settled && merged)) {
             self.set_opaque(overlay, ino)?;
         }
         Ok(ino)
@@ -270,9 +454,9 @@ impl State {
             .ok_or(Errno::NOENT)?
         {
             Entry::Directory(_) => return Err(Errno::ISDIR),
-            Entry::Object(_, is_upper) => {
+            Entry::Object(object) => {
                 let upper = self.copy_up_dir(overlay, path)?;
-                if is_upper {
+                if object.is_upper {
                     self.unlink(upper, name)?;
                 }
             }
@@ -326,6 +510,9 @@ impl State {
             return Err(Errno::EXIST);
         }
         let ino = self.copy_up(overlay, from_path, from)?;
+        if self.is_metacopy(overlay, ino)? {
+            self.set_redirect(overlay, (from_path, from), true)?;
+        }
         let (upper, _) = self.make_room(overlay, path, name)?;
         self.link(ino, upper, name)
     }
@@ -342,6 +529,7 @@ impl State {
             .ok_or(Errno::NOENT)?;
         if let Entry::Directory(dir) = &moved
             && !dir.lowers.is_empty()
+            && overlay.redirect != Redirect::On
         {
             // Without redirects the contents below could not follow.
             return Err(Errno::XDEV);
@@ -361,15 +549,75 @@ impl State {
             }
             (Some(Entry::Directory(_)), true) => self.overlay_rmdir(overlay, path, name)?,
         }
-        self.copy_up(overlay, from_path, from)?;
+        let ino = self.copy_up(overlay, from_path, from)?;
         let upper = self.copy_up_dir(overlay, from_path)?;
-        let (target, hidden) = self.make_room(overlay, path, name)?;
-        self.rename((upper, from), (target, name))?;
-        if is_dir && hidden {
-            let ino = self.child(target, name)?.ok_or(Errno::NOENT)?;
+        let (target, _) = self.make_room(overlay, path, name)?;
+        let merges = match &moved {
+            Entry::Directory(dir) => !dir.lowers.is_empty(),
+            Entry::Object(_) => self.is_metacopy(overlay, ino)?,
+        };
+        if merges {
+            self.set_redirect(overlay, (from_path, from), from_path != path)?;
+        } else if is_dir && !self.overlay_dir(overlay, path)?.lowers.is_empty() {
             self.set_opaque(overlay, ino)?;
         }
+        self.rename((upper, from), (target, name))?;
         self.white_out(overlay, from_path, from)
+    }
+
+    /// Writes down where the upper object of that name has its contents below, before it is renamed
+    /// or linked: under its name, or from the roots of the layers.
+    fn set_redirect(
+        &mut self,
+        overlay: &Overlay,
+        (path, name): (&[OsString], &OsStr),
+        elsewhere: bool,
+    ) -> Result<()> {
+        let dir = self.overlay_dir(overlay, path)?;
+        let upper = dir.upper.ok_or(Errno::NOENT)?;
+        let ino = self.child(upper, name)?.ok_or(Errno::NOENT)?;
+        let is_linked = match self.overlay_lookup(overlay, &dir, name)? {
+            Some(Entry::Object(object)) => self.inode(object.data)?.nlink > 1,
+            _ => false,
+        };
+        let absolute = elsewhere || is_linked;
+        let own = self.redirect_of(overlay, ino)?;
+        let is_absolute = |names: &[OsString]| names.first().is_some_and(|name| name.is_empty());
+        if own
+            .as_ref()
+            .is_some_and(|own| !absolute || is_absolute(own))
+        {
+            return Ok(());
+        }
+        let mut names = own.unwrap_or_else(|| vec![name.to_owned()]);
+        if absolute {
+            for depth in (1..=path.len()).rev() {
+                if is_absolute(&names) {
+                    break;
+                }
+                let above = self.overlay_dir(overlay, &path[..depth])?.upper;
+                let redirect = match above {
+                    Some(above) if !self.is_opaque(overlay, above)? => {
+                        self.redirect_of(overlay, above)?
+                    }
+                    _ => None,
+                };
+                let mut longer = redirect.unwrap_or_else(|| vec![path[depth - 1].clone()]);
+                longer.append(&mut names);
+                names = longer;
+            }
+            if !is_absolute(&names) {
+                names.insert(0, OsString::new());
+            }
+        }
+        let value = names.join(OsStr::new("/")).into_encoded_bytes();
+        // As much as the kernel writes.
+        if value.len() > 256 {
+            return Err(Errno::XDEV);
+        }
+        let attribute = OsString::from(overlay.xattrs.redirect());
+        self.inode_mut(ino)?.xattrs.insert(attribute, value);
+        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 
 use super::KernelProfile;
 use super::inode::{Ino, Result};
+use super::overlay::Redirect;
 
 /// What overlayfs is asked for.
 #[derive(Default)]
@@ -18,6 +19,8 @@ pub(super) struct Request {
     pub(super) work: Option<Directory>,
     pub(super) userxattr: bool,
     pub(super) volatile: bool,
+    redirect: Option<Redirect>,
+    metacopy: Option<bool>,
     pub(super) working_dir: Option<PathBuf>,
 }
 
@@ -34,15 +37,34 @@ impl Request {
             (b"userxattr", None) => self.userxattr = true,
             (b"volatile", None) => self.volatile = true,
             (b"index", Some(b"on" | b"off")) if profile.index => {}
-            (b"redirect_dir", Some(b"on" | b"off" | b"follow" | b"nofollow"))
-            | (b"metacopy", Some(b"on" | b"off"))
-            | (b"xino", Some(b"on" | b"off" | b"auto")) => {}
+            (b"redirect_dir", Some(b"on")) => self.redirect = Some(Redirect::On),
+            (b"redirect_dir", Some(b"follow")) => self.redirect = Some(Redirect::Follow),
+            (b"redirect_dir", Some(b"off" | b"nofollow")) => {
+                self.redirect = Some(Redirect::NoFollow);
+            }
+            (b"metacopy", Some(b"on")) => self.metacopy = Some(true),
+            (b"metacopy", Some(b"off")) => self.metacopy = Some(false),
+            (b"xino", Some(b"on" | b"off" | b"auto")) => {}
             (b"upperdir", Some(value)) => self.upper = Some(path(value)),
             (b"workdir", Some(value)) => self.work = Some(path(value)),
             // Also a label: no security module is active here.
             _ => return Err(Errno::INVAL),
         }
         Ok(())
+    }
+
+    /// What becomes of redirects and metacopy files. They depend on each other, and a mount for
+    /// everybody's attributes has neither: anybody could write them.
+    pub(super) fn extras(&self) -> Result<(Redirect, bool)> {
+        let (redirect, metacopy) = (self.redirect, self.metacopy.unwrap_or_default());
+        match redirect {
+            Some(Redirect::On | Redirect::Follow) if self.userxattr => Err(Errno::INVAL),
+            _ if metacopy && self.userxattr => Err(Errno::INVAL),
+            Some(Redirect::Follow) if metacopy && self.upper.is_none() => Ok((Redirect::On, true)),
+            Some(Redirect::Follow | Redirect::NoFollow) if metacopy => Err(Errno::INVAL),
+            None if metacopy => Ok((Redirect::On, true)),
+            redirect => Ok((redirect.unwrap_or_default(), metacopy)),
+        }
     }
 
     /// As the kernel reads the data of `mount(2)`.

@@ -39,6 +39,8 @@ enum At {
 struct MockFile {
     mount: Arc<Use>,
     ino: Ino,
+    /// What holds the contents.
+    data: Ino,
     writable: bool,
 }
 
@@ -97,10 +99,22 @@ impl MockDir {
                 let found = state.overlay_lookup(overlay, &merged, name)?;
                 Ok(found.and_then(|entry| match entry {
                     Entry::Directory(inner) => inner.top(),
-                    Entry::Object(ino, _) => Some(ino),
+                    Entry::Object(object) => Some(object.ino),
                 }))
             }
         }
+    }
+
+    /// The inode that holds the contents of a file.
+    fn data(&self, state: &State, name: &OsStr, ino: Ino) -> Result<Ino> {
+        let Some((overlay, path)) = self.overlay() else {
+            return Ok(ino);
+        };
+        let merged = state.overlay_dir(overlay, path)?;
+        Ok(match state.overlay_lookup(overlay, &merged, name)? {
+            Some(Entry::Object(object)) => object.data,
+            _ => ino,
+        })
     }
 
     fn enter(&self, name: &OsStr, ino: Ino) -> Self {
@@ -356,6 +370,7 @@ impl TreeBackend for MockKernel {
         Ok(FileHandle::new(MockFile {
             mount: Arc::clone(&here.mount),
             ino,
+            data: ino,
             writable: true,
         }))
     }
@@ -373,16 +388,18 @@ impl TreeBackend for MockKernel {
                 ));
             }
         }
+        let data = here.data(&state, name, ino)?;
         Ok(FileHandle::new(MockFile {
             mount: Arc::clone(&here.mount),
             ino,
+            data,
             writable: false,
         }))
     }
 
     fn read_at(&self, file: &FileHandle, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let file: &MockFile = file.inner()?;
-        match &self.state().inode(file.ino)?.body {
+        match &self.state().inode(file.data)?.body {
             Body::Regular(data) => Ok(data.read(offset, buffer)),
             _ => Err(Errno::INVAL.into()),
         }
@@ -427,7 +444,7 @@ impl TreeBackend for MockKernel {
 
     fn next_extent(&self, file: &FileHandle, offset: u64) -> io::Result<Option<Range<u64>>> {
         let file: &MockFile = file.inner()?;
-        match &self.state().inode(file.ino)?.body {
+        match &self.state().inode(file.data)?.body {
             Body::Regular(data) => Ok(data.next_extent(offset)),
             _ => Err(Errno::INVAL.into()),
         }
