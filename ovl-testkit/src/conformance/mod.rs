@@ -11,11 +11,14 @@ mod id_maps;
 mod layers;
 mod mounts;
 mod quotas;
+mod scripts;
 mod support;
 
 use std::path::{Path, PathBuf};
 
 use ovl_driver::Kernel;
+
+pub use scripts::{Overwrite, run_scripts};
 
 /// A kernel under test, and a directory to work in.
 #[derive(Clone, Debug)]
@@ -77,6 +80,7 @@ pub fn cases() -> Vec<Case> {
         archives::CASES,
         damage::CASES,
         quotas::CASES,
+        scripts::CASES,
     ]
     .concat()
 }
