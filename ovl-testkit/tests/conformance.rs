@@ -72,3 +72,11 @@ fn all_cases_hold_in_a_user_namespace_with_many_ids() {
     profile.identity.gids = profile.identity.uids.clone();
     run_shallow(&profile);
 }
+
+#[test]
+fn random_changes_are_what_diffs_say() {
+    let kernel = MockKernel::new(KernelProfile::modern());
+    kernel.mkdir_all("/scratch".as_ref()).unwrap();
+    let subject = Subject::new(kernel.kernel(), "/scratch");
+    ovl_testkit::conformance::run_scripts(&subject, 100..400, None);
+}

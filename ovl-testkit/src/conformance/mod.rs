@@ -12,6 +12,7 @@ mod layers;
 mod mounts;
 mod quotas;
 mod rows;
+mod scripts;
 mod strategies;
 mod support;
 mod upkeep;
@@ -20,6 +21,8 @@ mod volatile;
 use std::path::{Path, PathBuf};
 
 use ovl_driver::Kernel;
+
+pub use scripts::{Overwrite, run_scripts};
 
 /// A kernel under test, and a directory to work in.
 #[derive(Clone, Debug)]
@@ -87,6 +90,7 @@ pub fn cases() -> Vec<Case> {
         upkeep::CASES,
         rows::CASES,
         quotas::CASES,
+        scripts::CASES,
     ]
     .concat()
 }

@@ -523,6 +523,9 @@ impl State {
         (from_path, from): (&[OsString], &OsStr),
         (path, name): (&[OsString], &OsStr),
     ) -> Result<()> {
+        if path.starts_with(&[from_path, &[from.to_owned()]].concat()) {
+            return Err(Errno::INVAL);
+        }
         let source = self.overlay_dir(overlay, from_path)?;
         let moved = self
             .overlay_lookup(overlay, &source, from)?

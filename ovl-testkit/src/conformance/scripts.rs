@@ -1,0 +1,346 @@
+//! Random changes of mounted layers: archives, lists and sizes of them say what the kernel shows.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use ovl_diff::{
+    DeviceNumber, DirHandle, FileKind, Layers, Node, NodeKind, RenameMode, Timestamp, TreeBackend,
+    View, ViewDir, changes_of, compare, remove_tree, size_of_change, size_of_changes,
+};
+use ovl_driver::blocking::Overlay2;
+use ovl_driver::{Base, MountRequest};
+use ovl_layout::XattrNamespace;
+use ovl_mount::{OverlayOptions, UnmountMode};
+
+use super::Subject;
+use super::support::{chain, create, diff, id, import};
+use crate::snapshot::{Snapshot, differences, snapshot_at};
+
+super::list! {
+    random_changes_are_what_diffs_say_with_and_without_redirects,
+}
+
+/// Overwrites the beginning of a file on a mount, in place.
+pub type Overwrite = fn(&Path, &[u8]) -> io::Result<()>;
+
+/// Runs the scripts of these numbers: each makes a few layers, mounted with and without
+/// `redirect_dir=on` and `metacopy=on`, by random changes. Then the changes, sizes and archives of
+/// the topmost one against each layer below it, and against nothing, must say what its mount shows.
+/// `overwrite` is what no [`TreeBackend`] can do; without it no file is changed in place.
+///
+/// # Panics
+/// With the number of the script, when the subject breaks the rule.
+pub fn run_scripts(subject: &Subject, numbers: Range<u64>, overwrite: Option<Overwrite>) {
+    let store = subject.store();
+    for number in numbers {
+        Script::new(subject, &store, number, overwrite).run();
+    }
+    subject.assert_clean(&store);
+}
+
+fn random_changes_are_what_diffs_say_with_and_without_redirects(subject: &Subject) {
+    run_scripts(subject, 0..12, None);
+}
+
+const LAYERS: usize = 4;
+const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f\n\u{fc}"];
+
+struct Script<'s> {
+    subject: &'s Subject,
+    store: &'s Overlay2,
+    number: u64,
+    overwrite: Option<Overwrite>,
+    options: OverlayOptions,
+    xattrs: XattrNamespace,
+    random: Random,
+}
+
+impl<'s> Script<'s> {
+    fn new(
+        subject: &'s Subject,
+        store: &'s Overlay2,
+        number: u64,
+        overwrite: Option<Overwrite>,
+    ) -> Self {
+        let identity = subject.kernel().system().identity().expect("an identity");
+        // The attributes that anybody can write are not followed.
+        let (settings, xattrs) = match identity.user_namespace {
+            true => (&[][..], XattrNamespace::User),
+            false => (
+                match number % 4 {
+                    0 => &[][..],
+                    1 => &["redirect_dir=on"][..],
+                    _ => &["redirect_dir=on", "metacopy=on"][..],
+                },
+                XattrNamespace::Trusted,
+            ),
+        };
+        let options = settings
+            .iter()
+            .try_fold(OverlayOptions::default(), |all, one| all.with(one));
+        Self {
+            subject,
+            store,
+            number,
+            overwrite,
+            options: options.expect("options that there are"),
+            xattrs,
+            random: Random(number),
+        }
+    }
+
+    fn run(mut self) {
+        let names: Vec<String> = (0..LAYERS)
+            .map(|at| format!("s{}-{at}", self.number))
+            .collect();
+        for (at, name) in names.iter().enumerate() {
+            create(
+                self.store,
+                name,
+                at.checked_sub(1).map(|below| &*names[below]),
+            );
+            let steps = if at == 0 { 30 } else { 10 };
+            self.mounted(name, |script, target| {
+                for _ in 0..steps {
+                    script.step(target);
+                }
+            });
+        }
+        let top = &names[LAYERS - 1];
+        let shown = self.shown(top);
+        let mut copies = Vec::new();
+        for below in 0..LAYERS - 1 {
+            let base = Base::Layer(id(&names[below]));
+            self.compare(&names, below);
+            copies.push(self.copy(top, &base, Some(&names[below]), &shown));
+        }
+        copies.push(self.copy(top, &Base::Empty, None, &shown));
+        for name in copies.iter().chain(names.iter().rev()) {
+            let removed = self.store.remove(&id(name), false);
+            removed.unwrap_or_else(|error| panic!("{}: {}", self.said(), chain(&error)));
+        }
+        self.store.reclaim().expect("reclaim");
+    }
+
+    fn said(&self) -> String {
+        format!("script {}", self.number)
+    }
+
+    fn mounted<T>(&mut self, name: &str, work: impl FnOnce(&mut Self, &Path) -> T) -> T {
+        let request = MountRequest::new().options(self.options);
+        let target = self.store.mount(&id(name), &request);
+        let target = target.unwrap_or_else(|error| panic!("{}: {}", self.said(), chain(&error)));
+        let result = work(self, &target);
+        let unmounted = self.store.unmount(&id(name), UnmountMode::Now);
+        unmounted.unwrap_or_else(|error| panic!("{}: {}", self.said(), chain(&error)));
+        result
+    }
+
+    /// What a mount shows: every object, and the first name of each inode.
+    fn shown(&mut self, name: &str) -> (Snapshot, HashMap<PathBuf, PathBuf>) {
+        self.mounted(name, |script, target| {
+            let tree = script.subject.tree();
+            let shown = snapshot_at(tree, target);
+            let mut shown = shown.unwrap_or_else(|error| panic!("{}: {error}", script.said()));
+            let (mut first, mut links) = (HashMap::new(), HashMap::new());
+            for (path, object) in &mut shown {
+                if object.kind == FileKind::Directory {
+                    continue;
+                }
+                // Of a name that is hidden, the inode still has the count.
+                object.nlink = 0;
+                let at = target.join(path);
+                let dir = tree
+                    .open_root(at.parent().unwrap_or(target))
+                    .expect("it shows");
+                let name = at.file_name().unwrap_or_default();
+                let ino = tree
+                    .metadata(Node::Entry(&dir, name))
+                    .expect("it shows")
+                    .ino;
+                let first = first.entry(ino).or_insert_with(|| path.clone());
+                links.insert(path.clone(), first.clone());
+            }
+            (shown, links)
+        })
+    }
+
+    /// Applies what a layer changes elsewhere, where it must show the same.
+    fn copy(
+        &mut self,
+        top: &str,
+        base: &Base,
+        parent: Option<&str>,
+        shown: &(Snapshot, HashMap<PathBuf, PathBuf>),
+    ) -> String {
+        let archive = diff(self.store, top, base);
+        assert!(
+            archive == diff(self.store, top, base),
+            "{}: two diffs differ",
+            self.said()
+        );
+        let name = format!("{top}-on-{}", parent.unwrap_or("nothing"));
+        import(self.store, &name, parent, &archive);
+        let again = self.shown(&name);
+        if let Some(difference) = differences(&shown.0, &again.0) {
+            panic!("{}, against {base:?}: {difference}", self.said());
+        }
+        assert_eq!(shown.1, again.1, "{}, against {base:?}", self.said());
+        name
+    }
+
+    /// What is read from the layers on top says the same as the comparison of all.
+    fn compare(&self, names: &[String], below: usize) {
+        let tree = self.subject.tree();
+        let open = |name: &String| {
+            let path = self.store.layout().layer(&id(name)).diff().to_owned();
+            tree.open_root(&path).expect("a layer's directory")
+        };
+        let dirs: Vec<DirHandle> = names.iter().rev().map(open).collect();
+        let (uppers, lowers) = dirs.split_at(names.len() - 1 - below);
+        let (view, layers) = (View::new(tree, self.xattrs), Layers::new(uppers, lowers));
+        let (all, base) = (ViewDir::new(dirs.clone()), ViewDir::new(lowers.to_vec()));
+        let said = self.said();
+        assert_eq!(
+            changes_of(view, layers).expect(&said),
+            compare(view, &all, &base).expect(&said),
+            "{said}"
+        );
+        assert_eq!(
+            size_of_change(view, layers).expect(&said),
+            size_of_changes(view, &all, &base).expect(&said),
+            "{said}"
+        );
+    }
+
+    /// Changes something, or tries to.
+    fn step(&mut self, target: &Path) {
+        if let Err(error) = self.try_step(target) {
+            // Anything else may be in the way; but what is there has its data.
+            let broken = [rustix::io::Errno::IO, rustix::io::Errno::STALE];
+            let errno = error.raw_os_error();
+            assert!(
+                broken
+                    .iter()
+                    .all(|broken| errno != Some(broken.raw_os_error())),
+                "{}: {error}",
+                self.said()
+            );
+        }
+    }
+
+    fn try_step(&mut self, target: &Path) -> io::Result<()> {
+        let tree = self.subject.tree();
+        let root = tree.open_root(target)?;
+        let all = Listed::of(tree, root, target)?;
+        let random = &mut self.random;
+        let (dir, _) = random.of(&all.dirs);
+        let new = OsStr::new(*random.of(&NAMES));
+        let Some((holder, name, path, kind)) = random.maybe_of(&all.objects) else {
+            return tree.create_dir(dir, new, 0o755);
+        };
+        let node = Node::Entry(holder, name);
+        match random.below(24) {
+            0..3 => tree.create_dir(dir, new, 0o700 | random.mode()),
+            3..7 => {
+                let file = tree.create_file(dir, new, 0o600 | random.mode())?;
+                let contents = vec![b'a' + random.small(26); usize::from(random.small(9)) * 700];
+                tree.write_at(&file, 0, &contents)
+            }
+            7 => tree.create_symlink(dir, new, random.of(&NAMES).as_ref()),
+            8 => {
+                let device = DeviceNumber { major: 8, minor: 1 };
+                let kind = *random.of(&[NodeKind::Fifo, NodeKind::CharDevice(device)]);
+                tree.create_node(dir, new, kind, 0o600)
+            }
+            9..11 => tree.hard_link(holder, name, dir, new),
+            11..16 => tree.rename(holder, name, dir, new, RenameMode::Replace),
+            16 => remove_tree(tree, holder, name).map_err(|error| error.source),
+            17 if *kind != FileKind::Directory => tree.unlink(holder, name),
+            17 => tree.remove_dir(holder, name),
+            18 if *kind != FileKind::Symlink => tree.set_mode(node, 0o600 | random.mode()),
+            19 => tree.set_owner(node, u32::from(random.small(3)), 0),
+            20 => {
+                let attribute = *random.of(&["user.colour", "trusted.other"]);
+                tree.set_xattr(node, OsStr::new(attribute), &[random.small(3)])
+            }
+            21 => {
+                let secs = 1_000_000_000 + i64::from(random.small(3));
+                tree.set_mtime(node, Timestamp { secs, nanos: 5 })
+            }
+            22 if *kind == FileKind::Regular => match self.overwrite {
+                Some(overwrite) => overwrite(path, &[b'A' + random.small(26)]),
+                None => Ok(()),
+            },
+            _ => tree.set_mtime(Node::Dir(dir), Timestamp { secs: 1, nanos: 0 }),
+        }
+    }
+}
+
+/// What there is to change.
+struct Listed {
+    dirs: Vec<(DirHandle, PathBuf)>,
+    objects: Vec<(DirHandle, OsString, PathBuf, FileKind)>,
+}
+
+impl Listed {
+    fn of(tree: &dyn TreeBackend, root: DirHandle, target: &Path) -> io::Result<Self> {
+        let mut listed = Self {
+            dirs: vec![(root, target.to_owned())],
+            objects: Vec::new(),
+        };
+        let mut next = 0;
+        while let Some((dir, path)) = listed.dirs.get(next).cloned() {
+            next += 1;
+            let mut entries = tree.read_dir(&dir)?;
+            entries.sort_by(|one, other| one.name.cmp(&other.name));
+            for entry in entries {
+                let path = path.join(&entry.name);
+                if entry.kind == FileKind::Directory {
+                    let inner = tree.open_dir(&dir, &entry.name)?;
+                    listed.dirs.push((inner, path.clone()));
+                }
+                listed
+                    .objects
+                    .push((dir.clone(), entry.name, path, entry.kind));
+            }
+        }
+        Ok(listed)
+    }
+}
+
+/// SplitMix64: the same numbers for the same script everywhere.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        usize::try_from(self.next() % limit as u64).unwrap_or(0)
+    }
+
+    fn small(&mut self, limit: u8) -> u8 {
+        u8::try_from(self.next() % u64::from(limit)).unwrap_or(0)
+    }
+
+    fn mode(&mut self) -> u32 {
+        *self.of(&[0o055, 0o044, 0o4011, 0o1077, 0])
+    }
+
+    fn of<'t, T>(&mut self, all: &'t [T]) -> &'t T {
+        &all[self.below(all.len())]
+    }
+
+    fn maybe_of<'t, T>(&mut self, all: &'t [T]) -> Option<&'t T> {
+        (!all.is_empty()).then(|| self.of(all))
+    }
+}
