@@ -20,6 +20,7 @@ mod error;
 mod handles;
 mod host;
 mod ids;
+mod implied;
 mod naive;
 mod native;
 mod place;

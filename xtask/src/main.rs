@@ -4,6 +4,7 @@
 
 mod ci;
 mod e2e;
+mod fuzz;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -27,6 +28,8 @@ enum Task {
     E2e(e2e::Options),
     /// Have a real Docker write ovl-driver/tests/fixtures anew (root)
     DockerFixtures,
+    /// Try hostile input for as long as there is time
+    Fuzz(fuzz::Options),
     /// Run the whole gate
     Ci {
         /// With the full counts instead of the quick ones
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Some(Task::Tidy) => tidy::run(),
         Some(Task::E2e(options)) => e2e::run(&options),
         Some(Task::DockerFixtures) => e2e::run(&e2e::Options::for_fixtures()),
+        Some(Task::Fuzz(options)) => fuzz::run(&options),
         Some(Task::Ci { full }) => ci::run(full),
         Some(Task::Suite(options)) => e2e::suite(&options),
     };
