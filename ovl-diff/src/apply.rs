@@ -15,7 +15,7 @@ use crate::archive::{
 };
 use crate::error::{ApplyError, Context as _, TreeError};
 use crate::handles::FewHandles;
-use crate::place::{EnterError, Entered, Position, make_opaque, remove_any};
+use crate::place::{EnterError, Entered, Position, remove_any};
 use crate::tree::{DeviceNumber, DirHandle, FileKind, Node, NodeKind, TreeBackend};
 use crate::view::{Found, View};
 use crate::whiteout::{EntryName, MAX_NAME_LEN, classify};
@@ -85,6 +85,9 @@ pub struct ApplySummary {
     pub squashed: u64,
     /// Devices left out.
     pub skipped_devices: u64,
+    /// Hard links that became copies, because the file has as many names as the file system allows
+    /// or lies in another quota project.
+    pub copied_links: u64,
     /// Attributes left out: SELinux labels, XFS's own form of access control lists, and `user.*` on
     /// what cannot have any.
     pub skipped_xattrs: u64,
@@ -141,6 +144,7 @@ pub fn apply(
         squashed: 0,
         squashes: false,
         skipped_devices: 0,
+        copied_links: 0,
         skipped_xattrs: 0,
     };
     let mut entries = 0;
@@ -158,6 +162,7 @@ pub fn apply(
         root_opaque: applier.root_opaque,
         squashed: applier.squashed,
         skipped_devices: applier.skipped_devices,
+        copied_links: applier.copied_links,
         skipped_xattrs: applier.skipped_xattrs,
         archive: reader.finish()?,
     })
@@ -174,6 +179,7 @@ struct Applier<'a> {
     /// Whether the current entry has an id that was given to root.
     squashes: bool,
     skipped_devices: u64,
+    copied_links: u64,
     skipped_xattrs: u64,
 }
 
@@ -458,7 +464,7 @@ impl Applier<'_> {
             Some(dir) => view.entry(&dir, name).on("look at", &path)?,
             None => None,
         };
-        let dir = self.position.upper()?;
+        let dir = self.position.upper_for_whiteout()?;
         match existing {
             None => {
                 let kind = NodeKind::CharDevice(DeviceNumber::default());
@@ -468,8 +474,7 @@ impl Applier<'_> {
                 self.position.touch();
             }
             Some(metadata) if metadata.is_dir() && matches!(below, Found::Directory(..)) => {
-                let inner = self.tree.open_dir(&dir, name).on("open", &path)?;
-                make_opaque(view, &inner, &path)?;
+                self.position.hide_below(&dir, name)?;
             }
             Some(_) => {}
         }

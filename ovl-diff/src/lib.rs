@@ -20,6 +20,7 @@ mod error;
 mod handles;
 mod host;
 mod ids;
+mod implied;
 mod levels;
 mod naive;
 mod native;

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 
 use ovl_layout::IdMaps;
 
-use crate::copy::{Private, copy_attributes, drop_inherited};
+use crate::copy::{Private, clear_attributes, copy_attributes, drop_inherited};
 use crate::error::{Context as _, TreeError};
+use crate::implied::Implied;
 use crate::remove::remove_tree;
-use crate::tree::{DirHandle, FileKind, Metadata, Node, Timestamp};
+use crate::tree::{DeviceNumber, DirHandle, FileKind, Metadata, Node, NodeKind, Timestamp};
 use crate::view::{Found, View, ViewDir};
 use crate::xattrs::DEFAULT_ACL;
 
@@ -23,6 +24,7 @@ pub(crate) struct Position<'a> {
     path: PathBuf,
     /// Who owns implied directories that stand over nothing, where that is not who makes them.
     owner: Option<(u32, u32)>,
+    implied: Implied,
 }
 
 struct Frame {
@@ -39,6 +41,8 @@ struct Frame {
     inherits: bool,
     /// The owner that a new object in it has, once one was made.
     owner_of_new: Option<(u32, u32)>,
+    /// Something other than whiteouts was put into it.
+    filled: bool,
 }
 
 /// Whether a directory was there before.
@@ -82,12 +86,14 @@ impl<'a> Position<'a> {
             touched: true,
             inherits: has_default_acl(view, upper).on("look at", &path)?,
             owner_of_new: None,
+            filled: true,
         };
         Ok(Self {
             view,
             frames: vec![root],
             path,
             owner: (!id_maps.is_identity()).then_some(owner),
+            implied: Implied::default(),
         })
     }
 
@@ -253,6 +259,7 @@ impl<'a> Position<'a> {
             touched,
             inherits: false,
             owner_of_new: None,
+            filled: false,
         });
         Ok(None)
     }
@@ -261,6 +268,7 @@ impl<'a> Position<'a> {
     pub(crate) fn enter_directory(&mut self, name: &OsStr) -> Result<Entered, TreeError> {
         let (view, path) = (self.view, self.path_of(name));
         let parent = self.upper()?;
+        self.implied.named(&path);
         let mut replaced = false;
         loop {
             match view.tree().create_dir(&parent, name, 0o700) {
@@ -303,12 +311,29 @@ impl<'a> Position<'a> {
             touched: true,
             inherits: false,
             owner_of_new: None,
+            filled: false,
         });
         Ok(Entered::Created)
     }
 
-    /// The current directory of the layer, made now where it was only implied.
+    /// The current directory of the layer, made now where it was only implied, to put something
+    /// into it.
     pub(crate) fn upper(&mut self) -> Result<DirHandle, TreeError> {
+        let dir = self.upper_for_whiteout()?;
+        if !self.implied.is_empty() {
+            for (frame, path) in self.frames.iter_mut().rev().zip(self.path.ancestors()) {
+                if frame.filled {
+                    break;
+                }
+                frame.filled = true;
+                self.implied.filled(path);
+            }
+        }
+        Ok(dir)
+    }
+
+    /// As [`upper`](Self::upper), to put a whiteout into it.
+    pub(crate) fn upper_for_whiteout(&mut self) -> Result<DirHandle, TreeError> {
         let first = self.frames.iter().position(|frame| frame.upper.is_none());
         for index in first.unwrap_or(self.frames.len())..self.frames.len() {
             self.make(index)?;
@@ -361,6 +386,9 @@ impl<'a> Position<'a> {
             make_opaque(self.view, &dir, &path)?;
         }
         let inherits = has_default_acl(self.view, &dir).on("look at", &path)?;
+        if self.frames[index].below_metadata.is_some() {
+            self.implied.made(path);
+        }
         let frame = &mut self.frames[index];
         frame.upper = Some(dir);
         frame.touched = true;
@@ -378,9 +406,69 @@ impl<'a> Position<'a> {
         } else if !self.below().is_empty() {
             make_opaque(self.view, &dir, &self.path)?;
         }
+        // The directory itself is still the one below.
+        let path = self.path.clone();
+        let hidden = self.implied.take_tree(&path);
+        self.plain(&dir, &path, hidden.iter().filter(|hidden| **hidden != path))?;
+        if hidden.first() == Some(&path) {
+            self.implied.made(path.clone());
+            self.implied.filled(&path);
+        }
         let top = self.frames.len() - 1;
         self.frames[top].below = ViewDir::default();
         self.frames[top].touched = true;
+        Ok(())
+    }
+
+    /// Hides what the layers below have at the directory `name`, which this layer has too.
+    pub(crate) fn hide_below(&mut self, dir: &DirHandle, name: &OsStr) -> Result<(), TreeError> {
+        let (view, path) = (self.view, self.path_of(name));
+        if self.implied.holds_only_whiteouts(&path) {
+            // Nothing of it is left: the order of markers does not matter.
+            self.implied.take_tree(&path);
+            remove_tree(view.tree(), dir, name)?;
+            let kind = NodeKind::CharDevice(DeviceNumber::default());
+            view.tree()
+                .create_node(dir, name, kind, 0)
+                .on("create the whiteout", &path)?;
+            self.touch();
+            return Ok(());
+        }
+        let inner = view.tree().open_dir(dir, name).on("open", &path)?;
+        make_opaque(view, &inner, &path)?;
+        let hidden = self.implied.take_tree(&path);
+        self.plain(&inner, &path, hidden.iter())
+    }
+
+    /// Gives directories at or below `dir` the attributes of implied ones over nothing, as if the
+    /// marker had come first.
+    fn plain<'p>(
+        &self,
+        dir: &DirHandle,
+        path: &Path,
+        hidden: impl Iterator<Item = &'p PathBuf>,
+    ) -> Result<(), TreeError> {
+        let tree = self.view.tree();
+        'hidden: for hidden in hidden {
+            let mut found = dir.clone();
+            for name in hidden.strip_prefix(path).into_iter().flatten() {
+                found = match tree.open_dir(&found, name) {
+                    Ok(inner) => inner,
+                    // A later entry has replaced it.
+                    Err(error) if is_gone(&error) => continue 'hidden,
+                    Err(error) => return Err(TreeError::new("open", hidden, error)),
+                };
+            }
+            let node = Node::Dir(&found);
+            clear_attributes(self.view, node).on("remove attributes of", hidden)?;
+            let (uid, gid) = self.owner.unwrap_or_default();
+            let metadata = tree.metadata(node).on("look at", hidden)?;
+            if (metadata.uid, metadata.gid) != (uid, gid) {
+                tree.set_owner(node, uid, gid)
+                    .on("set the owner of", hidden)?;
+            }
+            tree.set_mode(node, 0o755).on("set the mode of", hidden)?;
+        }
         Ok(())
     }
 
@@ -418,6 +506,7 @@ impl<'a> Position<'a> {
             touched: false,
             inherits: names.iter().any(|name| name == DEFAULT_ACL),
             owner_of_new: None,
+            filled: false,
         });
         Ok(())
     }
@@ -460,6 +549,11 @@ fn has_default_acl(view: View<'_>, dir: &DirHandle) -> io::Result<bool> {
         .tree()
         .xattr(Node::Dir(dir), OsStr::new(DEFAULT_ACL))?
         .is_some())
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    let kind = error.kind();
+    kind == io::ErrorKind::NotFound || kind == io::ErrorKind::NotADirectory
 }
 
 /// Hides everything below `dir`, and drops what only hid parts of it.

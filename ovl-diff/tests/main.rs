@@ -5,6 +5,7 @@
 mod apply;
 mod archive;
 mod diff;
+mod fuzz;
 mod host_tree;
 mod id_maps;
 mod law;

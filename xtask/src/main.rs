@@ -4,6 +4,7 @@
 
 mod ci;
 mod e2e;
+mod fuzz;
 mod tidy;
 mod vm;
 
@@ -30,6 +31,8 @@ enum Task {
     Vm(vm::Options),
     /// Have a real Docker write ovl-driver/tests/fixtures anew (root)
     DockerFixtures,
+    /// Try hostile input for as long as there is time
+    Fuzz(fuzz::Options),
     /// Run the whole gate
     Ci {
         /// With the full counts instead of the quick ones
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Some(Task::Vm(options)) => vm::run(&options),
         Some(Task::Guest(options)) => vm::guest(&options),
         Some(Task::DockerFixtures) => e2e::run(&e2e::Options::for_fixtures()),
+        Some(Task::Fuzz(options)) => fuzz::run(&options),
         Some(Task::Ci { full }) => ci::run(full),
         Some(Task::Suite(options)) => e2e::suite(&options),
         Some(Task::StormWorker(options)) => e2e::work(&options),

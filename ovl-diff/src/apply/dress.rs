@@ -126,6 +126,19 @@ impl Applier<'_> {
             if source.kind() == io::ErrorKind::InvalidInput {
                 return refused();
             }
+            // The namespace is unknown here, switched off, or not for this user.
+            if source.kind() == io::ErrorKind::Unsupported
+                || source.kind() == io::ErrorKind::PermissionDenied
+            {
+                let name = name.as_bytes().to_vec();
+                return Stop::Bad(BadReason::XattrRefused {
+                    name,
+                    problem: match source.kind() {
+                        io::ErrorKind::Unsupported => "does not support it",
+                        _ => "does not let this user set it",
+                    },
+                });
+            }
             Stop::Tree(TreeError::new("set an attribute of", path, source))
         })
     }

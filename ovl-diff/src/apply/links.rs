@@ -79,6 +79,18 @@ impl Applier<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(Stop::Bad(BadReason::DanglingHardLink));
             }
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::TooManyLinks | io::ErrorKind::CrossesDevices
+                ) =>
+            {
+                let (view, inherits) = (self.position.view(), self.position.inherits());
+                let (from, to) = ((&from, target_name), (&dir, name));
+                copy_object(view, from, &metadata, to, Private::Keep, inherits)
+                    .on("copy", &path)?;
+                self.copied_links += 1;
+            }
             result => result.on("link", &path)?,
         }
         self.position.touch();

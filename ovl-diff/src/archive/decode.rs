@@ -12,6 +12,8 @@ use super::{BadReason, Fault};
 
 /// Compressed bytes that are read at once.
 const INPUT_BUFFER: usize = 128 * 1024;
+/// Zeros after gzip data that are still padding: tapes, and what writes like one, have blocks.
+const MAX_PADDING: u64 = 16 << 20;
 /// `MAX_WBITS` of zlib.
 const GZIP_WINDOW_BITS: u8 = 15;
 /// 128 MiB, zstd's own default and the most that `zstd --long` writes without further options.
@@ -56,7 +58,7 @@ enum Codec {
 impl<R: Read> Decoder<R> {
     pub(super) fn new(reader: R, limits: ReadLimits) -> Self {
         Self {
-            input: Input::new(reader),
+            input: Input::new(reader, limits.max_output_bytes),
             codec: None,
             limits,
             output: 0,
@@ -174,11 +176,13 @@ impl Gzip {
                     }
                     // Tape blocks and some registries pad with zeros; gzip itself ignores them.
                     _ => {
+                        let mut padding = 0;
                         while let rest @ [_, ..] = input.available()? {
                             let zeros = rest.iter().take_while(|byte| **byte == 0).count();
                             let all = zeros == rest.len();
                             input.consume(zeros);
-                            if !all {
+                            padding += zeros as u64;
+                            if !all || padding > MAX_PADDING {
                                 return Err(input.trailing_garbage(Compression::Gzip));
                             }
                         }
@@ -316,11 +320,14 @@ struct Input<R> {
     start: usize,
     end: usize,
     total: u64,
+    /// Most bytes of the source. Empty members, skippable frames and padding give no output, so the
+    /// limit on that does not stop them.
+    max: u64,
     ended: bool,
 }
 
 impl<R: Read> Input<R> {
-    fn new(inner: R) -> Self {
+    fn new(inner: R, max: u64) -> Self {
         let buffer = vec![0; INPUT_BUFFER].into_boxed_slice();
         Self {
             inner,
@@ -328,6 +335,8 @@ impl<R: Read> Input<R> {
             start: 0,
             end: 0,
             total: 0,
+            // What does not compress grows a little.
+            max: max.saturating_add(max / 16).saturating_add(1 << 20),
             ended: false,
         }
     }
@@ -343,6 +352,9 @@ impl<R: Read> Input<R> {
                 self.end += len;
                 self.total += len as u64;
                 self.ended = len == 0;
+                if self.total > self.max {
+                    return Err(BadReason::OutputLimit { max: self.max }.into());
+                }
             }
         }
         Ok(&self.buffer[self.start..self.end])

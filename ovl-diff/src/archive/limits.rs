@@ -4,10 +4,11 @@
 pub struct ReadLimits {
     /// Most entries. By default 10 million, about ten times the largest images in use.
     pub max_entries: u64,
-    /// Most uncompressed bytes, headers included. By default 1 TiB.
+    /// Most uncompressed bytes, headers included, and with them the holes of sparse files, as if
+    /// they were zeros. By default 1 TiB. About as many compressed ones may be read for them.
     pub max_output_bytes: u64,
-    /// Most uncompressed bytes for each compressed one. By default 2000: gzip cannot exceed 1032,
-    /// zstd exceeds this only for long runs of one byte.
+    /// Most uncompressed bytes for each compressed one. By default 500: only long runs of one byte
+    /// exceed it, which gzip makes 1032 times smaller and zstd more.
     pub max_ratio: u64,
     /// Uncompressed bytes from which on `max_ratio` counts. By default 1 GiB, so that a file of
     /// zeros of usual size passes.
@@ -22,7 +23,7 @@ impl Default for ReadLimits {
         Self {
             max_entries: 10_000_000,
             max_output_bytes: 1 << 40,
-            max_ratio: 2000,
+            max_ratio: 500,
             ratio_floor_bytes: 1 << 30,
             max_extension_bytes: 1 << 20,
         }

@@ -447,6 +447,18 @@ pub enum BadReason {
     /// A device that this user cannot make.
     #[error("this user cannot make device nodes; run as root, or skip devices")]
     DeviceRefused,
+    /// An attribute that the file system does not take, whatever its value.
+    #[error(
+        "the extended attribute \"{}\" cannot be set: this file system {problem}",
+        EscapedBytes(name)
+    )]
+    #[non_exhaustive]
+    XattrRefused {
+        /// The attribute.
+        name: Vec<u8>,
+        /// Why.
+        problem: &'static str,
+    },
     /// An attribute larger than the file system stores.
     #[error(
         "the extended attribute \"{}\" has {len} bytes, more than this file system stores",

@@ -8,10 +8,13 @@ mod extensions;
 mod foreign;
 mod framing;
 mod metadata;
+pub(crate) mod mutation;
 mod names;
 mod properties;
 mod reading;
 mod sparse;
+
+pub(crate) use builder::{gzip, zstd};
 
 /// Says loudly that a test did not run.
 #[expect(clippy::print_stderr, reason = "a skipped test must be seen")]

@@ -67,6 +67,14 @@ struct Item {
     mode: u32,
     contents: Vec<u8>,
     inode: u64,
+    /// No entry has named it, and it is like the directory below.
+    implied: Option<Implied>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Implied {
+    ForWhiteouts,
+    Filled,
 }
 
 type Tree = BTreeMap<PathBuf, Item>;
@@ -93,6 +101,7 @@ impl Model {
             mode,
             contents: contents.to_vec(),
             inode: self.inodes,
+            implied: None,
         }
     }
 
@@ -100,7 +109,7 @@ impl Model {
         match action {
             Action::Dir(path, mode) => {
                 let path = self.resolve_parent(Path::new(path))?;
-                self.imply(path.parent().unwrap());
+                self.imply(path.parent().unwrap(), Implied::Filled);
                 if self
                     .get(&path)
                     .is_some_and(|item| item.kind != FileKind::Directory)
@@ -123,15 +132,21 @@ impl Model {
             Action::Whiteout(path) => {
                 let path = self.resolve_parent(Path::new(path))?;
                 if self.below.contains_key(&path) {
-                    self.imply(path.parent().unwrap());
+                    self.imply(path.parent().unwrap(), Implied::ForWhiteouts);
                     self.below.retain(|below, _| !below.starts_with(&path));
+                    let own = self.own.get(&path);
+                    if own.is_some_and(|item| item.implied == Some(Implied::ForWhiteouts)) {
+                        self.own.retain(|own, _| !own.starts_with(&path));
+                    }
+                    self.forget_below(|own| own.starts_with(&path));
                 }
             }
             Action::Opaque(path) => {
                 let path = self.resolve(Path::new(path))?;
-                self.imply(&path);
+                self.imply(&path, Implied::Filled);
                 self.below
                     .retain(|below, _| !below.starts_with(&path) || *below == path);
+                self.forget_below(|own| own.starts_with(&path) && *own != path);
             }
         }
         Ok(())
@@ -139,7 +154,7 @@ impl Model {
 
     fn put(&mut self, path: &Path, item: Item) -> Result<(), BadReason> {
         let path = self.resolve_parent(path)?;
-        self.imply(path.parent().unwrap());
+        self.imply(path.parent().unwrap(), Implied::Filled);
         self.own.retain(|own, _| !own.starts_with(&path));
         self.below.retain(|below, _| !below.starts_with(&path));
         self.own.insert(path, item);
@@ -159,7 +174,7 @@ impl Model {
             return Err(BadReason::BadHardLink);
         }
         if !self.own.contains_key(&target) {
-            self.imply(target.parent().unwrap());
+            self.imply(target.parent().unwrap(), Implied::Filled);
             // A copy, which is nobody else's hard link.
             item = self.item(item.kind, item.mode, &item.contents);
             self.own.insert(target.clone(), item.clone());
@@ -175,13 +190,26 @@ impl Model {
     }
 
     /// Directories that nothing names are as they are below.
-    fn imply(&mut self, path: &Path) {
+    fn imply(&mut self, path: &Path, implied: Implied) {
         for dir in path.ancestors().filter(|dir| !dir.as_os_str().is_empty()) {
             if !self.own.contains_key(dir) {
-                let mode = self.below.get(dir).map_or(0o755, |item| item.mode);
-                let item = self.item(FileKind::Directory, mode, b"");
+                let below = self.below.get(dir).map(|item| item.mode);
+                let mut item = self.item(FileKind::Directory, below.unwrap_or(0o755), b"");
+                item.implied = below.map(|_| implied);
                 self.own.insert(dir.to_owned(), item);
             }
+            let item = self.own.get_mut(dir).unwrap();
+            if item.implied.is_some() && implied == Implied::Filled {
+                item.implied = Some(Implied::Filled);
+            }
+        }
+    }
+
+    /// What was implied over directories that are hidden now is over nothing.
+    fn forget_below(&mut self, hidden: impl Fn(&PathBuf) -> bool) {
+        let own = self.own.iter_mut().filter(|(path, _)| hidden(path));
+        for (_, item) in own.filter(|(_, item)| item.implied.is_some()) {
+            (item.mode, item.implied) = (0o755, None);
         }
     }
 
@@ -233,6 +261,7 @@ impl Model {
 
     /// The next archive comes on top.
     fn seal(&mut self) {
+        self.own.values_mut().for_each(|item| item.implied = None);
         self.below.append(&mut self.own);
     }
 }
