@@ -2,6 +2,7 @@
 
 mod debian;
 mod refusals;
+mod scripts;
 mod stacks;
 
 use std::ffi::OsStr;
@@ -19,7 +20,7 @@ use super::mounts::mounts_below;
 pub(super) type Scenario = fn(&Place) -> Result<()>;
 
 /// All scenarios by name.
-pub(super) const ALL: [(&str, Scenario); 5] = [
+pub(super) const ALL: [(&str, Scenario); 6] = [
     (
         "a_debian_root_is_changed_and_the_change_applied_elsewhere",
         debian::change_and_apply,
@@ -39,6 +40,10 @@ pub(super) const ALL: [(&str, Scenario); 5] = [
     (
         "a_killed_import_leaves_a_working_store",
         refusals::killed_import,
+    ),
+    (
+        "random_changes_with_redirects_and_metacopy_are_in_the_archives",
+        scripts::random,
     ),
 ];
 
