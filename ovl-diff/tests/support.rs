@@ -82,7 +82,7 @@ impl Scene {
                 .as_ref()
                 .map_or("/scene".into(), |temp| temp.path().to_owned()),
             xattrs: XattrNamespace::Trusted,
-            cases: if temp.is_some() { 400 } else { 3000 },
+            cases: if temp.is_some() { 64 } else { 256 },
             has_sockets: temp.is_some(),
             has_acls,
             layers: Cell::new(0),

@@ -87,7 +87,7 @@ impl Applier<'_> {
             {
                 let (view, inherits) = (self.position.view(), self.position.inherits());
                 let (from, to) = ((&from, target_name), (&dir, name));
-                copy_object(view, from, &metadata, to, Private::Keep, inherits)
+                copy_object(view, from, None, &metadata, to, Private::Keep, inherits)
                     .on("copy", &path)?;
                 self.copied_links += 1;
             }

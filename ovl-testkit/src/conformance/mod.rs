@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 use ovl_driver::Kernel;
 
-pub use scripts::{Overwrite, run_scripts};
+pub use scripts::{Overwrite, ScriptsSummary, run_scripts};
 
 /// A kernel under test, and a directory to work in.
 #[derive(Clone, Debug)]

@@ -33,16 +33,35 @@ pub type Overwrite = fn(&Path, &[u8]) -> io::Result<()>;
 ///
 /// # Panics
 /// With the number of the script, when the subject breaks the rule.
-pub fn run_scripts(subject: &Subject, numbers: Range<u64>, overwrite: Option<Overwrite>) {
+pub fn run_scripts(
+    subject: &Subject,
+    numbers: Range<u64>,
+    overwrite: Option<Overwrite>,
+) -> ScriptsSummary {
     let store = subject.store();
+    let mut summary = ScriptsSummary::default();
     for number in numbers {
-        Script::new(subject, &store, number, overwrite).run();
+        Script::new(subject, &store, number, overwrite).run(&mut summary);
     }
     subject.assert_clean(&store);
+    summary
+}
+
+/// What the scripts have made the kernel write: without any of it, they prove little.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ScriptsSummary {
+    /// Directories and files that come from another name.
+    pub redirects: u64,
+    /// Files that have their data below.
+    pub metacopies: u64,
 }
 
 fn random_changes_are_what_diffs_say_with_and_without_redirects(subject: &Subject) {
-    run_scripts(subject, 0..12, None);
+    let written = run_scripts(subject, 0..12, None);
+    let identity = subject.kernel().system().identity().expect("an identity");
+    let found = written.redirects > 0 && written.metacopies > 0;
+    assert_eq!(found, !identity.user_namespace, "{written:?}");
 }
 
 const LAYERS: usize = 4;
@@ -92,7 +111,7 @@ impl<'s> Script<'s> {
         }
     }
 
-    fn run(mut self) {
+    fn run(mut self, summary: &mut ScriptsSummary) {
         let names: Vec<String> = (0..LAYERS)
             .map(|at| format!("s{}-{at}", self.number))
             .collect();
@@ -109,6 +128,7 @@ impl<'s> Script<'s> {
                 }
             });
         }
+        self.count(&names, summary);
         let top = &names[LAYERS - 1];
         let shown = self.shown(top);
         let mut copies = Vec::new();
@@ -123,6 +143,18 @@ impl<'s> Script<'s> {
             removed.unwrap_or_else(|error| panic!("{}: {}", self.said(), chain(&error)));
         }
         self.store.reclaim().expect("reclaim");
+    }
+
+    fn count(&self, names: &[String], summary: &mut ScriptsSummary) {
+        for name in names {
+            let path = self.store.layout().layer(&id(name)).diff().to_owned();
+            let stored = snapshot_at(self.subject.tree(), &path).expect("a layer can be read");
+            for object in stored.values() {
+                let has = |name: &str| u64::from(object.xattrs.contains_key(OsStr::new(name)));
+                summary.redirects += has(self.xattrs.redirect());
+                summary.metacopies += has(self.xattrs.metacopy());
+            }
+        }
     }
 
     fn said(&self) -> String {

@@ -5,6 +5,7 @@ mod debian;
 mod kill_storm;
 mod quotas;
 mod refusals;
+mod scripts;
 mod stacks;
 
 use std::ffi::OsStr;
@@ -23,7 +24,7 @@ use super::mounts::mounts_below;
 pub(super) type Scenario = fn(&Place) -> Result<()>;
 
 /// All scenarios by name.
-pub(super) const ALL: [(&str, Scenario); 11] = [
+pub(super) const ALL: [(&str, Scenario); 12] = [
     (
         "a_debian_root_is_changed_and_the_change_applied_elsewhere",
         debian::change_and_apply,
@@ -61,6 +62,10 @@ pub(super) const ALL: [(&str, Scenario); 11] = [
     (
         "eight_processes_of_eight_threads_share_a_home",
         crowds::eight_of_eight,
+    ),
+    (
+        "random_changes_with_redirects_and_metacopy_are_in_the_archives",
+        scripts::random,
     ),
 ];
 

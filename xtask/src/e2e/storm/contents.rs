@@ -145,7 +145,7 @@ pub(super) fn write(seed: u64, root: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// What is to be seen once [`write`] has been there.
+/// What is to be seen once [`write()`] has been there.
 pub(super) fn written(seed: u64, files: &mut Files) {
     for (path, contents) in writes(seed) {
         match contents {
@@ -155,7 +155,7 @@ pub(super) fn written(seed: u64, files: &mut Files) {
     }
 }
 
-/// The files that [`write`] changes.
+/// The files that [`write()`] changes.
 pub(super) fn touched(seed: u64) -> BTreeSet<String> {
     writes(seed).into_iter().map(|(path, _)| path).collect()
 }
