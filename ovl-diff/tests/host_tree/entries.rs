@@ -238,6 +238,8 @@ fn immutable_files_and_directories_are_removed_with_their_tree() {
     }
     let set = |path: &str, flags| {
         let file = fs::File::open(home.path(path)).unwrap();
+        // The others say how the file system keeps the file, and stay.
+        let flags = flags | rustix::fs::ioctl_getflags(&file)?;
         rustix::fs::ioctl_setflags(file, flags)
     };
     let (immutable, append) = (IFlags::IMMUTABLE, IFlags::APPEND);
@@ -270,7 +272,9 @@ fn an_immutable_tree_deeper_than_any_path_is_removed() {
     for (index, _) in dirs.iter().enumerate().filter(|(index, _)| index % 50 == 0) {
         let path: std::path::PathBuf = vec!["deep"; index + 1].iter().collect();
         let file = fs::File::open(home.path(path.to_str().unwrap())).unwrap();
-        if let Err(error) = rustix::fs::ioctl_setflags(file, IFlags::IMMUTABLE) {
+        let flags = rustix::fs::ioctl_getflags(&file).map(|flags| flags | IFlags::IMMUTABLE);
+        let set = flags.and_then(|flags| rustix::fs::ioctl_setflags(file, flags));
+        if let Err(error) = set {
             skip(&format!("no immutable directories here: {error}"));
             return;
         }
