@@ -90,23 +90,14 @@ impl SystemBackend for HostSystem {
     }
 
     fn is_namespace_alive(&self, namespace: u64) -> io::Result<bool> {
-        let own = rustix::process::geteuid().as_raw();
-        let inside = self.identity()?.user_namespace;
-        let mut hidden = false;
         for entry in std::fs::read_dir("/proc")?.flatten() {
             // Others are gone meanwhile, no processes, or somebody else's.
-            match std::fs::metadata(entry.path().join("ns/mnt")) {
-                Ok(found) if found.ino() == namespace => return Ok(true),
-                // The same user in another user namespace, where it may well be this one. Outside
-                // of user namespaces only processes with more privileges hide.
-                Err(error) if inside && error.kind() == io::ErrorKind::PermissionDenied => {
-                    let owner = entry.metadata();
-                    hidden |= owner.is_ok_and(|owner| owner.uid() == own);
-                }
-                _ => {}
+            let found = std::fs::metadata(entry.path().join("ns/mnt"));
+            if found.is_ok_and(|found| found.ino() == namespace) {
+                return Ok(true);
             }
         }
-        Ok(hidden)
+        Ok(false)
     }
 
     fn identity(&self) -> io::Result<Identity> {

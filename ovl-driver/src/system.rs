@@ -38,9 +38,9 @@ pub trait SystemBackend: fmt::Debug + Send + Sync + 'static {
     /// When it cannot be read.
     fn mount_namespace(&self) -> io::Result<u64>;
 
-    /// Whether a process that the caller can see is, or may be, in a mount namespace: processes of
-    /// the same user in other user namespaces do not let themselves be looked at. A namespace that
-    /// only an open file or a bind mount keeps has none.
+    /// Whether a process that the caller can see is in a mount namespace. One that only an open
+    /// file or a bind mount keeps has none, and processes in other user namespaces than the caller's
+    /// do not let an ordinary user look.
     ///
     /// # Errors
     /// When the process table cannot be read.
