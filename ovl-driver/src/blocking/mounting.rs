@@ -29,7 +29,8 @@ pub(super) enum Found {
     Nothing,
     /// A mount of this store, perhaps held by nobody any more.
     Ours(Holds),
-    /// The same in a mount namespace out of reach, in which processes still run.
+    /// The same out of reach: in a mount namespace in which processes still run, or unmounted
+    /// lazily while something uses it.
     Elsewhere(Holds),
     /// Something that this store did not mount.
     Foreign {
@@ -178,7 +179,11 @@ impl Overlay2 {
         // Whatever has become of its small files.
         let dir = self.layer_dir(id)?;
         let own = self.own_dirs_if_any()?.ok_or_else(not_mounted)?;
-        let mut holds = self.mounted(&own, id, &dir)?.ok_or_else(not_mounted)?;
+        let holds = match self.mounted(&own, id, &dir) {
+            Err(Error::StillInUse { .. }) => None,
+            result => result?,
+        };
+        let mut holds = holds.ok_or_else(not_mounted)?;
         if !holds.release(self.process()?) {
             let processes = holds.processes.iter();
             return Err(Error::HeldByProcess {
@@ -295,6 +300,7 @@ impl Overlay2 {
         };
         Ok(match self.read_mounted(&own, &layer.id)? {
             Found::Nothing => None,
+            Found::Elsewhere(holds) if holds.is_detached() => None,
             Found::Ours(holds) | Found::Elsewhere(holds) => Some(state(holds)),
             Found::Foreign { read_only } => Some(MountState {
                 target: target.clone(),
@@ -310,6 +316,28 @@ impl Overlay2 {
         })
     }
 
+    /// Refuses a layer that is mounted, or `only` one that is mounted in this way.
+    pub(super) fn refuse_mounted(&self, layer: &Layer, only: Option<Access>) -> Result<(), Error> {
+        let Some(own) = self.own_dirs_if_any()? else {
+            return Ok(());
+        };
+        let (id, found) = (&layer.id, self.read_mounted(&own, &layer.id)?);
+        let access = match &found {
+            Found::Nothing => return Ok(()),
+            Found::Ours(holds) | Found::Elsewhere(holds) => holds.access,
+            Found::Foreign { read_only: true } => Access::ReadOnly,
+            Found::Foreign { read_only: false } => Access::Writable,
+        };
+        match found {
+            _ if only.is_some_and(|only| only != access) => Ok(()),
+            Found::Elsewhere(holds) => Err(holds.elsewhere(id)),
+            _ => Err(Error::Mounted {
+                id: id.clone(),
+                target: self.layout.layer(id).merged().to_owned(),
+            }),
+        }
+    }
+
     /// Who holds the layer's mount. One of ours that nobody holds is a leftover of a process that
     /// was killed, and taken away; one that is not ours, or out of reach, is left alone.
     fn mounted(
@@ -322,7 +350,7 @@ impl Overlay2 {
             Found::Nothing => {}
             Found::Ours(holds) if holds.total() > 0 => return Ok(Some(holds)),
             Found::Ours(_) => self.take_down(own, id, dir, UnmountMode::Now)?,
-            Found::Elsewhere(_) => return Err(Error::MountedElsewhere { id: id.clone() }),
+            Found::Elsewhere(holds) => return Err(holds.elsewhere(id)),
             Found::Foreign { .. } => {
                 let target = self.layout.layer(id).merged().to_owned();
                 return Err(Error::ForeignMount {
@@ -384,15 +412,46 @@ impl Overlay2 {
         if info.is_some() {
             return Ok(Found::Ours(holds));
         }
-        let elsewhere = holds.namespace != self.namespace()? && {
-            let alive = self.kernel.system().is_namespace_alive(holds.namespace);
-            alive.map_err(|e| Error::io("look for the mount namespace of", &target, e))?
-        };
-        Ok(if elsewhere {
+        Ok(if self.is_elsewhere(id, &holds)? {
             Found::Elsewhere(holds)
         } else {
             Found::Nothing
         })
+    }
+
+    /// Whether a mount that is not to be seen here is somewhere else.
+    fn is_elsewhere(&self, id: &LayerId, holds: &Holds) -> Result<bool, Error> {
+        if holds.namespace == self.namespace()? {
+            return Ok(false);
+        }
+        if !holds.is_detached() {
+            let alive = self.kernel.system().is_namespace_alive(holds.namespace);
+            let target = self.layout.layer(id).merged().to_owned();
+            if alive.map_err(|e| Error::io("look for the mount namespace of", target, e))? {
+                return Ok(true);
+            }
+        }
+        if holds.access == Access::ReadOnly {
+            return Ok(false);
+        }
+        // Processes in another user namespace hide theirs; the kernel knows. Whoever passes by
+        // keeps a mount for a moment.
+        let is_in_use = |pause: &Duration| {
+            let in_use = self.is_upper_in_use(id);
+            if in_use {
+                std::thread::sleep(*pause);
+            }
+            in_use
+        };
+        Ok(BUSY_PAUSES.iter().all(is_in_use))
+    }
+
+    /// Whether an overlay mount writes to a layer, as far as the kernel says: whoever may not ask
+    /// may not mount either.
+    fn is_upper_in_use(&self, id: &LayerId) -> bool {
+        let paths = self.layout.layer(id);
+        let answer = self.kernel.mount().is_upper_in_use(paths.diff());
+        answer.unwrap_or(false)
     }
 
     /// Mounts go by path; everything else by the directory that was opened.
@@ -481,6 +540,9 @@ impl Overlay2 {
                 return Err(Error::io("remove", &target, error));
             }
             _ => {}
+        }
+        if mode == UnmountMode::Lazy && self.is_upper_in_use(id) {
+            return self.write_holds(own, id, &Holds::detached(self.boot()?));
         }
         files::remove(tree, &own.holds, id.as_str())
             .map_err(|error| Error::io("remove", self.holds_path(id), error))

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use ovl_diff::{FileKind, Node, TreeBackend as _};
 use ovl_driver::{Kernel, ProcessId};
@@ -69,6 +69,8 @@ struct State {
     next_ino: Ino,
     clock: i64,
     mounts: Vec<Arc<Mount>>,
+    /// Unmounted ones, which something may still have open.
+    detached: Vec<Weak<Mount>>,
     next_mount: u64,
     boot: u64,
     random: u64,
@@ -92,6 +94,7 @@ impl MockKernel {
             next_ino: ROOT + 1,
             clock: 0,
             mounts: vec![Arc::new(Mount::root())],
+            detached: Vec::new(),
             next_mount: 2,
             boot: 1,
             random: 0x9e37_79b9_7f4a_7c15,

@@ -146,6 +146,16 @@ impl Overlay2 {
         }
     }
 
+    /// Whether a note of holds is of a mount that was unmounted lazily in this boot: nobody was
+    /// killed, and the next mount looks whether it is over.
+    pub(super) fn notes_detached(&self, own: &OwnDirs, name: &OsStr) -> Result<bool, Error> {
+        let id = LayerId::from_file_name(name).ok();
+        Ok(match id.and_then(|id| self.noted_holds(own, &id)) {
+            Some(holds) => holds.is_detached() && holds.boot == self.boot()?,
+            None => false,
+        })
+    }
+
     /// Whether something is mounted at a path.
     pub(super) fn is_mounted(&self, target: &std::path::Path) -> Result<bool, Error> {
         let mounted = self.kernel.mount().mount_at(target);

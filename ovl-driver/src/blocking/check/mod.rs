@@ -519,7 +519,10 @@ impl Findings<'_> {
             }
         }
         for name in &self.scan.holds {
-            if !store.is_busy(name)? && store.is_stale_hold(&own, name)? {
+            if !store.is_busy(name)?
+                && !store.notes_detached(&own, name)?
+                && store.is_stale_hold(&own, name)?
+            {
                 let path = path.join(names::HOLDS).join(name);
                 let problem = "it speaks of a mount that is gone";
                 let kind = FindingKind::StaleHolds;
