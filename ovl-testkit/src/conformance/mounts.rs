@@ -15,6 +15,7 @@ list! {
     a_mount_lasts_as_long_as_it_is_held,
     unmounting_what_is_not_mounted_is_not_found,
     a_busy_mount_stays_held_until_it_is_unmounted_lazily,
+    a_guarded_mount_ends_with_its_guard,
     a_lazily_unmounted_layer_is_not_used_until_nobody_uses_it,
     a_sealed_layer_mounts_read_only,
     an_open_layer_mounts_writable_with_and_without_a_parent,
@@ -151,6 +152,35 @@ fn a_lazily_unmounted_layer_is_not_used_until_nobody_uses_it(subject: &Subject) 
         assert_eq!(subject.read(&path.join("open")), b"");
     });
     create(&store, "child", Some("top"));
+    subject.assert_clean(&store);
+}
+
+fn a_guarded_mount_ends_with_its_guard(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    create(&store, "top", Some("base"));
+    let request = MountRequest::new();
+    let one = store.mount_guarded(&id("top"), &request).expect("mount");
+    let two = store.mount_guarded(&id("top"), &request).expect("mount");
+    assert_eq!((one.id(), one.path()), (&id("top"), two.path()));
+    subject.write(&one.path().join("file"), b"kept");
+    let kept = one.path().to_owned();
+    drop(one);
+    assert_eq!(subject.read(&kept.join("file")), b"kept", "one guard lives");
+    assert_eq!(two.unmount(UnmountMode::Now).expect("unmount"), 0);
+    assert!(!subject.exists(&kept));
+    subject.assert_clean(&store);
+
+    // One that is busy stays held, and can be released later.
+    let guard = store.mount_guarded(&id("top"), &request).expect("mount");
+    let root = subject.tree().open_root(guard.path()).expect("open");
+    let file = subject.tree().open_file(&root, OsStr::new("file"));
+    let file = file.expect("open");
+    drop(guard);
+    let mount = store.inspect(&id("top")).expect("inspect").mount;
+    assert_eq!(mount.expect("still mounted").holds(), 1);
+    drop((root, file));
+    unmount(&store, "top");
     subject.assert_clean(&store);
 }
 
