@@ -13,7 +13,7 @@ use super::layer::{Layer, Stack};
 use crate::error::Error;
 use crate::files;
 use crate::holds::{Holds, describe};
-use crate::system::LockKind;
+use crate::system::{Lock, LockKind};
 use crate::types::{Hold, MountRequest, MountState};
 
 /// How long an unmount waits before it calls a mount busy.
@@ -123,7 +123,9 @@ impl Overlay2 {
             processes: Vec::new(),
         };
         // Without a hold, but before the mount: what a kill leaves behind is known to be ours.
+        let noting = self.lock_holds(&own, LockKind::Shared)?;
         self.write_holds(&own, id, &holds)?;
+        drop(noting);
         holds.add(process);
         let result = self
             .kernel
@@ -178,7 +180,12 @@ impl Overlay2 {
         let _lock = self.lock_layer(id, LockKind::Exclusive)?;
         // Whatever has become of its small files.
         let dir = self.layer_dir(id)?;
-        let own = self.own_dirs_if_any()?.ok_or_else(not_mounted)?;
+        let own = match self.own_dirs_if_any()? {
+            Some(own) => own,
+            // Made whole again, should a part be gone.
+            None if self.has_own_dir()? => self.own_dirs()?,
+            None => return Err(not_mounted()),
+        };
         let holds = match self.mounted(&own, id, &dir) {
             Err(Error::StillInUse { .. }) => None,
             result => result?,
@@ -560,6 +567,12 @@ impl Overlay2 {
             false,
         )
         .map_err(|error| Error::io("write", self.holds_path(id), error))
+    }
+
+    /// Keeps the first note of a layer's mount apart from looking whether notes are of layers that
+    /// are gone.
+    pub(super) fn lock_holds(&self, own: &OwnDirs, kind: LockKind) -> Result<Lock, Error> {
+        self.lock_own(&own.holds, names::HOLDS, kind)
     }
 
     fn holds_path(&self, id: &LayerId) -> PathBuf {

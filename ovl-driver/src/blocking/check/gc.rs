@@ -74,10 +74,19 @@ impl Overlay2 {
             FindingKind::StaleHolds => {
                 let text = name.to_string_lossy();
                 let id = text.strip_prefix(".tmp-").unwrap_or(&text).parse();
-                // Whoever holds the lock may be about to mount.
+                // Whoever holds the lock may be about to mount. Where there is nothing to lock, a
+                // new layer waits with its first note.
                 let lock = id.map(|id| self.lock_layer(&id, LockKind::Exclusive));
                 let _lock = match lock {
-                    Ok(Err(Error::LayerNotFound { .. })) | Err(_) => None,
+                    Ok(Err(Error::LayerNotFound { id, .. })) => {
+                        let notes = self.lock_holds(own, LockKind::Exclusive)?;
+                        let made = files::exists(tree, &self.home, id.as_str());
+                        if made.map_err(failed)? {
+                            return Ok(());
+                        }
+                        Some(notes)
+                    }
+                    Err(_) => None,
                     Ok(result) => Some(result?),
                 };
                 match self.is_stale_hold(own, name)? {
