@@ -1,6 +1,9 @@
-//! Hostile input for as long as there is time: the tests of `ovl-diff/tests/fuzz`, told to go on.
+//! Hostile input for as long as there is time: the targets of `ovl-diff/fuzz` where `cargo fuzz` and
+//! a nightly compiler are at hand, which lets what the code does guide the input; otherwise the
+//! tests of `ovl-diff/tests/fuzz`, told to go on.
 
 use std::num::NonZeroU64;
+use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
@@ -13,6 +16,9 @@ pub(crate) struct Options {
     /// How long, in minutes
     #[arg(long)]
     minutes: NonZeroU64,
+    /// Input by chance, even where `cargo fuzz` is at hand
+    #[arg(long)]
+    by_chance: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -24,6 +30,13 @@ enum Target {
 }
 
 impl Target {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Archive => "archive",
+            Self::Apply => "apply",
+        }
+    }
+
     fn test(self) -> &'static str {
         match self {
             Self::Archive => "fuzz::archive::any_bytes_are_read_or_refused",
@@ -37,9 +50,34 @@ impl Target {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let seconds = options.minutes.get().checked_mul(60);
     let seconds = seconds.context("that is too long")?;
+    if !options.by_chance && has_cargo_fuzz() {
+        let mut fuzz = nightly();
+        // No sanitizer: the code under test has no unsafe part.
+        fuzz.args(["fuzz", "run", "-s", "none", options.target.name(), "--"])
+            .args(["-max_len=4096", "-print_final_stats=1", "-verbosity=0"])
+            .arg(format!("-max_total_time={seconds}"));
+        return crate::run(&mut fuzz);
+    }
+    println!("without `cargo fuzz` and a nightly compiler: input by chance");
     let mut test = crate::cargo();
     test.args(["test", "--quiet", "-p", "ovl-diff", "--test", "main", "--"])
         .args(["--exact", "--nocapture", options.target.test()])
         .env("OVL_FUZZ_SECONDS", seconds.to_string());
     crate::run(&mut test)
+}
+
+fn has_cargo_fuzz() -> bool {
+    let version = nightly().args(["fuzz", "--version"]).output();
+    version.is_ok_and(|output| output.status.success())
+}
+
+/// Nightly's cargo, whatever runs this task.
+fn nightly() -> Command {
+    let mut command = Command::new("rustup");
+    command
+        .args(["run", "nightly", "cargo"])
+        .current_dir(crate::root().join("ovl-diff"))
+        .env_remove("RUSTUP_TOOLCHAIN")
+        .env_remove("CARGO");
+    command
 }
