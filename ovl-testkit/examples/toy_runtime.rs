@@ -1,5 +1,4 @@
-//! A container runtime in a few lines, tested without root: `cargo test` runs the tests below, and
-//! `cargo run -p ovl-testkit --example toy_runtime` runs one container on a kernel in memory.
+//! A container runtime in a few lines, and its tests on a kernel in memory, without root.
 #![allow(clippy::print_stdout, missing_docs, reason = "an example")]
 
 use std::{error::Error, path::Path};
