@@ -7,6 +7,7 @@ pub mod conformance;
 mod faulty;
 mod listing;
 mod mock;
+pub mod model;
 mod snapshot;
 
 pub use archive::ArchiveBuilder;

@@ -6,6 +6,7 @@ mod conformance;
 mod durability;
 mod faults;
 mod locks;
+mod model;
 mod overlay;
 mod quota;
 mod rows;

@@ -1,6 +1,7 @@
 //! Hostile input for as long as there is time: the targets of `ovl-diff/fuzz` where `cargo fuzz` and
 //! a nightly compiler are at hand, which lets what the code does guide the input; otherwise the
-//! tests of `ovl-diff/tests/fuzz`, told to go on.
+//! tests of `ovl-diff/tests/fuzz`, told to go on. The scripts of `ovl-testkit/tests/model.rs` are
+//! always such a test.
 
 use std::num::NonZeroU64;
 use std::process::Command;
@@ -27,6 +28,8 @@ enum Target {
     Archive,
     /// Applying to a layer, on the mock kernel and on a directory of this system (root)
     Apply,
+    /// Scripts of operations on the mock kernel, against the model of the store
+    Model,
 }
 
 impl Target {
@@ -34,6 +37,7 @@ impl Target {
         match self {
             Self::Archive => "archive",
             Self::Apply => "apply",
+            Self::Model => "model",
         }
     }
 
@@ -43,14 +47,27 @@ impl Target {
             Self::Apply => {
                 "fuzz::apply::any_bytes_become_a_layer_or_are_refused_and_nothing_else_changes"
             }
+            Self::Model => "model::any_script_does_what_the_model_predicts",
         }
+    }
+
+    fn package(self) -> &'static str {
+        match self {
+            Self::Archive | Self::Apply => "ovl-diff",
+            Self::Model => "ovl-testkit",
+        }
+    }
+
+    /// Whether there is a target for `cargo fuzz`: scripts are drawn, not read from bytes.
+    fn is_guided(self) -> bool {
+        !matches!(self, Self::Model)
     }
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let seconds = options.minutes.get().checked_mul(60);
     let seconds = seconds.context("that is too long")?;
-    if !options.by_chance && has_cargo_fuzz() {
+    if options.target.is_guided() && !options.by_chance && has_cargo_fuzz() {
         let mut fuzz = nightly();
         // No sanitizer: the code under test has no unsafe part.
         fuzz.args(["fuzz", "run", "-s", "none", options.target.name(), "--"])
@@ -58,9 +75,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             .arg(format!("-max_total_time={seconds}"));
         return crate::run(&mut fuzz);
     }
-    println!("without `cargo fuzz` and a nightly compiler: input by chance");
+    if options.target.is_guided() {
+        println!("without `cargo fuzz` and a nightly compiler: input by chance");
+    }
     let mut test = crate::cargo();
-    test.args(["test", "--quiet", "-p", "ovl-diff", "--test", "main", "--"])
+    test.args(["test", "--quiet", "-p", options.target.package()])
+        .args(["--test", "main", "--"])
         .args(["--exact", "--nocapture", options.target.test()])
         .env("OVL_FUZZ_SECONDS", seconds.to_string());
     crate::run(&mut test)

@@ -21,6 +21,7 @@ list! {
     an_archive_applied_twice_is_the_later_one_on_top,
     applying_to_a_sealed_or_mounted_layer_is_refused,
     an_opaque_root_hides_everything_below,
+    an_opaque_directory_over_nothing_leaves_no_mark,
     sizes_count_each_inode_once,
     a_layer_removed_while_it_is_read_gives_no_whole_archive,
 }
@@ -418,6 +419,31 @@ fn an_opaque_root_hides_everything_below(subject: &Subject) {
         &subject.shown(&store, "cut"),
         &subject.shown(&store, "again"),
     );
+    subject.assert_clean(&store);
+}
+
+/// The mark is for the layers below; a bind mount of a base layer would even show it.
+fn an_opaque_directory_over_nothing_leaves_no_mark(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    let first = ArchiveBuilder::new().dir("dir", 0o755).file("dir/old", b"");
+    let second = ArchiveBuilder::new()
+        .dir("dir", 0o711)
+        .file("dir/.wh..wh..opq", b"");
+    for archive in [first.finish(), second.finish()] {
+        let applied = store.apply(&id("base"), &*archive, ImportOptions::new(), &mut |_| {});
+        applied.expect("apply");
+    }
+    let shown = subject.shown(&store, "base");
+    let names: Vec<_> = shown
+        .keys()
+        .skip(1)
+        .map(|path| path.display().to_string())
+        .collect();
+    assert_eq!(names, ["dir"]);
+    for object in shown.values() {
+        assert!(object.xattrs.is_empty(), "{object:?}");
+    }
     subject.assert_clean(&store);
 }
 
