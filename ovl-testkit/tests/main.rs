@@ -4,9 +4,11 @@
 
 mod conformance;
 mod durability;
+mod dying;
 mod locks;
 mod overlay;
 mod quota;
+mod quota_properties;
 mod rows;
 mod trees;
 mod volatile;
