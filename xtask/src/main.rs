@@ -51,6 +51,9 @@ enum Task {
     /// Works on a home beside others
     #[command(hide = true)]
     Crowd(e2e::CrowdOptions),
+    /// Random changes in a user namespace
+    #[command(hide = true)]
+    Scripts(e2e::ScriptsOptions),
 }
 
 fn main() -> ExitCode {
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Some(Task::Suite(options)) => e2e::suite(&options),
         Some(Task::StormWorker(options)) => e2e::work(&options),
         Some(Task::Crowd(options)) => e2e::crowd(&options),
+        Some(Task::Scripts(options)) => e2e::in_namespace(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

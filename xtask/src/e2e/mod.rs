@@ -28,6 +28,7 @@ use crate::{cargo, output};
 pub(crate) use crowd::{CrowdOptions, crowd};
 use images::{Image, Scratch};
 use mounts::unmount_below;
+pub(crate) use scenarios::{ScriptsOptions, in_namespace};
 pub(crate) use storm::{WorkerOptions, work};
 
 #[derive(Debug, Args)]

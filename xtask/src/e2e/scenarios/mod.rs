@@ -16,6 +16,8 @@ use anyhow::{Context as _, Result, ensure};
 use ovl_diff::HostTree;
 use ovl_testkit::{ArchiveBuilder, snapshot_at};
 
+pub(crate) use scripts::{ScriptsOptions, in_namespace};
+
 use super::FsKind;
 use super::compare;
 use super::mounts::mounts_below;
@@ -24,7 +26,7 @@ use super::mounts::mounts_below;
 pub(super) type Scenario = fn(&Place) -> Result<()>;
 
 /// All scenarios by name.
-pub(super) const ALL: [(&str, Scenario); 12] = [
+pub(super) const ALL: [(&str, Scenario); 13] = [
     (
         "a_debian_root_is_changed_and_the_change_applied_elsewhere",
         debian::change_and_apply,
@@ -66,6 +68,10 @@ pub(super) const ALL: [(&str, Scenario); 12] = [
     (
         "random_changes_with_redirects_and_metacopy_are_in_the_archives",
         scripts::random,
+    ),
+    (
+        "random_changes_in_a_user_namespace_are_in_the_archives",
+        scripts::random_in_namespace,
     ),
 ];
 
