@@ -54,6 +54,9 @@ enum Task {
     /// Random changes in a user namespace
     #[command(hide = true)]
     Scripts(e2e::ScriptsOptions),
+    /// Runs a command and tells its memory
+    #[command(hide = true)]
+    Peak(e2e::PeakOptions),
 }
 
 fn main() -> ExitCode {
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Some(Task::Suite(options)) => e2e::suite(&options),
         Some(Task::StormWorker(options)) => e2e::work(&options),
         Some(Task::Crowd(options)) => e2e::crowd(&options),
+        Some(Task::Peak(options)) => e2e::peak(&options),
         Some(Task::Scripts(options)) => e2e::in_namespace(&options),
     };
     match result {

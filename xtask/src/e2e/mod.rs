@@ -8,6 +8,7 @@ mod crowd;
 mod docker;
 mod images;
 mod mounts;
+mod peak;
 mod random;
 mod scenarios;
 mod storm;
@@ -28,6 +29,7 @@ use crate::{cargo, output};
 pub(crate) use crowd::{CrowdOptions, crowd};
 use images::{Image, Scratch};
 use mounts::unmount_below;
+pub(crate) use peak::{PeakOptions, peak};
 pub(crate) use scenarios::{ScriptsOptions, in_namespace};
 pub(crate) use storm::{WorkerOptions, work};
 
