@@ -17,7 +17,7 @@ use crate::tree::{
 };
 use crate::view::{View, ViewDir};
 use crate::whiteout::{is_reserved, opaque_name, whiteout_name};
-use crate::write::{ArchiveWriter, Member, MemberKind};
+use crate::write::{ArchiveWriter, Dialect, Member, MemberKind};
 use crate::xattrs::exported_name;
 
 /// How a layer is written as an archive.
@@ -116,7 +116,11 @@ pub(crate) type Inode = (DeviceNumber, u64);
 
 impl<'a, W: Write> Emitter<'a, W> {
     pub(crate) fn new(view: View<'a>, options: &'a DiffOptions, output: W) -> Self {
-        let writer = ArchiveWriter::new(output);
+        let dialect = match options.policy {
+            DiffPolicy::All => Dialect::Plain,
+            DiffPolicy::Docker => Dialect::Go,
+        };
+        let writer = ArchiveWriter::new(output, dialect);
         Self {
             view,
             options,
@@ -259,7 +263,9 @@ impl<'a, W: Write> Emitter<'a, W> {
             None => (&file, metadata),
             Some((file, metadata)) => (file, metadata),
         };
-        let runs = match data_metadata.is_dense() {
+        // Docker writes holes as the zeros that they read as.
+        let whole_file = data_metadata.is_dense() || self.options.policy == DiffPolicy::Docker;
+        let runs = match whole_file {
             true => None,
             false => sparse_runs(tree, data_file, size).on("read", path)?,
         };
