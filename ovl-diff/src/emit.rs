@@ -42,9 +42,11 @@ pub enum DiffPolicy {
     /// and the root as `./` when it differs. Whiteouts and opaque marks have no owner and no time.
     #[default]
     All,
-    /// What Docker 24 and later write: whole seconds, `security.capability` alone of the
-    /// attributes (on hard links too), no root, whiteouts with owner and time of the device that
-    /// stands for them, opaque marks with owner and permissions of their directory.
+    /// What Docker 24 and later write, to the byte: whole seconds, `security.capability` alone of
+    /// the attributes (on hard links too), no root, holes as zeros, whiteouts with owner and time of
+    /// the device that stands for them, opaque marks with owner and permissions of their directory,
+    /// headers as Go's `archive/tar` fills them. Older versions of Docker also write the kind of an
+    /// object into its mode, and the names that owners have on the host.
     ///
     /// It is no copy of Docker's defects. Unlike Docker's, the archive
     /// - has no whiteout and no opaque mark where nothing below is hidden;

@@ -146,8 +146,8 @@ pub(super) fn assert_same_archives(
 }
 
 /// Fails unless an archive of the policy `docker` has the bytes of Docker's own, where that is not
-/// wrong: without the `needless` markers, link names of whiteouts, and the types that Docker wrote
-/// into modes before version 24.
+/// wrong: without the `needless` markers and link names of whiteouts, and without what Docker wrote
+/// before version 24: types in modes, and the names that owners have on the host.
 pub(super) fn assert_same_bytes(ours: &Path, theirs: &Path, needless: &[&str]) -> Result<()> {
     let (ours, theirs) = (fs::read(ours)?, put_right(&fs::read(theirs)?, needless)?);
     let blocks = ours.chunks(512).zip(theirs.chunks(512));
@@ -174,6 +174,7 @@ fn put_right(archive: &[u8], needless: &[&str]) -> Result<Vec<u8>> {
     const MODE: Range<usize> = 100..107;
     const CHECKSUM: Range<usize> = 148..156;
     const LINK: Range<usize> = 157..257;
+    const OWNERS: Range<usize> = 265..329;
     let (mut right, mut at) = (Vec::new(), 0);
     while let Some(header) = archive.get(at..at + 512) {
         let mut header = tar::Header::from_byte_slice(header).clone();
@@ -191,6 +192,7 @@ fn put_right(archive: &[u8], needless: &[&str]) -> Result<Vec<u8>> {
         let last = name.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
         let bytes = header.as_mut_bytes();
         bytes[MODE].copy_from_slice(format!("{mode:07o}").as_bytes());
+        bytes[OWNERS].fill(0);
         if last.starts_with(b".wh.") {
             bytes[LINK].fill(0);
         }
