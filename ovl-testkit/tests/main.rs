@@ -5,9 +5,11 @@
 mod conformance;
 mod durability;
 mod faults;
+mod dying;
 mod locks;
 mod overlay;
 mod quota;
+mod quota_properties;
 mod rows;
 mod trees;
 mod volatile;

@@ -9,6 +9,7 @@ mod deny;
 mod docker;
 mod images;
 mod mounts;
+mod peak;
 mod random;
 mod scenarios;
 mod storm;
@@ -30,6 +31,8 @@ pub(crate) use crowd::{CrowdOptions, crowd};
 use deny::{Answer, Denial, Denied};
 use images::{Image, Scratch};
 use mounts::unmount_below;
+pub(crate) use peak::{PeakOptions, peak};
+pub(crate) use scenarios::{ScriptsOptions, in_namespace};
 pub(crate) use storm::{WorkerOptions, work};
 
 #[derive(Debug, Args)]
