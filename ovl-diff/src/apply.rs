@@ -16,9 +16,10 @@ use crate::archive::{
 use crate::error::{ApplyError, Context as _, TreeError};
 use crate::handles::FewHandles;
 use crate::place::{EnterError, Entered, Position, remove_any};
+use crate::remove::remove_tree;
 use crate::tree::{DeviceNumber, DirHandle, FileKind, Node, NodeKind, TreeBackend};
 use crate::view::{Found, View};
-use crate::whiteout::{EntryName, MAX_NAME_LEN, classify};
+use crate::whiteout::{EntryName, MAX_NAME_LEN, aufs_links, classify, is_aufs_links};
 
 /// Symbolic links that one path may lead through, as in the kernel.
 const MAX_LINKS: usize = 40;
@@ -146,6 +147,7 @@ pub fn apply(
         skipped_devices: 0,
         copied_links: 0,
         skipped_xattrs: 0,
+        has_aufs_links: false,
     };
     let mut entries = 0;
     while let Some(entry) = reader.next_entry()? {
@@ -156,6 +158,7 @@ pub fn apply(
             input_bytes: reader.input_bytes(),
         });
     }
+    applier.remove_aufs_links(upper)?;
     applier.position.leave_all()?;
     Ok(ApplySummary {
         payload: applier.payload,
@@ -181,6 +184,7 @@ struct Applier<'a> {
     skipped_devices: u64,
     copied_links: u64,
     skipped_xattrs: u64,
+    has_aufs_links: bool,
 }
 
 /// Why resolving a path stopped.
@@ -220,10 +224,15 @@ impl Applier<'_> {
                 }
             }
         }
-        if aufs {
-            return Ok(());
-        }
         let kind = classify(name);
+        if aufs {
+            // No entry can have a name in there, so what is linked later can wait in it.
+            let is_linked = kind == EntryName::Plain && entry.kind == EntryKind::Regular;
+            if !is_linked || !is_aufs_links(parents) {
+                return Ok(());
+            }
+            self.has_aufs_links = true;
+        }
         let is_marker = match &entry.kind {
             EntryKind::Regular => entry.size == 0,
             // AUFS layers link all their markers together.
@@ -256,6 +265,16 @@ impl Applier<'_> {
                 .and_then(|()| Ok(self.opaque()?))
                 .map_err(unstop),
         }
+    }
+
+    /// Those names of them that the archive links stay.
+    fn remove_aufs_links(&mut self, upper: &DirHandle) -> Result<(), TreeError> {
+        if !self.has_aufs_links {
+            return Ok(());
+        }
+        self.position.leave_to_root()?;
+        self.position.touch();
+        remove_tree(self.tree, upper, aufs_links())
     }
 
     /// Makes the directory at `path` current, following links inside the layer.

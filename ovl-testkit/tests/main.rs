@@ -4,11 +4,14 @@
 
 mod conformance;
 mod durability;
+mod dying;
 mod faults;
 mod locks;
 mod model;
 mod overlay;
 mod quota;
+mod quota_properties;
 mod rows;
+mod schedules;
 mod trees;
 mod volatile;

@@ -6,8 +6,10 @@ use std::env;
 use std::io::{self, Write as _};
 use std::time::{Duration, Instant};
 
-use ovl_testkit::KernelProfile;
+use ovl_driver::blocking::Overlay2;
+use ovl_driver::{CreateLayer, OpenOptions};
 use ovl_testkit::model::{MockMachine, Step, Summary, replay, scripts, shrink};
+use ovl_testkit::{Faulty, KernelProfile, MockKernel};
 use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
 
 /// How long to go on, in seconds, and with it that this is a run of `cargo xtask fuzz`.
@@ -101,4 +103,22 @@ fn any_script_does_what_the_model_predicts() {
     }
     assert!(summary.faults.values().sum::<u64>() > 20, "{summary:#?}");
     println!("{summary:?}");
+}
+
+/// Found by such a script: nobody but `gc` with Docker stopped took the link away.
+#[test]
+fn a_layer_that_fails_after_its_link_was_made_leaves_no_link() {
+    let kernel = Faulty::new(MockKernel::new(KernelProfile::modern()).kernel());
+    let options = OpenOptions::new().create(true);
+    let store = Overlay2::open(kernel.kernel(), "/home".as_ref(), options).unwrap();
+    let layer = CreateLayer::new("layer".parse().unwrap());
+    let mut calls = 0;
+    kernel.order_where(move |call, _| {
+        calls += u32::from(call == "create_symlink" || calls > 0);
+        (calls == 2).then_some(5)
+    });
+    store.create(&layer).unwrap_err();
+    assert!(kernel.has_fired());
+    kernel.heal();
+    assert!(store.check().unwrap().is_clean());
 }

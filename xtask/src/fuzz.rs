@@ -1,7 +1,6 @@
 //! Hostile input for as long as there is time: the targets of `ovl-diff/fuzz` where `cargo fuzz` and
 //! a nightly compiler are at hand, which lets what the code does guide the input; otherwise the
-//! tests of `ovl-diff/tests/fuzz`, told to go on. The scripts of `ovl-testkit/tests/model.rs` are
-//! always such a test.
+//! tests of `ovl-diff/tests/fuzz`, told to go on.
 
 use std::num::NonZeroU64;
 use std::process::Command;
@@ -26,6 +25,8 @@ pub(crate) struct Options {
 enum Target {
     /// The reader of archives
     Archive,
+    /// Mount plans: that they fit their limit to the byte and say what was meant
+    MountLength,
     /// Applying to a layer, on the mock kernel and on a directory of this system (root)
     Apply,
     /// Scripts of operations on the mock kernel, against the model of the store
@@ -37,30 +38,43 @@ impl Target {
         match self {
             Self::Archive => "archive",
             Self::Apply => "apply",
+            Self::MountLength => "mount-length",
             Self::Model => "model",
         }
     }
 
-    fn test(self) -> &'static str {
+    /// Package, arguments of its test program.
+    fn tests(self) -> (&'static str, &'static [&'static str]) {
         match self {
-            Self::Archive => "fuzz::archive::any_bytes_are_read_or_refused",
-            Self::Apply => {
-                "fuzz::apply::any_bytes_become_a_layer_or_are_refused_and_nothing_else_changes"
-            }
-            Self::Model => "model::any_script_does_what_the_model_predicts",
+            Self::Archive => (
+                "ovl-diff",
+                &["--exact", "fuzz::archive::any_bytes_are_read_or_refused"],
+            ),
+            Self::Apply => (
+                "ovl-diff",
+                &[
+                    "--exact",
+                    "fuzz::apply::any_bytes_become_a_layer_or_are_refused_and_nothing_else_changes",
+                ],
+            ),
+            Self::MountLength => (
+                "ovl-mount",
+                &[
+                    "--exact",
+                    "plan_properties::a_plan_fits_its_limit_or_is_refused_with_the_numbers",
+                    "plan_properties::the_kernel_reads_back_the_paths_that_were_meant",
+                ],
+            ),
+            Self::Model => (
+                "ovl-testkit",
+                &["--exact", "model::any_script_does_what_the_model_predicts"],
+            ),
         }
     }
 
-    fn package(self) -> &'static str {
-        match self {
-            Self::Archive | Self::Apply => "ovl-diff",
-            Self::Model => "ovl-testkit",
-        }
-    }
-
-    /// Whether there is a target for `cargo fuzz`: scripts are drawn, not read from bytes.
+    /// Whether `ovl-diff/fuzz` has it.
     fn is_guided(self) -> bool {
-        !matches!(self, Self::Model)
+        !matches!(self, Self::MountLength | Self::Model)
     }
 }
 
@@ -75,14 +89,24 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             .arg(format!("-max_total_time={seconds}"));
         return crate::run(&mut fuzz);
     }
-    if options.target.is_guided() {
+    if options.target.is_guided() && !options.by_chance {
         println!("without `cargo fuzz` and a nightly compiler: input by chance");
     }
+    let (package, tests) = options.target.tests();
     let mut test = crate::cargo();
-    test.args(["test", "--quiet", "-p", options.target.package()])
-        .args(["--test", "main", "--"])
-        .args(["--exact", "--nocapture", options.target.test()])
-        .env("OVL_FUZZ_SECONDS", seconds.to_string());
+    test.args([
+        "test",
+        "--quiet",
+        "--release",
+        "-p",
+        package,
+        "--test",
+        "main",
+        "--",
+    ])
+    .args(["--nocapture"])
+    .args(tests)
+    .env("OVL_FUZZ_SECONDS", seconds.to_string());
     crate::run(&mut test)
 }
 
