@@ -31,6 +31,7 @@ mod tree;
 mod usage;
 mod view;
 mod whiteout;
+mod workers;
 mod write;
 mod xattrs;
 
