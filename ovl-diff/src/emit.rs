@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,9 @@ pub struct DiffOptions {
     /// Later times of modification become this one: two builds give the same archive then. `None`
     /// leaves all as they are.
     pub clamp_mtime: Option<Timestamp>,
+    /// Threads that read small files, the calling one included; none means one for each core, at
+    /// most 8. The archive is the same with any number, the first error too.
+    pub parallelism: Option<NonZeroUsize>,
 }
 
 /// What of a layer's objects an archive says.
@@ -75,6 +79,15 @@ impl DiffOptions {
     #[must_use]
     pub fn policy(self, policy: DiffPolicy) -> Self {
         Self { policy, ..self }
+    }
+
+    /// Sets how many threads read small files.
+    #[must_use]
+    pub fn parallelism(self, parallelism: Option<NonZeroUsize>) -> Self {
+        Self {
+            parallelism,
+            ..self
+        }
     }
 
     /// Sets what later times of modification become.
@@ -230,6 +243,22 @@ impl<'a, W: Write> Emitter<'a, W> {
                 self.member(path, kind, metadata, xattrs, io::empty())
             }
         }
+    }
+
+    /// A regular file that was read before.
+    pub(crate) fn small(
+        &mut self,
+        name: &OsStr,
+        path: &Path,
+        metadata: &Metadata,
+        file: SmallFile,
+    ) -> Result<(), DiffError> {
+        refuse_reserved(Some(name), path)?;
+        let size = metadata.size;
+        let kind = MemberKind::Regular { size };
+        self.member(path, kind, metadata, file.xattrs, &*file.contents)?;
+        self.summary.payload += size;
+        Ok(())
     }
 
     fn regular(
@@ -466,6 +495,44 @@ impl<'a, W: Write> Emitter<'a, W> {
             .append(member, contents)
             .map_err(|source| DiffError::Write { source })
     }
+}
+
+/// Everything about a small file that its metadata does not say.
+pub(crate) struct SmallFile {
+    xattrs: Xattrs,
+    contents: Vec<u8>,
+}
+
+/// Reads a small file, `None` when its data is in a layer below.
+pub(crate) fn read_small(
+    view: View<'_>,
+    dir: &DirHandle,
+    name: &OsStr,
+    path: &Path,
+    metadata: &Metadata,
+) -> Result<Option<SmallFile>, DiffError> {
+    let tree = view.tree();
+    let file = tree.open_file(dir, name).on("open", path)?;
+    let (xattrs, marks) = read_xattrs(view, Node::File(&file), path)?;
+    if marks.metacopy.is_some() {
+        return Ok(None);
+    }
+    let mut contents = vec![0; usize::try_from(metadata.size).unwrap_or(0)];
+    let mut filled = 0;
+    while filled < contents.len() {
+        let read = tree.read_at(&file, filled as u64, &mut contents[filled..]);
+        match read.on("read", path)? {
+            0 => {
+                return Err(DiffError::Changed {
+                    path: path.to_owned(),
+                });
+            }
+            len => filled += len,
+        }
+    }
+    // The same file, all the time since its entry was looked at.
+    refuse_changed(view, Node::File(&file), metadata, path)?;
+    Ok(Some(SmallFile { xattrs, contents }))
 }
 
 fn refuse_reserved(name: Option<&OsStr>, path: &Path) -> Result<(), DiffError> {

@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use crate::ahead::{Ahead, Batch, Next};
 use crate::change::{Change, differs};
 use crate::emit::{DiffOptions, DiffSummary, Emitter, Inode};
 use crate::error::{Context as _, DiffError};
@@ -13,6 +14,7 @@ use crate::levels::{Below, Level, below};
 use crate::naive::walk;
 use crate::tree::{DirHandle, FileKind, Metadata, Node};
 use crate::view::{Found, Look, View, ViewDir};
+use crate::workers::{Workers, with_workers};
 
 /// Layers, seen as what they change of the layers below them. All are `diff` directories, uppermost
 /// first.
@@ -109,7 +111,14 @@ pub fn diff_confirmed(
     let tree = FewHandles::new(view.tree());
     let view = View::new(&tree, view.xattrs());
     let mut emitter = Emitter::new(view, options, output);
-    let result = diff_into(&mut emitter, view, layers);
+    let read = |batch: Batch| {
+        for ticket in batch {
+            ticket.run(view);
+        }
+    };
+    let result = with_workers(options.parallelism, &read, |workers| {
+        diff_into(&mut emitter, view, layers, workers)
+    });
     emitter.end(result.and_then(|()| confirm()))
 }
 
@@ -149,6 +158,7 @@ fn diff_into<W: Write>(
     emitter: &mut Emitter<'_, W>,
     view: View<'_>,
     layers: Layers<'_>,
+    workers: &Workers<'_, Batch>,
 ) -> Result<(), DiffError> {
     let mut path = PathBuf::new();
     let (tree, mut base) = (layers.tree(), layers.base());
@@ -158,15 +168,17 @@ fn diff_into<W: Write>(
     }
     let (above, mut written) = (layers.uppers.len(), Written::default());
     let mut levels = vec![Level::open(view, tree.clone(), base, Some(above), &path)?];
+    // Of the level that is being written: it goes no further than to the next directory.
+    let mut ahead = Ahead::default();
     while let Some(level) = levels.last_mut() {
-        let Some(name) = level.names.pop() else {
+        let Some(next) = ahead.next(view, workers, level, &path)? else {
             level.refuse_changed(view, &path)?;
             levels.pop();
             path.pop();
             continue;
         };
-        path.push(&name);
-        match entry(emitter, view, level, (&name, &path), above, &mut written)? {
+        path.push(&next.name);
+        match entry(emitter, view, level, next, &path, above, &mut written)? {
             Some(inner) => levels.push(inner),
             None => {
                 path.pop();
@@ -223,12 +235,13 @@ fn entry<W: Write>(
     emitter: &mut Emitter<'_, W>,
     view: View<'_>,
     level: &Level,
-    (name, path): (&OsStr, &Path),
+    Next { name, look, file }: Next,
+    path: &Path,
     above: usize,
     written: &mut Written,
 ) -> Result<Option<Level>, DiffError> {
+    let name = &*name;
     let parent = path.parent().unwrap_or(Path::new(""));
-    let look = view.look(&level.tree, name).on("look at", path)?;
     let there = || view.lookup(&level.base, name).on("look at", path);
     match &look.found {
         Found::Nothing => {
@@ -243,7 +256,10 @@ fn entry<W: Write>(
             Ok(None)
         }
         Found::Object(dir, metadata) => {
-            emitter.object(&level.tree, dir, name, path, metadata)?;
+            match file {
+                Some(file) => emitter.small(name, path, metadata, file)?,
+                None => emitter.object(&level.tree, dir, name, path, metadata)?,
+            }
             if look.layer >= above && metadata.nlink > 1 {
                 emitter.remember_names(metadata);
                 written.insert(path.to_owned());

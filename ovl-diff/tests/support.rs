@@ -2,6 +2,7 @@
 //! hand, and everything that a stack of layers shows.
 
 mod archive;
+mod recorder;
 mod shown;
 
 use std::cell::Cell;
@@ -21,6 +22,7 @@ use ovl_testkit::{KernelProfile, MockKernel, Snapshot, differences, snapshot};
 use tempfile::TempDir;
 
 pub(crate) use archive::{Entry, archive, members};
+pub(crate) use recorder::Recorder;
 pub(crate) use shown::{Seen, Shown};
 
 /// A directory on some backend, with layers in it and, next to them, what nobody may touch.
