@@ -18,6 +18,8 @@ const SMALL: u64 = 128 * 1024;
 const AHEAD: usize = 32;
 /// Files that a thread takes at once.
 const BATCH: usize = 8;
+/// Fewer are read when it is their turn: to wake a thread costs more.
+const FEW: usize = 4;
 
 pub(crate) type Batch = Vec<Arc<Ticket>>;
 
@@ -32,25 +34,34 @@ pub(crate) struct Ticket {
 }
 
 enum State {
-    Waiting,
-    Running,
-    Done(Box<Result<Option<SmallFile>, DiffError>>),
+    /// With memory for the contents, which comes from the caller and goes back: threads that free
+    /// each other's memory wait for each other.
+    Waiting(Vec<u8>),
+    Running {
+        /// Somebody waits for the end: waking nobody is a system call too.
+        awaited: bool,
+    },
+    Done(Result<Option<SmallFile>, DiffError>),
 }
 
 impl Ticket {
     /// Reads the file, unless somebody does or has. Whether it was to be done.
     pub(crate) fn run(&self, view: View<'_>) -> bool {
-        {
+        let memory = {
             let mut state = self.state();
-            if !matches!(*state, State::Waiting) {
+            let State::Waiting(memory) = &mut *state else {
                 return false;
-            }
-            *state = State::Running;
-        }
+            };
+            let memory = std::mem::take(memory);
+            *state = State::Running { awaited: false };
+            memory
+        };
         // After a panic whoever needs the file tries again, and meets it.
-        let mut outcome = Outcome(self, State::Waiting);
-        let read = read_small(view, &self.dir, &self.name, &self.path, &self.metadata);
-        outcome.1 = State::Done(Box::new(read));
+        let mut outcome = Outcome(self, State::Waiting(Vec::new()));
+        let (path, metadata) = (&self.path, &self.metadata);
+        outcome.1 = State::Done(read_small(
+            view, &self.dir, &self.name, path, metadata, memory,
+        ));
         true
     }
 
@@ -63,8 +74,11 @@ struct Outcome<'a>(&'a Ticket, State);
 
 impl Drop for Outcome<'_> {
     fn drop(&mut self) {
-        *self.0.state() = std::mem::replace(&mut self.1, State::Waiting);
-        self.0.done.notify_one();
+        let outcome = std::mem::replace(&mut self.1, State::Waiting(Vec::new()));
+        let before = std::mem::replace(&mut *self.0.state(), outcome);
+        if matches!(before, State::Running { awaited: true }) {
+            self.0.done.notify_one();
+        }
     }
 }
 
@@ -80,6 +94,8 @@ pub(crate) struct Next {
 #[derive(Default)]
 pub(crate) struct Ahead {
     names: VecDeque<(OsString, Look, Option<Arc<Ticket>>)>,
+    /// Memory of files that are written.
+    free: Vec<Vec<u8>>,
 }
 
 impl Ahead {
@@ -104,6 +120,11 @@ impl Ahead {
         Ok(Some(Next { name, look, file }))
     }
 
+    /// Takes back the memory of a file.
+    pub(crate) fn recycle(&mut self, file: SmallFile) {
+        self.free.push(file.into_memory());
+    }
+
     fn look_ahead(
         &mut self,
         view: View<'_>,
@@ -126,7 +147,7 @@ impl Ahead {
                     name: name.clone(),
                     path,
                     metadata: *metadata,
-                    state: Mutex::new(State::Waiting),
+                    state: Mutex::new(State::Waiting(self.free.pop().unwrap_or_default())),
                     done: Condvar::new(),
                 })),
                 _ => None,
@@ -137,7 +158,7 @@ impl Ahead {
             }
             self.names.push_back((name, look, ticket));
         }
-        if !batch.is_empty() {
+        if batch.len() >= FEW {
             workers.submit(batch);
         }
         Ok(())
@@ -153,12 +174,12 @@ impl Ahead {
         loop {
             let state = ticket.state();
             match &*state {
-                State::Waiting => {
+                State::Waiting(_) => {
                     drop(state);
                     ticket.run(view);
                     continue;
                 }
-                State::Running => {
+                State::Running { .. } => {
                     drop(state);
                     if later.any(|later| later.run(view)) {
                         continue;
@@ -167,12 +188,16 @@ impl Ahead {
                 State::Done(_) => drop(state),
             }
             let mut state = ticket.state();
-            while matches!(*state, State::Running) {
+            while let State::Running { awaited } = &mut *state {
+                *awaited = true;
                 let woken = ticket.done.wait(state);
                 state = woken.unwrap_or_else(PoisonError::into_inner);
             }
-            if let State::Done(read) = std::mem::replace(&mut *state, State::Waiting) {
-                return *read;
+            if matches!(*state, State::Done(_))
+                && let State::Done(read) =
+                    std::mem::replace(&mut *state, State::Waiting(Vec::new()))
+            {
+                return read;
             }
         }
     }

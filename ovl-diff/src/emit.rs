@@ -13,6 +13,7 @@ use ovl_layout::IdMaps;
 
 use crate::error::{Context as _, DiffError, TreeError};
 use crate::ids::{IdKind, IdPlace, Untranslated, plain_capability, translate_xattr};
+use crate::output::Output;
 use crate::tree::{
     DeviceNumber, DirHandle, FileHandle, FileKind, Metadata, Node, Timestamp, TreeBackend,
 };
@@ -116,7 +117,7 @@ pub struct DiffSummary {
 pub(crate) struct Emitter<'a, W: Write> {
     view: View<'a>,
     options: &'a DiffOptions,
-    writer: ArchiveWriter<W>,
+    writer: ArchiveWriter<'a, W>,
     links: HashMap<Inode, PathBuf>,
     /// Inodes of the layers below with names that were written, and how many of their names were
     /// not.
@@ -128,7 +129,7 @@ pub(crate) struct Emitter<'a, W: Write> {
 pub(crate) type Inode = (DeviceNumber, u64);
 
 impl<'a, W: Write> Emitter<'a, W> {
-    pub(crate) fn new(view: View<'a>, options: &'a DiffOptions, output: W) -> Self {
+    pub(crate) fn new(view: View<'a>, options: &'a DiffOptions, output: Output<'a, W>) -> Self {
         let writer = ArchiveWriter::new(output);
         Self {
             view,
@@ -251,12 +252,13 @@ impl<'a, W: Write> Emitter<'a, W> {
         name: &OsStr,
         path: &Path,
         metadata: &Metadata,
-        file: SmallFile,
+        file: &mut SmallFile,
     ) -> Result<(), DiffError> {
         refuse_reserved(Some(name), path)?;
         let size = metadata.size;
         let kind = MemberKind::Regular { size };
-        self.member(path, kind, metadata, file.xattrs, &*file.contents)?;
+        let xattrs = std::mem::take(&mut file.xattrs);
+        self.member(path, kind, metadata, xattrs, &*file.contents)?;
         self.summary.payload += size;
         Ok(())
     }
@@ -500,16 +502,24 @@ impl<'a, W: Write> Emitter<'a, W> {
 /// Everything about a small file that its metadata does not say.
 pub(crate) struct SmallFile {
     xattrs: Xattrs,
+    /// As many bytes as it has, and maybe more.
     contents: Vec<u8>,
 }
 
-/// Reads a small file, `None` when its data is in a layer below.
+impl SmallFile {
+    pub(crate) fn into_memory(self) -> Vec<u8> {
+        self.contents
+    }
+}
+
+/// Reads a small file into `contents`, `None` when its data is in a layer below.
 pub(crate) fn read_small(
     view: View<'_>,
     dir: &DirHandle,
     name: &OsStr,
     path: &Path,
     metadata: &Metadata,
+    mut contents: Vec<u8>,
 ) -> Result<Option<SmallFile>, DiffError> {
     let tree = view.tree();
     let file = tree.open_file(dir, name).on("open", path)?;
@@ -517,10 +527,11 @@ pub(crate) fn read_small(
     if marks.metacopy.is_some() {
         return Ok(None);
     }
-    let mut contents = vec![0; usize::try_from(metadata.size).unwrap_or(0)];
+    let size = usize::try_from(metadata.size).unwrap_or(0);
+    contents.resize(contents.len().max(size), 0);
     let mut filled = 0;
-    while filled < contents.len() {
-        let read = tree.read_at(&file, filled as u64, &mut contents[filled..]);
+    while filled < size {
+        let read = tree.read_at(&file, filled as u64, &mut contents[filled..size]);
         match read.on("read", path)? {
             0 => {
                 return Err(DiffError::Changed {

@@ -25,6 +25,7 @@ mod implied;
 mod levels;
 mod naive;
 mod native;
+mod output;
 mod place;
 mod redirect;
 mod remove;

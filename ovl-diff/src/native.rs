@@ -12,6 +12,7 @@ use crate::error::{Context as _, DiffError};
 use crate::handles::FewHandles;
 use crate::levels::{Below, Level, below};
 use crate::naive::walk;
+use crate::output::with_output;
 use crate::tree::{DirHandle, FileKind, Metadata, Node};
 use crate::view::{Found, Look, View, ViewDir};
 use crate::workers::{Workers, with_workers};
@@ -87,7 +88,7 @@ pub fn diff(
     upper: &DirHandle,
     lowers: &[DirHandle],
     root_opaque: bool,
-    output: impl Write,
+    output: impl Write + Send,
 ) -> Result<DiffSummary, DiffError> {
     let layers = Layers::new(std::slice::from_ref(upper), lowers).root_opaque(root_opaque);
     diff_confirmed(view, layers, &DiffOptions::new(), output, || Ok(()))
@@ -105,21 +106,23 @@ pub fn diff_confirmed(
     view: View<'_>,
     layers: Layers<'_>,
     options: &DiffOptions,
-    output: impl Write,
+    output: impl Write + Send,
     confirm: impl FnOnce() -> Result<(), DiffError>,
 ) -> Result<DiffSummary, DiffError> {
     let tree = FewHandles::new(view.tree());
     let view = View::new(&tree, view.xattrs());
-    let mut emitter = Emitter::new(view, options, output);
-    let read = |batch: Batch| {
-        for ticket in batch {
-            ticket.run(view);
-        }
-    };
-    let result = with_workers(options.parallelism, &read, |workers| {
-        diff_into(&mut emitter, view, layers, workers)
-    });
-    emitter.end(result.and_then(|()| confirm()))
+    with_output(output, |output| {
+        let mut emitter = Emitter::new(view, options, output);
+        let read = |batch: Batch| {
+            for ticket in batch {
+                ticket.run(view);
+            }
+        };
+        let result = with_workers(options.parallelism, &read, |workers| {
+            diff_into(&mut emitter, view, layers, workers)
+        });
+        emitter.end(result.and_then(|()| confirm()))
+    })
 }
 
 /// Lists what a layer changes, from its `diff` directory: parents before what is in them, siblings
@@ -171,14 +174,18 @@ fn diff_into<W: Write>(
     // Of the level that is being written: it goes no further than to the next directory.
     let mut ahead = Ahead::default();
     while let Some(level) = levels.last_mut() {
-        let Some(next) = ahead.next(view, workers, level, &path)? else {
+        let Some(mut next) = ahead.next(view, workers, level, &path)? else {
             level.refuse_changed(view, &path)?;
             levels.pop();
             path.pop();
             continue;
         };
         path.push(&next.name);
-        match entry(emitter, view, level, next, &path, above, &mut written)? {
+        let inner = entry(emitter, view, level, &mut next, &path, above, &mut written)?;
+        if let Some(file) = next.file {
+            ahead.recycle(file);
+        }
+        match inner {
             Some(inner) => levels.push(inner),
             None => {
                 path.pop();
@@ -235,7 +242,7 @@ fn entry<W: Write>(
     emitter: &mut Emitter<'_, W>,
     view: View<'_>,
     level: &Level,
-    Next { name, look, file }: Next,
+    Next { name, look, file }: &mut Next,
     path: &Path,
     above: usize,
     written: &mut Written,

@@ -46,6 +46,10 @@ struct State<J> {
     threads: usize,
     /// Jobs that threads have taken and not done.
     running: usize,
+    /// Threads that wait for a job, and whether the caller waits for the end of all: waking nobody
+    /// is a system call too.
+    idle: usize,
+    awaited: bool,
     panic: Option<Box<dyn Any + Send>>,
     closed: bool,
 }
@@ -64,6 +68,8 @@ pub(crate) fn with_workers<J: Send, T>(
             most: None,
             threads: 0,
             running: 0,
+            idle: 0,
+            awaited: false,
             panic: None,
             closed: false,
         }),
@@ -110,8 +116,11 @@ impl<J> Workers<'_, J> {
             return (self.run)(job);
         }
         state.jobs.push_back(job);
+        let idle = state.idle > 0;
         drop(state);
-        self.queue.ready.notify_one();
+        if idle {
+            self.queue.ready.notify_one();
+        }
     }
 
     /// Returns when all jobs are done.
@@ -127,8 +136,10 @@ impl<J> Workers<'_, J> {
                 (self.run)(job);
                 state = self.queue.state();
             } else if state.running > 0 {
+                state.awaited = true;
                 let woken = self.queue.done.wait(state);
                 state = woken.unwrap_or_else(PoisonError::into_inner);
+                state.awaited = false;
             } else {
                 return;
             }
@@ -150,14 +161,16 @@ impl<J> Queue<J> {
                 if let Err(panic) = result {
                     state.panic.get_or_insert(panic);
                 }
-                if state.running == 0 {
+                if state.running == 0 && state.awaited {
                     self.done.notify_one();
                 }
             } else if state.closed {
                 return;
             } else {
+                state.idle += 1;
                 let woken = self.ready.wait(state);
                 state = woken.unwrap_or_else(PoisonError::into_inner);
+                state.idle -= 1;
             }
         }
     }

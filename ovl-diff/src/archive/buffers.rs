@@ -26,6 +26,8 @@ pub(super) struct Buffers {
 struct State {
     free: Vec<Box<[u8]>>,
     made: usize,
+    /// Threads that wait for one: waking nobody is a system call too.
+    waiting: usize,
 }
 
 impl Buffers {
@@ -40,8 +42,10 @@ impl Buffers {
                 state.made += 1;
                 break vec![0; HEADROOM + LEN].into_boxed_slice();
             }
+            state.waiting += 1;
             let woken = self.returned.wait(state);
             state = woken.unwrap_or_else(PoisonError::into_inner);
+            state.waiting -= 1;
         };
         let home = Arc::clone(self);
         Buffer { bytes, home }
@@ -77,8 +81,13 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
-        self.home.state().free.push(bytes);
-        self.home.returned.notify_one();
+        let mut state = self.home.state();
+        state.free.push(bytes);
+        let waiting = state.waiting > 0;
+        drop(state);
+        if waiting {
+            self.home.returned.notify_one();
+        }
     }
 }
 
