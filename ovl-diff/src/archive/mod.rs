@@ -3,8 +3,11 @@
 //! Where tar readers are known to disagree about a header, the archive is refused: a scanner and
 //! a runtime must not see different trees.
 
+mod ahead;
+mod buffers;
 mod decode;
 mod diff_id;
+mod digest;
 mod entry;
 mod header;
 mod limits;
@@ -21,6 +24,7 @@ use ovl_layout::IdMap;
 
 use crate::ids::{IdKind, IdPlace};
 
+pub(crate) use buffers::{HOLDABLE, Piece};
 pub use decode::Compression;
 pub use diff_id::{DiffId, DiffIdError};
 pub use entry::{ArchiveEntry, EntryKind};

@@ -2,14 +2,14 @@
 //! hand, and everything that a stack of layers shows.
 
 mod archive;
+mod recorder;
 mod shown;
 
-use std::cell::Cell;
 use std::ffi::OsStr;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use ovl_diff::{
     ApplyError, ApplyOptions, ApplySummary, ArchiveError, BadArchive, BadReason, DeviceNumber,
@@ -21,6 +21,7 @@ use ovl_testkit::{KernelProfile, MockKernel, Snapshot, differences, snapshot};
 use tempfile::TempDir;
 
 pub(crate) use archive::{Entry, archive, members};
+pub(crate) use recorder::Recorder;
 pub(crate) use shown::{Seen, Shown};
 
 /// A directory on some backend, with layers in it and, next to them, what nobody may touch.
@@ -34,7 +35,7 @@ pub(crate) struct Scene {
     pub(crate) cases: u32,
     pub(crate) has_sockets: bool,
     pub(crate) has_acls: bool,
-    layers: Cell<u32>,
+    layers: AtomicU32,
     _temp: Option<TempDir>,
 }
 
@@ -85,7 +86,7 @@ impl Scene {
             cases: if temp.is_some() { 64 } else { 256 },
             has_sockets: temp.is_some(),
             has_acls,
-            layers: Cell::new(0),
+            layers: AtomicU32::new(0),
             _temp: temp,
         };
         let victim = scene.make_dir(&scene.dir, "victim");
@@ -113,8 +114,7 @@ impl Scene {
 
     /// A new empty layer.
     pub(crate) fn layer(&self) -> DirHandle {
-        let number = self.layers.get();
-        self.layers.set(number + 1);
+        let number = self.layers.fetch_add(1, Ordering::Relaxed);
         self.make_dir(&self.dir, &format!("layer-{number}"))
     }
 
