@@ -18,7 +18,7 @@ use crate::handles::FewHandles;
 use crate::place::{EnterError, Entered, Position, remove_any};
 use crate::tree::{DeviceNumber, DirHandle, FileKind, Node, NodeKind, TreeBackend};
 use crate::view::{Found, View};
-use crate::whiteout::{EntryName, MAX_NAME_LEN, classify};
+use crate::whiteout::{EntryName, MAX_NAME_LEN, aufs_link, classify, is_aufs_link};
 
 /// Symbolic links that one path may lead through, as in the kernel.
 const MAX_LINKS: usize = 40;
@@ -146,6 +146,7 @@ pub fn apply(
         skipped_devices: 0,
         copied_links: 0,
         skipped_xattrs: 0,
+        has_aufs_links: false,
     };
     let mut entries = 0;
     while let Some(entry) = reader.next_entry()? {
@@ -156,6 +157,7 @@ pub fn apply(
             input_bytes: reader.input_bytes(),
         });
     }
+    applier.drop_aufs_links()?;
     applier.position.leave_all()?;
     Ok(ApplySummary {
         payload: applier.payload,
@@ -181,6 +183,8 @@ struct Applier<'a> {
     skipped_devices: u64,
     copied_links: u64,
     skipped_xattrs: u64,
+    /// Whether files stand in the root only to be linked to.
+    has_aufs_links: bool,
 }
 
 /// Why resolving a path stopped.
@@ -220,8 +224,17 @@ impl Applier<'_> {
                 }
             }
         }
+        let unplace = |error| match error {
+            PlaceError::Stop(stop) => unstop(stop),
+            PlaceError::Apply(error) => error,
+        };
         if aufs {
-            return Ok(());
+            return match aufs_link(&path) {
+                Some(name) if entry.kind == EntryKind::Regular => {
+                    self.aufs_file(entry, &name, reader).map_err(unplace)
+                }
+                _ => Ok(()),
+            };
         }
         let kind = classify(name);
         let is_marker = match &entry.kind {
@@ -237,13 +250,7 @@ impl Applier<'_> {
             _ => false,
         };
         match kind {
-            EntryName::Plain => {
-                self.place(entry, parents, name, reader)
-                    .map_err(|stop| match stop {
-                        PlaceError::Stop(stop) => unstop(stop),
-                        PlaceError::Apply(error) => error,
-                    })
-            }
+            EntryName::Plain => self.place(entry, parents, name, reader).map_err(unplace),
             EntryName::AufsMetadata => Ok(()),
             EntryName::Nonsense => Err(refuse(BadReason::BadWhiteout)),
             _ if !is_marker => Err(refuse(BadReason::BadWhiteout)),
@@ -278,6 +285,10 @@ impl Applier<'_> {
             }
             if name.len() > MAX_NAME_LEN {
                 return Err(Stop::Bad(BadReason::NameTooLong));
+            }
+            // So can only the text of a link lead to such a name.
+            if classify(&name) != EntryName::Plain {
+                return Err(Stop::Bad(BadReason::BadWhiteout));
             }
             let Some(target) = self.position.enter(&name).map_err(|error| match error {
                 EnterError::NotADirectory => Stop::Bad(BadReason::NotADirectory),
@@ -341,9 +352,13 @@ impl Applier<'_> {
                 if bad {
                     return Err(Stop::Bad(BadReason::BadLinkTarget).into());
                 }
-                let target = OsStr::from_bytes(target);
-                self.create(&dir, name, |tree| tree.create_symlink(&dir, name, target))?
-                    .on("create the link", &path)?;
+                let (len, target) = (target.len(), OsStr::from_bytes(target));
+                match self.create(&dir, name, |tree| tree.create_symlink(&dir, name, target))? {
+                    Err(error) if error.kind() == io::ErrorKind::InvalidFilename => {
+                        return Err(Stop::Bad(BadReason::LinkTargetTooLong { len }).into());
+                    }
+                    result => result.on("create the link", &path)?,
+                }
                 self.dress(entry, Node::Entry(&dir, name), FileKind::Symlink, &path)?;
             }
             EntryKind::Fifo => self.node(entry, NodeKind::Fifo, &dir, name)?,
@@ -426,6 +441,40 @@ impl Applier<'_> {
         Ok(())
     }
 
+    /// A file that AUFS kept for the hard links to it, which follow.
+    fn aufs_file<R: Read>(
+        &mut self,
+        entry: &ArchiveEntry,
+        name: &OsStr,
+        reader: &mut ArchiveReader<R>,
+    ) -> Result<(), PlaceError> {
+        if name.len() > MAX_NAME_LEN {
+            return Err(Stop::Bad(BadReason::NameTooLong).into());
+        }
+        self.position.leave_to_root()?;
+        let root = self.position.upper()?;
+        self.has_aufs_links = true;
+        self.position.touch();
+        self.regular(entry, &root, name, reader)
+    }
+
+    /// All links to such files are made.
+    fn drop_aufs_links(&mut self) -> Result<(), TreeError> {
+        if !self.has_aufs_links {
+            return Ok(());
+        }
+        self.position.leave_to_root()?;
+        let root = self.position.upper()?;
+        for entry in self.tree.read_dir(&root).on("list", self.position.path())? {
+            if is_aufs_link(&entry.name) {
+                let path = self.position.path_of(&entry.name);
+                self.tree.unlink(&root, &entry.name).on("remove", &path)?;
+            }
+        }
+        self.position.touch();
+        Ok(())
+    }
+
     fn node(
         &mut self,
         entry: &ArchiveEntry,
@@ -443,6 +492,13 @@ impl Applier<'_> {
                 }
                 self.skipped_devices += 1;
                 return Ok(());
+            }
+            Err(error)
+                if error.kind() == io::ErrorKind::InvalidInput
+                    && let NodeKind::CharDevice(number) | NodeKind::BlockDevice(number) = kind =>
+            {
+                let DeviceNumber { major, minor } = number;
+                return Err(Stop::Bad(BadReason::DeviceTooLarge { major, minor }));
             }
             result => result.on("create", &path)?,
         }

@@ -12,6 +12,9 @@ const AUFS_PREFIX: &[u8] = b".wh..wh.";
 /// A misspelling that some tools wrote: by the rules, the whiteout of a file `.wh.opq`.
 const MISSPELT_OPAQUE: &[u8] = b".wh..wh.opq";
 
+/// Where AUFS kept the files that had several names.
+const AUFS_LINKS: &[u8] = b".wh..wh.plnk";
+
 /// What the last component of an entry's path says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EntryName<'a> {
@@ -38,6 +41,23 @@ pub(crate) fn classify(name: &OsStr) -> EntryName<'_> {
         Some(b"" | b"." | b"..") => EntryName::Nonsense,
         Some(hidden) => EntryName::Whiteout(OsStr::from_bytes(hidden)),
     }
+}
+
+/// Where, in the layer's root, a file of AUFS's directory of linked files stands until the archive
+/// has been applied: no entry can have that name. `None` for any other path.
+pub(crate) fn aufs_link(path: &[&OsStr]) -> Option<OsString> {
+    match path {
+        [dir, name] if dir.as_bytes() == AUFS_LINKS => Some(OsString::from_vec(
+            [AUFS_LINKS, b".", name.as_bytes()].concat(),
+        )),
+        _ => None,
+    }
+}
+
+/// Whether this is a name that [`aufs_link`] gives.
+pub(crate) fn is_aufs_link(name: &OsStr) -> bool {
+    let rest = name.as_bytes().strip_prefix(AUFS_LINKS);
+    rest.is_some_and(|rest| rest.starts_with(b"."))
 }
 
 /// The name of the entry that hides `name`.

@@ -1,10 +1,14 @@
 //! Archives made byte by byte, so that they can be wrong.
 
 use std::io::{Read, Write};
+use std::mem::discriminant;
 
 use ovl_diff::{
-    ArchiveEntry, ArchiveError, ArchiveReader, ArchiveSummary, BadArchive, BadReason, ReadLimits,
+    ApplyOptions, ArchiveEntry, ArchiveError, ArchiveReader, ArchiveSummary, BadArchive, BadReason,
+    ReadLimits,
 };
+
+use crate::support::each;
 
 /// The end of an archive.
 pub(super) const END: [u8; 1024] = [0; 1024];
@@ -158,10 +162,25 @@ pub(super) fn blame(bytes: &[u8]) -> BadArchive {
 
 pub(super) fn blame_with(bytes: &[u8], limits: ReadLimits) -> BadArchive {
     match read_with(bytes, limits) {
-        Err(ArchiveError::Bad(bad)) => *bad,
+        Err(ArchiveError::Bad(bad)) => {
+            everywhere(bytes, limits, &bad);
+            *bad
+        }
         Err(other) => panic!("expected a bad archive, got {other:?}"),
         Ok((_, summary)) => panic!("expected a bad archive, got {summary:?}"),
     }
+}
+
+/// An apply on every backend refuses it for the same, or before, and changes nothing outside the
+/// layer.
+fn everywhere(bytes: &[u8], limits: ReadLimits, expected: &BadArchive) {
+    each(|scene| {
+        let mut options = ApplyOptions::new(scene.xattrs);
+        options.limits = limits;
+        let bad = scene.stack(&[]).blame(bytes, &options);
+        let same = discriminant(&bad.reason) == discriminant(&expected.reason);
+        assert!(same || bad.index < expected.index, "{bad}, not {expected}");
+    });
 }
 
 /// Why an archive of these parts is refused.

@@ -9,6 +9,7 @@ mod docker;
 mod images;
 mod mounts;
 mod random;
+mod rows;
 mod scenarios;
 mod storm;
 
@@ -207,8 +208,19 @@ fn on_scratch(options: &Options, programs: &Programs, scratch: &Path) -> Result<
     };
     let (mut failed, mut images) = (Vec::new(), Vec::new());
     let seed = options.seed.map_or_else(random_seed, Ok)?;
+    let rows = !options.docker
+        && options
+            .filter
+            .as_ref()
+            .is_none_or(|filter| rows::NAME.contains(&**filter));
+    if rows {
+        step("build of the rows' tests", rows::build)?;
+    }
     for fs in FsKind::ALL.into_iter().filter(chosen) {
         let image = Image::mount(scratch, fs)?;
+        if rows && step(rows::NAME, || rows::run(image.path())).is_err() {
+            failed.push(rows::NAME);
+        }
         let mut suite = match options.docker {
             true => docker::confined(&programs.xtask),
             false => Command::new(&programs.xtask),
