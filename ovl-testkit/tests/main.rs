@@ -4,6 +4,7 @@
 
 mod conformance;
 mod durability;
+mod faults;
 mod locks;
 mod overlay;
 mod quota;

@@ -25,6 +25,8 @@ pub(crate) struct Options {
 enum Target {
     /// The reader of archives
     Archive,
+    /// Mount plans: that they fit their limit to the byte and say what was meant
+    MountLength,
     /// Applying to a layer, on the mock kernel and on a directory of this system (root)
     Apply,
 }
@@ -34,23 +36,45 @@ impl Target {
         match self {
             Self::Archive => "archive",
             Self::Apply => "apply",
+            Self::MountLength => "mount-length",
         }
     }
 
-    fn test(self) -> &'static str {
+    /// Package, arguments of its test program.
+    fn tests(self) -> (&'static str, &'static [&'static str]) {
         match self {
-            Self::Archive => "fuzz::archive::any_bytes_are_read_or_refused",
-            Self::Apply => {
-                "fuzz::apply::any_bytes_become_a_layer_or_are_refused_and_nothing_else_changes"
-            }
+            Self::Archive => (
+                "ovl-diff",
+                &["--exact", "fuzz::archive::any_bytes_are_read_or_refused"],
+            ),
+            Self::Apply => (
+                "ovl-diff",
+                &[
+                    "--exact",
+                    "fuzz::apply::any_bytes_become_a_layer_or_are_refused_and_nothing_else_changes",
+                ],
+            ),
+            Self::MountLength => (
+                "ovl-mount",
+                &[
+                    "--exact",
+                    "plan_properties::a_plan_fits_its_limit_or_is_refused_with_the_numbers",
+                    "plan_properties::the_kernel_reads_back_the_paths_that_were_meant",
+                ],
+            ),
         }
+    }
+
+    /// Whether `ovl-diff/fuzz` has it.
+    fn is_guided(self) -> bool {
+        !matches!(self, Self::MountLength)
     }
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let seconds = options.minutes.get().checked_mul(60);
     let seconds = seconds.context("that is too long")?;
-    if !options.by_chance && has_cargo_fuzz() {
+    if options.target.is_guided() && !options.by_chance && has_cargo_fuzz() {
         let mut fuzz = nightly();
         // No sanitizer: the code under test has no unsafe part.
         fuzz.args(["fuzz", "run", "-s", "none", options.target.name(), "--"])
@@ -58,11 +82,24 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             .arg(format!("-max_total_time={seconds}"));
         return crate::run(&mut fuzz);
     }
-    println!("without `cargo fuzz` and a nightly compiler: input by chance");
+    if options.target.is_guided() && !options.by_chance {
+        println!("without `cargo fuzz` and a nightly compiler: input by chance");
+    }
+    let (package, tests) = options.target.tests();
     let mut test = crate::cargo();
-    test.args(["test", "--quiet", "-p", "ovl-diff", "--test", "main", "--"])
-        .args(["--exact", "--nocapture", options.target.test()])
-        .env("OVL_FUZZ_SECONDS", seconds.to_string());
+    test.args([
+        "test",
+        "--quiet",
+        "--release",
+        "-p",
+        package,
+        "--test",
+        "main",
+        "--",
+    ])
+    .args(["--nocapture"])
+    .args(tests)
+    .env("OVL_FUZZ_SECONDS", seconds.to_string());
     crate::run(&mut test)
 }
 
