@@ -88,6 +88,9 @@ pub struct ApplySummary {
     /// Hard links that became copies, because the file has as many names as the file system allows
     /// or lies in another quota project.
     pub copied_links: u64,
+    /// Times that the file system could not hold and has replaced by the nearest that it can; a diff
+    /// gives those.
+    pub clamped_times: u64,
     /// Attributes left out: SELinux labels, XFS's own form of access control lists, and `user.*` on
     /// what cannot have any.
     pub skipped_xattrs: u64,
@@ -145,6 +148,7 @@ pub fn apply(
         squashes: false,
         skipped_devices: 0,
         copied_links: 0,
+        clamped_times: 0,
         skipped_xattrs: 0,
         has_aufs_links: false,
     };
@@ -165,6 +169,7 @@ pub fn apply(
         squashed: applier.squashed,
         skipped_devices: applier.skipped_devices,
         copied_links: applier.copied_links,
+        clamped_times: applier.clamped_times + applier.position.clamped_times(),
         skipped_xattrs: applier.skipped_xattrs,
         archive: reader.finish()?,
     })
@@ -182,6 +187,7 @@ struct Applier<'a> {
     squashes: bool,
     skipped_devices: u64,
     copied_links: u64,
+    clamped_times: u64,
     skipped_xattrs: u64,
     /// Whether files stand in the root only to be linked to.
     has_aufs_links: bool,

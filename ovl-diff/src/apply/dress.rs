@@ -11,6 +11,7 @@ use crate::archive::{ArchiveEntry, BadReason};
 use crate::copy::{clear_attributes, drop_inherited};
 use crate::error::{Context as _, TreeError};
 use crate::ids::{IdKind, IdPlace, Untranslated, translate_xattr};
+use crate::place::set_time;
 use crate::tree::{FileKind, Node};
 use crate::xattrs::{StoredName, stored_name};
 
@@ -51,10 +52,9 @@ impl Applier<'_> {
         }
         let owner = Some(self.position.owner_of_new(node, path)?);
         self.owner_mode_xattrs(entry, node, kind, owner, path)?;
-        Ok(self
-            .tree
-            .set_mtime(node, entry.mtime)
-            .on("set the time of", path)?)
+        let kept = set_time(self.tree, node, entry.mtime).on("set the time of", path)?;
+        self.clamped_times += u64::from(!kept);
+        Ok(())
     }
 
     /// In this order: a change of owner clears setuid bits and capabilities. An `owner` that is
