@@ -98,6 +98,9 @@ pub struct ApplySummary {
     /// Hard links that became copies, because the file has as many names as the file system allows
     /// or lies in another quota project.
     pub copied_links: u64,
+    /// Times that the file system could not hold and has replaced by the nearest that it can; a diff
+    /// gives those.
+    pub clamped_times: u64,
     /// Attributes left out: SELinux labels, XFS's own form of access control lists, and `user.*` on
     /// what cannot have any.
     pub skipped_xattrs: u64,
@@ -154,9 +157,13 @@ pub fn apply(
     );
     // A file of which the rest is done later comes earlier in the archive than what comes to light
     // meanwhile.
+    let clamped_times = failure.clamped_times();
     match failure.take() {
         Some(error) => Err(error),
-        None => result,
+        None => result.map(|summary| ApplySummary {
+            clamped_times: summary.clamped_times + clamped_times,
+            ..summary
+        }),
     }
 }
 
@@ -182,6 +189,7 @@ fn apply_with(
         squashes: false,
         skipped_devices: 0,
         copied_links: 0,
+        clamped_times: 0,
         skipped_xattrs: 0,
         has_aufs_links: false,
     };
@@ -205,6 +213,7 @@ fn apply_with(
         squashed: applier.squashed,
         skipped_devices: applier.skipped_devices,
         copied_links: applier.copied_links,
+        clamped_times: applier.clamped_times + applier.position.clamped_times(),
         skipped_xattrs: applier.skipped_xattrs,
         archive: reader.finish()?,
     })
@@ -222,7 +231,9 @@ struct Applier<'a, 'f> {
     squashes: bool,
     skipped_devices: u64,
     copied_links: u64,
+    clamped_times: u64,
     skipped_xattrs: u64,
+    /// Whether files stand in AUFS's directory only to be linked to.
     has_aufs_links: bool,
 }
 
@@ -363,7 +374,9 @@ impl Applier<'_, '_> {
             end = file.write(self.tree, offset, &piece)?.unwrap_or(end);
         }
         let finished = file.finish(self.tree, end);
-        finished.map_err(|stop| stop.of(&file.entry))
+        let kept = finished.map_err(|stop| stop.of(&file.entry))?;
+        self.clamped_times += u64::from(!kept);
+        Ok(())
     }
 
     /// Those names of them that the archive links stay.
@@ -396,6 +409,11 @@ impl Applier<'_, '_> {
             }
             if name.len() > MAX_NAME_LEN {
                 return Err(Stop::Bad(BadReason::NameTooLong));
+            }
+            // So can only the text of a link lead to such a name, but that of AUFS's links.
+            let is_entrys_own = links == 0 && is_aufs_links(path);
+            if classify(&name) != EntryName::Plain && !is_entrys_own {
+                return Err(Stop::Bad(BadReason::BadWhiteout));
             }
             let Some(target) = self.position.enter(&name).map_err(|error| match error {
                 EnterError::NotADirectory => Stop::Bad(BadReason::NotADirectory),
@@ -458,10 +476,14 @@ impl Applier<'_, '_> {
                 if bad {
                     return Err(Stop::Bad(BadReason::BadLinkTarget));
                 }
+                let (len, target) = (target.len(), OsStr::from_bytes(target));
                 let path = self.position.path_of(name);
-                let target = OsStr::from_bytes(target);
-                self.create(&dir, name, |tree| tree.create_symlink(&dir, name, target))?
-                    .on("create the link", &path)?;
+                match self.create(&dir, name, |tree| tree.create_symlink(&dir, name, target))? {
+                    Err(error) if error.kind() == io::ErrorKind::InvalidFilename => {
+                        return Err(Stop::Bad(BadReason::LinkTargetTooLong { len }));
+                    }
+                    result => result.on("create the link", &path)?,
+                }
                 self.dress(entry, Node::Entry(&dir, name), FileKind::Symlink, &path)?;
             }
             EntryKind::Fifo => self.node(entry, NodeKind::Fifo, &dir, name)?,
@@ -539,6 +561,13 @@ impl Applier<'_, '_> {
                 }
                 self.skipped_devices += 1;
                 return Ok(());
+            }
+            Err(error)
+                if error.kind() == io::ErrorKind::InvalidInput
+                    && let NodeKind::CharDevice(number) | NodeKind::BlockDevice(number) = kind =>
+            {
+                let DeviceNumber { major, minor } = number;
+                return Err(Stop::Bad(BadReason::DeviceTooLarge { major, minor }));
             }
             result => result.on("create", &path)?,
         }

@@ -11,6 +11,7 @@ use crate::archive::{ArchiveEntry, BadReason};
 use crate::copy::{clear_attributes, drop_inherited};
 use crate::error::{Context as _, TreeError};
 use crate::ids::{IdKind, IdPlace, Untranslated, translate_xattr};
+use crate::place::set_time;
 use crate::tree::{FileKind, Node, Timestamp, TreeBackend};
 use crate::xattrs::{StoredName, stored_name};
 
@@ -28,13 +29,14 @@ pub(super) struct Dress {
 }
 
 impl Dress {
-    /// In this order: a change of owner clears setuid bits and capabilities.
+    /// In this order: a change of owner clears setuid bits and capabilities. Says whether the file
+    /// system can hold the time.
     pub(super) fn put_on(
         &self,
         tree: &dyn TreeBackend,
         node: Node<'_>,
         path: &Path,
-    ) -> Result<(), Stop> {
+    ) -> Result<bool, Stop> {
         if self.inherits {
             drop_inherited(tree, node).on("change", path)?;
         }
@@ -50,8 +52,8 @@ impl Dress {
                 .map_err(|source| explain_xattr(name, value, source, path))?;
         }
         match self.mtime {
-            Some(mtime) => Ok(tree.set_mtime(node, mtime).on("set the time of", path)?),
-            None => Ok(()),
+            Some(mtime) => Ok(set_time(tree, node, mtime).on("set the time of", path)?),
+            None => Ok(true),
         }
     }
 }
@@ -90,8 +92,10 @@ impl Applier<'_, '_> {
         kind: FileKind,
         path: &Path,
     ) -> Result<(), Stop> {
-        self.dress_of_new(entry, node, kind, path)?
-            .put_on(self.tree, node, path)
+        let dress = self.dress_of_new(entry, node, kind, path)?;
+        let kept = dress.put_on(self.tree, node, path)?;
+        self.clamped_times += u64::from(!kept);
+        Ok(())
     }
 
     /// The attributes that a new object in the current directory is to get.

@@ -59,23 +59,24 @@ impl NewFile {
         Ok(end)
     }
 
-    /// What comes after all contents, of which the last that was written ends at `end`.
-    pub(super) fn finish(&self, tree: &dyn TreeBackend, end: u64) -> Result<(), Stop> {
+    /// What comes after all contents, of which the last that was written ends at `end`. Says whether
+    /// the file system can hold the time.
+    pub(super) fn finish(&self, tree: &dyn TreeBackend, end: u64) -> Result<bool, Stop> {
         let size = self.entry.size;
         if end < size {
             tree.set_len(&self.handle, size).on("write", &self.path)?;
         }
-        self.dress
-            .put_on(tree, Node::File(&self.handle), &self.path)?;
+        let node = Node::File(&self.handle);
+        let kept = self.dress.put_on(tree, node, &self.path)?;
         if self.start_writeback && size > 0 {
             tree.start_writeback(&self.handle).on("write", &self.path)?;
         }
-        Ok(())
+        Ok(kept)
     }
 }
 
 impl Job {
-    fn run(&self, tree: &dyn TreeBackend) -> Result<(), Stop> {
+    fn run(&self, tree: &dyn TreeBackend) -> Result<bool, Stop> {
         let mut end = 0;
         for (offset, piece) in &self.pieces {
             end = self.file.write(tree, *offset, piece)?.unwrap_or(end);
@@ -84,11 +85,12 @@ impl Job {
     }
 }
 
-/// The first failure in the order of the archive.
+/// The first failure in the order of the archive, and what else the threads have to tell.
 pub(super) struct Failure {
     first: Mutex<Option<(u64, ApplyError)>>,
     /// The entry of it, or as many as there can be.
     index: AtomicU64,
+    clamped_times: AtomicU64,
 }
 
 impl Default for Failure {
@@ -96,6 +98,7 @@ impl Default for Failure {
         Self {
             first: Mutex::default(),
             index: AtomicU64::new(u64::MAX),
+            clamped_times: AtomicU64::default(),
         }
     }
 }
@@ -108,8 +111,12 @@ impl Failure {
             if entry.index > self.index.load(Ordering::Relaxed) {
                 continue;
             }
-            if let Err(stop) = job.run(tree) {
-                self.note(entry.index, stop.of(entry));
+            match job.run(tree) {
+                Ok(true) => {}
+                Ok(false) => {
+                    self.clamped_times.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(stop) => self.note(entry.index, stop.of(entry)),
             }
         }
     }
@@ -120,6 +127,10 @@ impl Failure {
             self.index.store(index, Ordering::Relaxed);
             *first = Some((index, error));
         }
+    }
+
+    pub(super) fn clamped_times(&self) -> u64 {
+        self.clamped_times.load(Ordering::Relaxed)
     }
 
     pub(super) fn take(self) -> Option<ApplyError> {

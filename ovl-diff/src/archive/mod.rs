@@ -394,6 +394,28 @@ pub enum BadReason {
     /// A symbolic link whose text the kernel does not take.
     #[error("the text of the symbolic link is longer than 4095 bytes")]
     BadLinkTarget,
+    /// A symbolic link whose text the file system below does not take.
+    #[error(
+        "the file system cannot hold the {len} bytes of the symbolic link's text: XFS ends at 1023; \
+         apply the layer on another file system"
+    )]
+    #[non_exhaustive]
+    LinkTargetTooLong {
+        /// Length of the text, in bytes.
+        len: usize,
+    },
+    /// A device whose number the file system below does not take.
+    #[error(
+        "the file system cannot hold the device number {major}:{minor}: XFS ends at 511:262143; apply \
+         the layer on another file system"
+    )]
+    #[non_exhaustive]
+    DeviceTooLarge {
+        /// The number of the driver.
+        major: u32,
+        /// The number of the device.
+        minor: u32,
+    },
     /// A hard link to a directory or to a whiteout.
     #[error("a hard link can only be made to a file")]
     BadHardLink,

@@ -137,6 +137,34 @@ impl Scene {
         self.tree().metadata(Node::Dir(&layer)).unwrap().mtime == time
     }
 
+    fn takes_device(&self, kind: NodeKind) -> bool {
+        let layer = self.layer();
+        self.tree()
+            .create_node(&layer, OsStr::new("n"), kind, 0)
+            .is_ok()
+    }
+
+    /// The largest device number of the file system: Linux's, or that of XFS.
+    pub(crate) fn last_device(&self) -> DeviceNumber {
+        let [linux, xfs] = [(4095, 0xf_ffff), (511, 0x3_ffff)];
+        let number = |(major, minor)| DeviceNumber { major, minor };
+        match self.takes_device(NodeKind::CharDevice(number(linux))) {
+            true => number(linux),
+            false => number(xfs),
+        }
+    }
+
+    /// The longest text of a symbolic link that the file system has, in bytes: Linux's, or that of
+    /// XFS.
+    pub(crate) fn longest_link(&self) -> usize {
+        let (layer, longest) = (self.layer(), "x".repeat(4095));
+        let target = OsStr::new(&longest);
+        match self.tree().create_symlink(&layer, OsStr::new("l"), target) {
+            Ok(()) => 4095,
+            Err(_) => 1023,
+        }
+    }
+
     /// What the kernel leaves where a name was removed.
     pub(crate) fn whiteout(&self, parent: &DirHandle, name: &str) {
         let kind = NodeKind::CharDevice(DeviceNumber::default());
@@ -350,7 +378,18 @@ pub(crate) const DEFAULT_ACL: &[u8] = &[
     32, 0, 0, 0, 255, 255, 255, 255, // others
 ];
 
+/// Names a directory on the file system to test on.
+const TEST_DIR: &str = "OVL_TEST_DIR";
+
+/// Whether somebody has named a file system to test on, and so asks for what only depends on it.
+pub(crate) fn file_system_is_chosen() -> bool {
+    std::env::var_os(TEST_DIR).is_some()
+}
+
 fn temp_dir() -> TempDir {
+    if let Some(dir) = std::env::var_os(TEST_DIR) {
+        return tempfile::tempdir_in(dir).unwrap();
+    }
     // Many small files: memory where there is some.
     tempfile::tempdir_in("/dev/shm")
         .or_else(|_| tempfile::tempdir())

@@ -11,6 +11,7 @@ mod images;
 mod mounts;
 mod peak;
 mod random;
+mod rows;
 mod scenarios;
 mod storm;
 
@@ -230,6 +231,15 @@ fn on_scratch(options: &Options, programs: &Programs, scratch: &Path) -> Result<
     };
     let (mut failed, mut images) = (Vec::new(), Vec::new());
     let seed = options.seed.map_or_else(random_seed, Ok)?;
+    let rows = !options.docker
+        && options.deny.is_empty()
+        && options
+            .filter
+            .as_ref()
+            .is_none_or(|filter| rows::NAME.contains(&**filter));
+    if rows {
+        step("build of the rows' tests", rows::build)?;
+    }
     let denials = match options.deny.is_empty() {
         true => vec![None],
         false => {
@@ -240,6 +250,9 @@ fn on_scratch(options: &Options, programs: &Programs, scratch: &Path) -> Result<
     let runs = FsKind::ALL.into_iter().filter(chosen);
     for (fs, denial) in runs.flat_map(|fs| denials.iter().map(move |denial| (fs, denial))) {
         let image = Image::mount(scratch, fs)?;
+        if rows && step(rows::NAME, || rows::run(image.path())).is_err() {
+            failed.push(rows::NAME.to_owned());
+        }
         let mut suite = match options.docker {
             true => docker::confined(&programs.xtask),
             false => Command::new(&programs.xtask),
