@@ -428,3 +428,40 @@ fn a_mount_in_another_namespace_is_in_use_until_that_ends() {
         output.status
     );
 }
+
+#[test]
+fn row_171_neither_umask_nor_environment_changes_a_layer() {
+    let Some(store) = store("row_171_neither_umask_nor_environment_changes_a_layer") else {
+        return;
+    };
+    let file = store.path("layer.tar");
+    std::fs::write(&file, archive(&[("implied/file", b"contents")])).unwrap();
+    let mut found = Vec::new();
+    for (umask, id) in [("077", "one"), ("000", "two"), ("022", "three")] {
+        let command = store.command(&["import", id, file.to_str().unwrap()]);
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("umask {umask}; exec \"$@\""), "sh"]);
+        shell.arg(command.get_program()).args(command.get_args());
+        shell.env_remove("OVL_HOME").env("TMPDIR", "/nowhere");
+        shell.env("MOBY_DISABLE_PIGZ", "1").env("LC_ALL", "C");
+        let output = shell.output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors}");
+        let dir = store.path("home").join(id);
+        let modes = [
+            "",
+            "link",
+            "diff",
+            "diff/implied",
+            "diff/implied/file",
+            ".ovl-layer",
+        ]
+        .map(|name| std::fs::metadata(dir.join(name)).unwrap().permissions());
+        found.push(modes);
+    }
+    assert!(found.iter().all(|modes| *modes == found[0]), "{found:?}");
+    assert_eq!(
+        std::os::unix::fs::PermissionsExt::mode(&found[0][3]) & 0o7777,
+        0o755
+    );
+}

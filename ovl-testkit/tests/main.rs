@@ -4,6 +4,7 @@
 
 mod conformance;
 mod durability;
+mod faults;
 mod dying;
 mod locks;
 mod overlay;

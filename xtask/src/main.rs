@@ -5,6 +5,7 @@
 mod ci;
 mod e2e;
 mod fuzz;
+mod mutants;
 mod tidy;
 mod vm;
 
@@ -33,6 +34,8 @@ enum Task {
     DockerFixtures,
     /// Try hostile input for as long as there is time
     Fuzz(fuzz::Options),
+    /// Put faults into the code one at a time, and see that the tests notice each
+    Mutants(mutants::Options),
     /// Run the whole gate
     Ci {
         /// With the full counts instead of the quick ones
@@ -68,6 +71,7 @@ fn main() -> ExitCode {
         Some(Task::Guest(options)) => vm::guest(&options),
         Some(Task::DockerFixtures) => e2e::run(&e2e::Options::for_fixtures()),
         Some(Task::Fuzz(options)) => fuzz::run(&options),
+        Some(Task::Mutants(options)) => mutants::run(&options),
         Some(Task::Ci { full }) => ci::run(full),
         Some(Task::Suite(options)) => e2e::suite(&options),
         Some(Task::StormWorker(options)) => e2e::work(&options),

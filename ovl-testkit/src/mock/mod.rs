@@ -155,6 +155,7 @@ impl MockKernel {
         let mut state = self.state();
         state.boot += 1;
         state.mounts.truncate(1);
+        state.detached.clear();
         state.locks = system::Locks::default();
         state.processes = BTreeSet::from([self.process.pid]);
         self.shared.unlocked.notify_all();

@@ -85,6 +85,13 @@ pub(super) const ALL: [(&str, Scenario); 16] = [
     ("a_file_of_10_gib_takes_at_most_64_mib", shapes::large_file),
 ];
 
+/// Scenarios that do something else each time, and for long.
+pub(super) const OF_CHANCE: [&str; 3] = [
+    "a_store_survives_kill_9_at_any_moment",
+    "eight_processes_of_eight_threads_share_a_home",
+    "random_changes_with_redirects_and_metacopy_are_in_the_archives",
+];
+
 /// Scenarios for a file system that enforces project quotas.
 pub(super) const QUOTAS: [(&str, Scenario); 13] = [
     (
