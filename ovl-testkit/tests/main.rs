@@ -4,8 +4,8 @@
 
 mod conformance;
 mod durability;
-mod faults;
 mod dying;
+mod faults;
 mod locks;
 mod overlay;
 mod quota;
