@@ -214,6 +214,7 @@ impl Report {
                 "sealed": info.sealed,
                 "root_opaque": info.root_opaque,
                 "recorded": info.recorded,
+                "docker_can_use": info.docker.yes,
                 "uid_map": id_map(&info.id_maps.uids),
                 "gid_map": id_map(&info.id_maps.gids),
                 "paths": {
@@ -249,6 +250,9 @@ impl Report {
                     "by another program"
                 },
             );
+            if !info.docker.yes {
+                line("docker", &format!("cannot use it: {}", info.docker.reason));
+            }
             line("diff", &text(info.paths.diff()));
             line("work", &text(info.paths.work()));
             line("merged", &text(info.paths.merged()));

@@ -235,17 +235,12 @@ impl Program {
         let (size, inodes) = (size.transpose()?, inodes.transpose()?);
         let store = self.open()?;
         if size.is_some() || inodes.is_some() {
+            let named = Limits::new(size.flatten(), inodes.flatten());
+            named.rounded().map_err(Failure::input)?;
             // What is not named stays.
-            let now = match store.quota(&id)? {
-                Some(quota) => {
-                    let usage = quota.usage;
-                    let usage = usage.map_err(|reason| Failure::new(Kind::Unsupported, reason))?;
-                    usage.limits
-                }
-                None => Limits::UNLIMITED,
-            };
-            let limits = Limits::new(size.unwrap_or(now.bytes), inodes.unwrap_or(now.inodes));
-            return Ok(store.set_limits(&id, limits)?);
+            let change =
+                |now: Limits| Limits::new(size.unwrap_or(now.bytes), inodes.unwrap_or(now.inodes));
+            return Ok(store.change_limits(&id, change)?);
         }
         self.report.quota(id.as_str(), store.quota(&id)?.as_ref())
     }

@@ -264,6 +264,36 @@ fn changes_and_diff_speak_of_the_parent_unless_told_otherwise() {
 }
 
 #[test]
+fn an_archive_is_what_the_policy_and_the_last_time_say() {
+    let Some(store) = store("an_archive_is_what_the_policy_and_the_last_time_say") else {
+        return;
+    };
+    two_layers(&store);
+    let members = |arguments: &[&str]| {
+        let output = store.run(&[&["diff", "base"], arguments].concat());
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        let mut archive = tar::Archive::new(&*output.stdout);
+        let entries = archive.entries().unwrap().map(|entry| {
+            let entry = entry.unwrap();
+            let path = String::from_utf8(entry.path_bytes().into_owned()).unwrap();
+            (path, entry.header().mtime().unwrap())
+        });
+        entries.collect::<Vec<_>>()
+    };
+    let file = |mtime| ("good".to_owned(), mtime);
+    let all = members(&[]);
+    assert_eq!((all[0].0.as_str(), &all[1..]), ("./", &[file(1)][..]));
+    assert_eq!(members(&["--policy", "all"]), all);
+    assert_eq!(members(&["--policy", "docker"]), [file(1)]);
+    let clamped = members(&["--clamp-time", "0"]);
+    assert_eq!(clamped, [("./".to_owned(), 0), file(0)]);
+    let last = ["--policy", "docker", "--clamp-time", "1"];
+    assert_eq!(members(&last), [file(1)]);
+    store.fails(2, &["diff", "base", "--policy", "podman"]);
+    store.fails(2, &["diff", "base", "--clamp-time", "yesterday"]);
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_failure() {
     let Some(store) = store("a_reader_that_goes_away_is_no_failure") else {
         return;
@@ -396,5 +426,42 @@ fn a_mount_in_another_namespace_is_in_use_until_that_ends() {
         output.status.success(),
         "{:?}: {printed}{errors}",
         output.status
+    );
+}
+
+#[test]
+fn row_171_neither_umask_nor_environment_changes_a_layer() {
+    let Some(store) = store("row_171_neither_umask_nor_environment_changes_a_layer") else {
+        return;
+    };
+    let file = store.path("layer.tar");
+    std::fs::write(&file, archive(&[("implied/file", b"contents")])).unwrap();
+    let mut found = Vec::new();
+    for (umask, id) in [("077", "one"), ("000", "two"), ("022", "three")] {
+        let command = store.command(&["import", id, file.to_str().unwrap()]);
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("umask {umask}; exec \"$@\""), "sh"]);
+        shell.arg(command.get_program()).args(command.get_args());
+        shell.env_remove("OVL_HOME").env("TMPDIR", "/nowhere");
+        shell.env("MOBY_DISABLE_PIGZ", "1").env("LC_ALL", "C");
+        let output = shell.output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors}");
+        let dir = store.path("home").join(id);
+        let modes = [
+            "",
+            "link",
+            "diff",
+            "diff/implied",
+            "diff/implied/file",
+            ".ovl-layer",
+        ]
+        .map(|name| std::fs::metadata(dir.join(name)).unwrap().permissions());
+        found.push(modes);
+    }
+    assert!(found.iter().all(|modes| *modes == found[0]), "{found:?}");
+    assert_eq!(
+        std::os::unix::fs::PermissionsExt::mode(&found[0][3]) & 0o7777,
+        0o755
     );
 }

@@ -95,6 +95,31 @@ fn an_ordinary_users_mount_stays_until_it_is_unmounted() {
 }
 
 #[test]
+fn a_layer_is_not_mounted_twice_in_namespaces_that_hide_from_each_other() {
+    let test = "a_layer_is_not_mounted_twice_in_namespaces_that_hide_from_each_other";
+    let dir = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+    let script = "
+        test \"$(stat -f -c %T .)\" != overlayfs || { echo no upper layer on an overlay >&2; exit 6; }
+        unshare -Urm true || { echo no namespaces >&2; exit 6; }
+        mkdir -m 700 store; H=\"$PWD/store/home\"; export H; mkfifo ready done
+        unshare -Urm sh -euc './ovl --home \"$H\" create base
+            ./ovl --home \"$H\" create work --parent base
+            ./ovl --home \"$H\" mount work >/dev/null; echo >ready; read line <done' &
+        read line <ready
+        unshare -Urm ./ovl --home \"$H\" mount work 2>refused && exit 50; test $? = 5 || exit 51
+        unshare -Urm ./ovl --home \"$H\" create child --parent work 2>>refused && exit 52
+        test $? = 5 || exit 53; unshare -Urm ./ovl --home \"$H\" rm work 2>>refused && exit 54
+        test $? = 5 || exit 55; echo >done; wait
+        unshare -Urm ./ovl --home \"$H\" mount work >/dev/null; grep -c 'another mount namespace' refused";
+    let Some(output) = as_user(test, dir.path(), script) else {
+        return;
+    };
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{:?}: {errors}", output.status);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "3\n", "{errors}");
+}
+
+#[test]
 fn a_place_for_the_keeper_that_is_not_the_users_alone_is_refused() {
     let test = "a_place_for_the_keeper_that_is_not_the_users_alone_is_refused";
     let dir = tempfile::Builder::new().tempdir_in("/tmp").unwrap();

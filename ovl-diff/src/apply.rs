@@ -21,9 +21,10 @@ use crate::archive::{
 use crate::error::{ApplyError, Context as _, TreeError};
 use crate::handles::FewHandles;
 use crate::place::{EnterError, Entered, Position, remove_any};
+use crate::remove::remove_tree;
 use crate::tree::{DeviceNumber, DirHandle, FileHandle, FileKind, Node, NodeKind, TreeBackend};
 use crate::view::{Found, View};
-use crate::whiteout::{EntryName, MAX_NAME_LEN, classify};
+use crate::whiteout::{EntryName, MAX_NAME_LEN, aufs_links, classify, is_aufs_links};
 use crate::workers::with_workers;
 
 /// Symbolic links that one path may lead through, as in the kernel.
@@ -182,6 +183,7 @@ fn apply_with(
         skipped_devices: 0,
         copied_links: 0,
         skipped_xattrs: 0,
+        has_aufs_links: false,
     };
     let mut entries = 0;
     // After a failure the rest makes no difference.
@@ -195,6 +197,7 @@ fn apply_with(
             input_bytes: reader.input_bytes(),
         });
     }
+    applier.remove_aufs_links(upper)?;
     applier.position.leave_all()?;
     Ok(ApplySummary {
         payload: applier.payload,
@@ -220,6 +223,7 @@ struct Applier<'a, 'f> {
     skipped_devices: u64,
     copied_links: u64,
     skipped_xattrs: u64,
+    has_aufs_links: bool,
 }
 
 /// A regular file that has a name, and what else it is to get.
@@ -281,10 +285,15 @@ impl Applier<'_, '_> {
                 }
             }
         }
-        if aufs {
-            return Ok(None);
-        }
         let kind = classify(name);
+        if aufs {
+            // No entry can have a name in there, so what is linked later can wait in it.
+            let is_linked = kind == EntryName::Plain && entry.kind == EntryKind::Regular;
+            if !is_linked || !is_aufs_links(parents) {
+                return Ok(None);
+            }
+            self.has_aufs_links = true;
+        }
         let is_marker = match &entry.kind {
             EntryKind::Regular => entry.size == 0,
             // AUFS layers link all their markers together.
@@ -355,6 +364,16 @@ impl Applier<'_, '_> {
         }
         let finished = file.finish(self.tree, end);
         finished.map_err(|stop| stop.of(&file.entry))
+    }
+
+    /// Those names of them that the archive links stay.
+    fn remove_aufs_links(&mut self, upper: &DirHandle) -> Result<(), TreeError> {
+        if !self.has_aufs_links {
+            return Ok(());
+        }
+        self.position.leave_to_root()?;
+        self.position.touch();
+        remove_tree(self.tree, upper, aufs_links())
     }
 
     /// Makes the directory at `path` current, following links inside the layer.

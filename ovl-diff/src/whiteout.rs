@@ -9,6 +9,8 @@ pub(crate) const MAX_NAME_LEN: usize = 255;
 const PREFIX: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 const AUFS_PREFIX: &[u8] = b".wh..wh.";
+/// Where AUFS kept what has several names: a file each, with these names linked to it.
+const AUFS_LINKS: &[u8] = b".wh..wh.plnk";
 /// A misspelling that some tools wrote: by the rules, the whiteout of a file `.wh.opq`.
 const MISSPELT_OPAQUE: &[u8] = b".wh..wh.opq";
 
@@ -38,6 +40,16 @@ pub(crate) fn classify(name: &OsStr) -> EntryName<'_> {
         Some(b"" | b"." | b"..") => EntryName::Nonsense,
         Some(hidden) => EntryName::Whiteout(OsStr::from_bytes(hidden)),
     }
+}
+
+/// Whether the directories of an entry's path are the one where AUFS kept what has several names.
+pub(crate) fn is_aufs_links(parents: &[&OsStr]) -> bool {
+    matches!(parents, [dir] if dir.as_bytes() == AUFS_LINKS)
+}
+
+/// The name of that directory.
+pub(crate) fn aufs_links() -> &'static OsStr {
+    OsStr::from_bytes(AUFS_LINKS)
 }
 
 /// The name of the entry that hides `name`.

@@ -37,15 +37,10 @@ pub(crate) fn exported_name(namespace: XattrNamespace, name: &OsStr) -> Option<V
         // An escaped attribute is the user's, everything else is the kernel's.
         return rest.strip_prefix(ESCAPE).map(|own| [prefix, own].concat());
     }
-    let kept = bytes.starts_with(b"user.")
-        || (bytes.starts_with(b"trusted.") && !is_host_only(name))
-        || matches!(
-            bytes,
-            b"security.capability"
-                | b"security.ima"
-                | b"system.posix_acl_access"
-                | b"system.posix_acl_default"
-        );
+    let known = [&b"user."[..], b"trusted.", b"security."];
+    let kept = known.iter().any(|prefix| bytes.starts_with(prefix)) && !is_host_only(name)
+        || name == ACCESS_ACL
+        || name == DEFAULT_ACL;
     kept.then(|| bytes.to_vec())
 }
 
@@ -76,11 +71,12 @@ pub(crate) fn is_inherited(name: &OsStr) -> bool {
     name == DEFAULT_ACL || name == ACCESS_ACL
 }
 
-/// Whether the value means something on the machine it comes from only: a label of its policy, or
-/// XFS's own form of access control lists, which it shows beside the common one.
+/// Whether the value means something on the machine it comes from only: a label or signature of its
+/// security modules, or XFS's own form of access control lists, which it shows beside the common one.
 pub(crate) fn is_host_only(name: &OsStr) -> bool {
-    matches!(
-        name.as_bytes(),
-        b"security.selinux" | b"trusted.SGI_ACL_FILE" | b"trusted.SGI_ACL_DEFAULT"
-    )
+    match name.as_bytes() {
+        b"security.capability" | b"security.ima" => false,
+        b"trusted.SGI_ACL_FILE" | b"trusted.SGI_ACL_DEFAULT" => true,
+        other => other.starts_with(b"security."),
+    }
 }

@@ -5,6 +5,7 @@ mod changes;
 mod cost;
 mod deep;
 mod failures;
+mod policies;
 mod redirects;
 mod trees;
 

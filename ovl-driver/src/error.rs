@@ -146,6 +146,15 @@ pub enum Error {
         /// The layer.
         id: LayerId,
     },
+    /// A mount of the layer was unmounted lazily, and something still has files of it open.
+    #[error(
+        "the layer {id} was unmounted while in use, and something still uses that mount; close what does"
+    )]
+    #[non_exhaustive]
+    StillInUse {
+        /// The layer.
+        id: LayerId,
+    },
     /// The layer is mounted in another way than asked for.
     #[error("the layer {id} is mounted with {present}, not with {wanted}; unmount it first")]
     #[non_exhaustive]
@@ -398,6 +407,7 @@ impl Error {
             Self::Mounted { .. }
             | Self::ForeignMount { .. }
             | Self::MountedElsewhere { .. }
+            | Self::StillInUse { .. }
             | Self::MountedDifferently { .. }
             | Self::HeldByProcess { .. }
             | Self::HasChildren { .. }
@@ -472,6 +482,7 @@ impl Error {
             | Self::Mounted { id, .. }
             | Self::ForeignMount { id, .. }
             | Self::MountedElsewhere { id }
+            | Self::StillInUse { id }
             | Self::MountedDifferently { id, .. }
             | Self::NotMounted { id }
             | Self::HeldByProcess { id, .. }

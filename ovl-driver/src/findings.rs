@@ -48,7 +48,10 @@ impl Finding {
             | FindingKind::UnheldMount
             | FindingKind::Probe
             | FindingKind::HalfLayer => Severity::Leftover,
-            FindingKind::Rewritten | FindingKind::Writable | FindingKind::Unknown => Severity::Note,
+            FindingKind::Rewritten
+            | FindingKind::Writable
+            | FindingKind::TooDeepForDocker
+            | FindingKind::Unknown => Severity::Note,
         }
     }
 }
@@ -102,6 +105,8 @@ pub enum FindingKind {
     Rewritten,
     /// Others may write to it.
     Writable,
+    /// Docker cannot use the layer: it has more layers below than Docker mounts.
+    TooDeepForDocker,
     /// Something that no layer store puts there.
     Unknown,
 }
@@ -129,6 +134,7 @@ impl FindingKind {
             Self::HalfLayer => "half-layer",
             Self::Rewritten => "rewritten",
             Self::Writable => "writable",
+            Self::TooDeepForDocker => "too-deep-for-docker",
             Self::Unknown => "unknown",
         }
     }

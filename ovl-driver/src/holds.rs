@@ -2,10 +2,14 @@
 
 use std::fmt::{self, Write as _};
 
+use ovl_layout::LayerId;
 use ovl_mount::Access;
 
+use crate::error::Error;
 use crate::system::ProcessId;
 
+/// No mount namespace has this number.
+const NOWHERE: u64 = 0;
 const FIRST_LINE: &str = "ovl-holds 1";
 
 /// The holds on one mount.
@@ -24,6 +28,32 @@ pub(crate) struct Holds {
 }
 
 impl Holds {
+    /// Of a mount that was unmounted lazily while something used it.
+    pub(crate) fn detached(boot: String) -> Self {
+        Self {
+            boot,
+            namespace: NOWHERE,
+            access: Access::Writable,
+            label: None,
+            options: String::new(),
+            persistent: 0,
+            processes: Vec::new(),
+        }
+    }
+
+    pub(crate) fn is_detached(&self) -> bool {
+        self.namespace == NOWHERE
+    }
+
+    /// Why nothing can be done with a mount that is out of reach.
+    pub(crate) fn elsewhere(&self, id: &LayerId) -> Error {
+        let id = id.clone();
+        match self.is_detached() {
+            true => Error::StillInUse { id },
+            false => Error::MountedElsewhere { id },
+        }
+    }
+
     pub(crate) fn total(&self) -> u64 {
         self.persistent + self.processes.iter().map(|(_, count)| count).sum::<u64>()
     }
@@ -64,7 +94,7 @@ impl Holds {
         }
         let mut holds = Self {
             boot: String::new(),
-            namespace: 0,
+            namespace: NOWHERE,
             access: Access::ReadOnly,
             label: None,
             options: String::new(),

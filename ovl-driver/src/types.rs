@@ -428,6 +428,8 @@ pub struct LayerInfo {
     pub id_maps: IdMaps,
     /// Whether this program wrote it; another driver's layers mount with that driver's options.
     pub recorded: bool,
+    /// Whether Docker can use it.
+    pub docker: Answer,
     /// Its paths.
     pub paths: LayerPaths,
     /// What it takes.
@@ -470,6 +472,8 @@ pub struct Status {
     pub d_type: Answer,
     /// Whether mounts copy up attributes without contents.
     pub metacopy: Answer,
+    /// Whether Docker can use all of the home's layers.
+    pub docker: Answer,
     /// Whether diffs are made from a layer's own directory instead of comparing two mounts.
     pub native_diff: Answer,
     /// Whether mounts take the option `userxattr`.

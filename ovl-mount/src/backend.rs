@@ -51,6 +51,14 @@ pub trait MountBackend: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// When the mount table cannot be read.
     fn mounts_below(&self, path: &Path) -> io::Result<Vec<MountInfo>>;
+
+    /// Whether an overlay mount has a directory as its upper one: in any mount namespace, and also
+    /// one that was unmounted lazily and that something still uses. A directory that is only a
+    /// lower one, or bind mounted, is not in use so.
+    ///
+    /// # Errors
+    /// When the kernel does not say; `PermissionDenied` without the privilege to mount.
+    fn is_upper_in_use(&self, upper: &Path) -> io::Result<bool>;
 }
 
 /// What a kernel offers for mounting overlays.

@@ -1,10 +1,11 @@
 //! What the kernel is told about one overlay, strategy by strategy.
 
-use std::ffi::{CString, OsStr, OsString};
+use std::borrow::Cow;
+use std::ffi::{CString, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use ovl_layout::{LayerId, Layout, names};
+use ovl_layout::{LINK_ID_LEN, LayerId, Layout, names};
 
 use crate::backend::MountFeatures;
 use crate::plan::{
@@ -40,17 +41,18 @@ impl<'a> Calls<'a> {
 
     /// Paths of the layers themselves, never of the links to them.
     pub(crate) fn layers(&self, ids: &[LayerId]) -> OverlayCall {
-        let diff = |id: &LayerId| Path::new(id.as_str()).join(names::DIFF);
+        let diff = |id: &LayerId| relative([id.as_str(), names::DIFF]);
         let own = (self.spec.access == Access::ReadOnly).then_some(self.spec.id);
         let mut settings = self.options();
+        settings.reserve(ids.len() + BESIDES);
         settings.extend(
             own.into_iter()
                 .chain(ids)
                 .map(|id| Setting::Directory("lowerdir+", diff(id))),
         );
-        if let Some((upper, work)) = self.upper_and_work(Base::Home) {
-            settings.push(Setting::Directory("upperdir", upper));
-            settings.push(Setting::Directory("workdir", work));
+        if let Some((upper, work)) = self.upper_and_work() {
+            settings.push(Setting::Directory("upperdir", relative(upper)));
+            settings.push(Setting::Directory("workdir", relative(work)));
         }
         settings.extend(self.context());
         OverlayCall::Layers {
@@ -82,19 +84,27 @@ impl<'a> Calls<'a> {
             data.push(b',');
         }
         data.extend_from_slice(b"lowerdir=");
+        // Ids and link ids need no escapes.
+        let prefix = escaped(&self.prefix(base));
+        let depth = self.spec.chain.depth() + BESIDES;
+        data.reserve(depth * (prefix.len() + names::LINK_DIR.len() + LINK_ID_LEN + 2));
+        let push = |data: &mut Vec<u8>, parts| {
+            data.extend_from_slice(&prefix);
+            push_path(data, parts);
+        };
         let mut lowers = 0;
-        for lower in self.lowers(base) {
+        for lower in self.lowers() {
             if lowers > 0 {
                 data.push(b':');
             }
-            push_escaped(&mut data, lower.as_os_str());
+            push(&mut data, lower);
             lowers += 1;
         }
-        if let Some((upper, work)) = self.upper_and_work(base) {
+        if let Some((upper, work)) = self.upper_and_work() {
             data.extend_from_slice(b",upperdir=");
-            push_escaped(&mut data, upper.as_os_str());
+            push(&mut data, upper);
             data.extend_from_slice(b",workdir=");
-            push_escaped(&mut data, work.as_os_str());
+            push(&mut data, work);
         }
         if let Some(label) = self.spec.label {
             data.extend_from_slice(format!(",context=\"{label}\"").as_bytes());
@@ -127,29 +137,28 @@ impl<'a> Calls<'a> {
         self.spec.options.settings(self.features, writable)
     }
 
-    fn path(&self, base: Base, parts: [&str; 2]) -> PathBuf {
-        let relative: PathBuf = parts.iter().collect();
+    /// What stands in front of every directory: of absolute ones the home.
+    fn prefix(&self, base: Base) -> Cow<'a, [u8]> {
+        let home = self.layout.home().as_os_str().as_bytes();
         match base {
-            Base::Absolute => self.layout.home().join(relative),
-            Base::Home => relative,
+            Base::Home => Cow::Borrowed(b""),
+            Base::Absolute if home.is_empty() || home.ends_with(b"/") => Cow::Borrowed(home),
+            Base::Absolute => Cow::Owned([home, b"/"].concat()),
         }
     }
 
-    fn own(&self, base: Base, name: &str) -> PathBuf {
-        self.path(base, [self.spec.id.as_str(), name])
-    }
-
     /// Lower directories, uppermost first.
-    fn lowers(&self, base: Base) -> impl Iterator<Item = PathBuf> {
-        let own = (self.spec.access == Access::ReadOnly).then(|| self.own(base, names::DIFF));
+    fn lowers(&self) -> impl Iterator<Item = [&'a str; 2]> + use<'a> {
+        let own = self.spec.access == Access::ReadOnly;
         let links = self.spec.chain.links().iter();
+        let own = own.then_some([self.spec.id.as_str(), names::DIFF]);
         own.into_iter()
-            .chain(links.map(move |link| self.path(base, [names::LINK_DIR, link.as_str()])))
+            .chain(links.map(|link| [names::LINK_DIR, link.as_str()]))
     }
 
-    fn upper_and_work(&self, base: Base) -> Option<(PathBuf, PathBuf)> {
-        (self.spec.access == Access::Writable)
-            .then(|| (self.own(base, names::DIFF), self.own(base, names::WORK)))
+    fn upper_and_work(&self) -> Option<([&'a str; 2], [&'a str; 2])> {
+        let id = self.spec.id.as_str();
+        (self.spec.access == Access::Writable).then_some(([id, names::DIFF], [id, names::WORK]))
     }
 
     fn context(&self) -> Option<Setting> {
@@ -162,26 +171,39 @@ impl<'a> Calls<'a> {
     }
 
     fn settings_from(&self, base: Base) -> Result<OverlayCall, PlanError> {
-        let mut settings = self.options();
-        // Taken verbatim by the kernel, unlike the two below.
-        settings.extend(
-            self.lowers(base)
-                .map(|lower| Setting::Text("lowerdir+", lower.into())),
-        );
-        if let Some((upper, work)) = self.upper_and_work(base) {
-            settings.push(Setting::Text("upperdir", backslash_doubled(&upper)));
-            settings.push(Setting::Text("workdir", backslash_doubled(&work)));
-        }
-        settings.extend(self.context());
-        for setting in &settings {
-            let Setting::Text(key, value) = setting else {
-                continue;
-            };
-            if value.len() > MAX_SETTING_LEN {
-                let (len, limit) = (value.len(), MAX_SETTING_LEN);
+        let prefix = self.prefix(base);
+        let label = self.spec.label.map_or(0, |label| label.as_str().len());
+        // Before anything is made of them.
+        let len = |parts: [&str; 2]| prefix.len() + parts[0].len() + 1 + parts[1].len();
+        let doubled = |parts| len(parts) + backslashes(&prefix);
+        let upper_and_work = self.upper_and_work();
+        let (upper, work) = upper_and_work.unzip();
+        let lens = self.lowers().map(|lower| ("lowerdir+", len(lower)));
+        let lens = lens.chain(upper.map(|upper| ("upperdir", doubled(upper))));
+        let lens = lens.chain(work.map(|work| ("workdir", doubled(work))));
+        for (key, len) in lens.chain([("context", label)]) {
+            if len > MAX_SETTING_LEN {
+                let limit = MAX_SETTING_LEN;
                 return Err(PlanError::SettingTooLong { key, len, limit });
             }
         }
+        let mut settings = self.options();
+        settings.reserve(self.spec.chain.depth() + BESIDES);
+        // Taken verbatim by the kernel, unlike the two below.
+        settings.extend(self.lowers().map(|parts| {
+            let mut value = Vec::with_capacity(len(parts));
+            value.extend_from_slice(&prefix);
+            push_path(&mut value, parts);
+            Setting::Text("lowerdir+", OsString::from_vec(value))
+        }));
+        for (key, parts) in [("upperdir", upper), ("workdir", work)] {
+            if let Some(parts) = parts {
+                let mut value = backslash_doubled(&prefix);
+                push_path(&mut value, parts);
+                settings.push(Setting::Text(key, OsString::from_vec(value)));
+            }
+        }
+        settings.extend(self.context());
         Ok(OverlayCall::Settings {
             settings,
             working_dir: self.working_dir(base),
@@ -189,25 +211,47 @@ impl<'a> Calls<'a> {
     }
 }
 
+/// Settings besides options and lower directories: the layer's own, upper, work and label.
+const BESIDES: usize = 4;
+
+/// Two names, neither of which can hold a byte that means something.
+fn push_path(value: &mut Vec<u8>, parts: [&str; 2]) {
+    value.extend_from_slice(parts[0].as_bytes());
+    value.push(b'/');
+    value.extend_from_slice(parts[1].as_bytes());
+}
+
+fn relative(parts: [&str; 2]) -> PathBuf {
+    let mut value = Vec::with_capacity(parts[0].len() + 1 + parts[1].len());
+    push_path(&mut value, parts);
+    OsString::from_vec(value).into()
+}
+
 /// A backslash before `\`, `,` and `:` means the byte itself in all three path options.
-fn push_escaped(data: &mut Vec<u8>, path: &OsStr) {
-    for &byte in path.as_bytes() {
+fn escaped(path: &[u8]) -> Vec<u8> {
+    let mut value = Vec::with_capacity(path.len() * 2);
+    for &byte in path {
         if matches!(byte, b'\\' | b',' | b':') {
-            data.push(b'\\');
+            value.push(b'\\');
         }
-        data.push(byte);
+        value.push(byte);
     }
+    value
+}
+
+fn backslashes(path: &[u8]) -> usize {
+    path.iter().filter(|&&byte| byte == b'\\').count()
 }
 
 /// `upperdir` and `workdir` still take a backslash as an escape in `fsconfig(2)`; an undoubled one
 /// can name another existing directory.
-fn backslash_doubled(path: &Path) -> OsString {
-    let mut value = Vec::with_capacity(path.as_os_str().len());
-    for &byte in path.as_os_str().as_bytes() {
+fn backslash_doubled(path: &[u8]) -> Vec<u8> {
+    let mut value = Vec::with_capacity(path.len() + backslashes(path) + LayerId::MAX_LEN + 8);
+    for &byte in path {
         if byte == b'\\' {
             value.push(b'\\');
         }
         value.push(byte);
     }
-    OsString::from_vec(value)
+    value
 }

@@ -49,7 +49,7 @@ impl Case {
             .plan(&layout, &self.features)
     }
 
-    fn with_page_size(self, page_size: usize) -> Self {
+    pub(crate) fn with_page_size(self, page_size: usize) -> Self {
         let features = MountFeatures::new(DataLimit::for_page_size(page_size))
             .layers_by_fd(self.features.layers_by_fd)
             .lowerdir_plus(self.features.lowerdir_plus)

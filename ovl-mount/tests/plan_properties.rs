@@ -1,68 +1,282 @@
 //! A plan fits its strategy's limit exactly or is refused with the numbers, and says to the kernel
-//! what was meant.
+//! what was meant. That these properties find a fault is shown with builders that have one.
 
+use std::env;
 use std::ffi::OsStr;
+use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use ovl_layout::Layout;
-use ovl_mount::{MountAction, OverlayCall, PlanError, Setting, Strategy};
-use proptest::test_runner::TestCaseResult;
-use proptest::{prop_assert, prop_assert_eq, proptest};
+use ovl_mount::{Access, MountAction, MountPlan, OverlayCall, PlanError, Setting, Strategy};
+use proptest::test_runner::{Config, TestCaseResult, TestRunner};
+use proptest::{prop_assert, prop_assert_eq};
 
 use crate::case::{Case, case};
 
-proptest! {
-    #[test]
-    fn a_plan_fits_its_limit_or_is_refused_with_the_numbers(case in case()) {
-        let plan = case.plan();
-        let outcome = plan.as_ref().map(|plan| plan.strategy()).map_err(Refusal::from);
-        prop_assert_eq!(outcome, expected(&case));
-        let Ok(plan) = plan else { return Ok(()) };
-        match plan.action() {
-            MountAction::Bind { .. } => {}
-            MountAction::Overlay(OverlayCall::Data { data, .. }) => {
-                prop_assert_eq!(data.as_bytes().len(), case.data_len(plan.strategy().unwrap()));
-                prop_assert!(data.as_c_str().to_bytes_with_nul().len() <= case.page_size);
-            }
-            MountAction::Overlay(
-                OverlayCall::Settings { settings, .. } | OverlayCall::Layers { settings, .. },
-            ) => {
-                for setting in settings {
-                    if let Setting::Text(_, value) = setting {
-                        prop_assert!(value.len() <= 255, "{} has {} bytes", setting, value.len());
-                        prop_assert!(!value.as_bytes().contains(&0));
-                    }
-                }
-            }
+/// Cases of each run of `cargo test`.
+const CASES: u32 = 10_000;
+/// How long to go on instead, in seconds, and with it that this is a run of `cargo xtask fuzz`.
+const SECONDS: &str = "OVL_FUZZ_SECONDS";
+
+#[test]
+fn a_plan_fits_its_limit_or_is_refused_with_the_numbers() {
+    hold("limits", |case| fits_or_is_refused(case, &build(case)));
+}
+
+#[test]
+fn the_kernel_reads_back_the_paths_that_were_meant() {
+    hold("meaning", |case| means_what_was_meant(case, &build(case)));
+}
+
+/// Every case, or as many as there is time for.
+fn hold(what: &str, property: impl Fn(&Case) -> TestCaseResult) {
+    let seconds = env::var(SECONDS).ok().map(|text| text.parse().unwrap());
+    let time = seconds.map(Duration::from_secs);
+    let (start, mut cases) = (Instant::now(), 0_u64);
+    loop {
+        let config = Config {
+            cases: CASES,
+            failure_persistence: None,
+            ..Config::default()
+        };
+        // Every runner has a seed of its own.
+        if let Err(error) = TestRunner::new(config).run(&case(), |case| property(&case)) {
+            panic!("{what}, after {cases} cases: {error}");
+        }
+        cases += u64::from(CASES);
+        if time.is_none_or(|time| start.elapsed() >= time) {
+            break;
         }
     }
+    if time.is_some() {
+        let seconds = start.elapsed().as_secs();
+        let line =
+            format!("fuzz {what} of mount plans: {cases} cases in {seconds} s, no failure\n");
+        std::io::stderr().write_all(line.as_bytes()).unwrap();
+    }
+}
 
-    #[test]
-    fn the_kernel_reads_back_the_paths_that_were_meant(case in case()) {
-        let Ok(plan) = case.plan() else { return Ok(()) };
-        let layout = Layout::new(OsStr::from_bytes(&case.home));
-        let paths = layout.layer(&case.id);
-        prop_assert_eq!(plan.target(), paths.merged());
-        prop_assert_eq!(plan.access(), case.access);
-        match plan.action() {
-            MountAction::Bind { source } => prop_assert_eq!(source, paths.diff()),
+/// What a builder answers, open to whoever wants to spoil it.
+type Answer = Result<Built, Refusal>;
+
+#[derive(Clone, Debug)]
+struct Built {
+    target: PathBuf,
+    access: Access,
+    strategy: Option<Strategy>,
+    call: Call,
+}
+
+#[derive(Clone, Debug)]
+enum Call {
+    Bind(PathBuf),
+    Data(Vec<u8>, Option<PathBuf>),
+    Settings(Vec<Setting>, Option<PathBuf>),
+    Layers(PathBuf, Vec<Setting>),
+}
+
+/// The builder under test.
+fn build(case: &Case) -> Answer {
+    let plan = case.plan().map_err(|error| Refusal::from(&error))?;
+    Ok(Built::from(&plan))
+}
+
+impl From<&MountPlan> for Built {
+    fn from(plan: &MountPlan) -> Self {
+        let call = match plan.action().clone() {
+            MountAction::Bind { source } => Call::Bind(source),
             MountAction::Overlay(OverlayCall::Data { data, working_dir }) => {
-                check_data(&case, data.as_bytes(), working_dir.as_deref())?;
+                let len = data.as_c_str().to_bytes_with_nul().len();
+                assert_eq!(len, data.as_bytes().len() + 1);
+                Call::Data(data.as_bytes().to_vec(), working_dir)
             }
-            MountAction::Overlay(OverlayCall::Settings { settings, working_dir }) => {
-                check_settings(&case, settings, working_dir.as_deref())?;
-            }
+            MountAction::Overlay(OverlayCall::Settings {
+                settings,
+                working_dir,
+            }) => Call::Settings(settings, working_dir),
             MountAction::Overlay(OverlayCall::Layers { home, settings }) => {
-                prop_assert_eq!(home.as_os_str().as_bytes(), &case.home);
-                prop_assert_eq!(read(settings), meant_directories(&case));
+                Call::Layers(home, settings)
             }
+        };
+        Self {
+            target: plan.target().to_owned(),
+            access: plan.access(),
+            strategy: plan.strategy(),
+            call,
         }
     }
 }
 
+fn fits_or_is_refused(case: &Case, answer: &Answer) -> TestCaseResult {
+    let outcome = answer.as_ref().map(|built| built.strategy);
+    let expected = expected(case);
+    prop_assert_eq!(outcome, expected.as_ref().copied());
+    let Ok(built) = answer else { return Ok(()) };
+    match &built.call {
+        Call::Bind(_) => {}
+        Call::Data(data, _) => {
+            prop_assert_eq!(data.len(), case.data_len(built.strategy.unwrap()));
+            // With the NUL at the end.
+            prop_assert!(data.len() < case.page_size);
+            prop_assert!(!data.contains(&0));
+        }
+        Call::Settings(settings, _) | Call::Layers(_, settings) => {
+            for setting in settings {
+                if let Setting::Text(_, value) = setting {
+                    prop_assert!(value.len() <= 255, "{} has {} bytes", setting, value.len());
+                    prop_assert!(!value.as_bytes().contains(&0));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn means_what_was_meant(case: &Case, answer: &Answer) -> TestCaseResult {
+    let Ok(built) = answer else { return Ok(()) };
+    let layout = Layout::new(OsStr::from_bytes(&case.home));
+    let paths = layout.layer(&case.id);
+    prop_assert_eq!(&*built.target, paths.merged());
+    prop_assert_eq!(built.access, case.access);
+    match &built.call {
+        Call::Bind(source) => prop_assert_eq!(&**source, paths.diff()),
+        Call::Data(data, working_dir) => check_data(case, data, working_dir.as_deref())?,
+        Call::Settings(settings, working_dir) => {
+            check_settings(case, settings, working_dir.as_deref())?;
+        }
+        Call::Layers(home, settings) => {
+            prop_assert_eq!(home.as_os_str().as_bytes(), &case.home);
+            prop_assert_eq!(read(settings), meant_directories(case));
+        }
+    }
+    Ok(())
+}
+
+/// A builder with a fault, and what must find it.
+type Broken = (&'static str, fn(&Case) -> Answer);
+
+/// Changes the data string of the true builder's answer.
+fn respelt(case: &Case, respell: impl FnOnce(&[u8]) -> Vec<u8>) -> Answer {
+    let mut built = build(case)?;
+    if let Call::Data(data, _) = &mut built.call {
+        *data = respell(data);
+    }
+    Ok(built)
+}
+
+fn without(data: &[u8], unwanted: &[u8], kept: &[u8]) -> Vec<u8> {
+    let mut rest = data;
+    let mut spelt = Vec::new();
+    while let Some((&first, tail)) = rest.split_first() {
+        if let Some(behind) = rest.strip_prefix(unwanted) {
+            spelt.extend_from_slice(kept);
+            rest = behind;
+        } else {
+            spelt.push(first);
+            rest = tail;
+        }
+    }
+    spelt
+}
+
+/// The true builder, asked for something else.
+fn asked_otherwise(case: &Case, change: impl FnOnce(&mut Case)) -> Answer {
+    let mut other = case.clone();
+    change(&mut other);
+    build(&other)
+}
+
+#[test]
+fn builders_that_count_wrongly_are_found_by_the_limits() {
+    let broken: [Broken; 3] = [
+        ("takes one byte too many", |case| {
+            build(&case.clone().with_page_size(case.page_size + 1))
+        }),
+        ("takes one byte too few", |case| {
+            build(&case.clone().with_page_size(case.page_size - 1))
+        }),
+        ("forgets the escapes in the length", |case| {
+            respelt(case, |data| without(data, br"\,", b","))
+        }),
+    ];
+    assert_found(&broken, fits_or_is_refused);
+}
+
+#[test]
+fn builders_that_spell_wrongly_are_found_by_the_meaning() {
+    let broken: [Broken; 10] = [
+        ("doubles no backslash in a setting", |case| {
+            let mut built = build(case)?;
+            if let Call::Settings(settings, _) = &mut built.call {
+                for setting in settings {
+                    if let Setting::Text("upperdir", value) = setting {
+                        let single = without(value.as_bytes(), br"\\", br"\");
+                        *value = OsStr::from_bytes(&single).to_owned();
+                    }
+                }
+            }
+            Ok(built)
+        }),
+        ("leaves a comma as it is", |case| {
+            respelt(case, |data| without(data, br"\,", b","))
+        }),
+        ("leaves a colon as it is", |case| {
+            respelt(case, |data| without(data, br"\:", b":"))
+        }),
+        ("leaves a backslash as it is", |case| {
+            respelt(case, |data| without(data, br"\\", br"\"))
+        }),
+        ("leaves the quotes off the label", |case| {
+            respelt(case, |data| without(data, b"\"", b""))
+        }),
+        ("forgets an option", |case| {
+            respelt(case, |data| without(data, b"index=off,", b""))
+        }),
+        ("forgets the work directory", |case| {
+            respelt(case, |data| without(data, b"workdir=", b"upperdir="))
+        }),
+        ("drops the lowest layer", |case| {
+            asked_otherwise(case, |case| {
+                case.links.pop();
+                case.ids.as_mut().map(Vec::pop);
+            })
+        }),
+        ("swaps two layers", |case| {
+            asked_otherwise(case, |case| {
+                if case.links.len() > 1 {
+                    case.links.swap(0, 1);
+                    if let Some(ids) = &mut case.ids {
+                        ids.swap(0, 1);
+                    }
+                }
+            })
+        }),
+        ("mounts writable what is sealed", |case| {
+            asked_otherwise(case, |case| case.access = Access::Writable)
+        }),
+    ];
+    assert_found(&broken, means_what_was_meant);
+}
+
+/// Every fault is found with the cases of one run.
+fn assert_found(broken: &[Broken], property: fn(&Case, &Answer) -> TestCaseResult) {
+    for (fault, builder) in broken {
+        let config = Config {
+            cases: CASES,
+            failure_persistence: None,
+            max_shrink_iters: 0,
+            ..Config::default()
+        };
+        let mut runner = TestRunner::new(config);
+        let found = runner.run(&case(), |case| property(&case, &builder(&case)));
+        assert!(found.is_err(), "a builder that {fault} goes unnoticed");
+    }
+}
+
 /// Why a case is refused, with every number.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 enum Refusal {
     DataTooLong {
         strategy: Strategy,

@@ -4,11 +4,13 @@
 
 mod archive;
 pub mod conformance;
+mod faulty;
 mod listing;
 mod mock;
 mod snapshot;
 
 pub use archive::ArchiveBuilder;
+pub use faulty::{Fault, Faulty, Journal, Operation, Outcome};
 pub use listing::listing_at;
 pub use mock::{KernelProfile, MockKernel};
 pub use snapshot::{Object, Snapshot, differences, snapshot, snapshot_at};

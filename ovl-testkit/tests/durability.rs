@@ -54,6 +54,13 @@ fn at_risk(durability: Durability) -> Vec<PathBuf> {
     }
     import(&layer("top", Some("work")));
     import(&layer("gone", Some("work")));
+    // Until something is removed, not a name is at risk.
+    let links = kernel.unsynced("/scratch/home/l".as_ref()).unwrap();
+    assert_eq!(
+        links.is_empty(),
+        durability != Durability::None,
+        "{links:?}"
+    );
     store.remove(&"gone".parse().unwrap(), false).unwrap();
     let home = kernel.unsynced("/scratch/home".as_ref()).unwrap();
     let notes = |path: &PathBuf| !path.starts_with(".ovl");

@@ -1,6 +1,9 @@
-//! Hostile input for as long as there is time: the tests of `ovl-diff/tests/fuzz`, told to go on.
+//! Hostile input for as long as there is time: the targets of `ovl-diff/fuzz` where `cargo fuzz` and
+//! a nightly compiler are at hand, which lets what the code does guide the input; otherwise the
+//! tests of `ovl-diff/tests/fuzz`, told to go on.
 
 use std::num::NonZeroU64;
+use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
@@ -13,33 +16,105 @@ pub(crate) struct Options {
     /// How long, in minutes
     #[arg(long)]
     minutes: NonZeroU64,
+    /// Input by chance, even where `cargo fuzz` is at hand
+    #[arg(long)]
+    by_chance: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Target {
     /// The reader of archives
     Archive,
+    /// Mount plans: that they fit their limit to the byte and say what was meant
+    MountLength,
     /// Applying to a layer, on the mock kernel and on a directory of this system (root)
     Apply,
 }
 
 impl Target {
-    fn test(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
-            Self::Archive => "fuzz::archive::any_bytes_are_read_or_refused",
-            Self::Apply => {
-                "fuzz::apply::any_bytes_become_a_layer_or_are_refused_and_nothing_else_changes"
-            }
+            Self::Archive => "archive",
+            Self::Apply => "apply",
+            Self::MountLength => "mount-length",
         }
+    }
+
+    /// Package, arguments of its test program.
+    fn tests(self) -> (&'static str, &'static [&'static str]) {
+        match self {
+            Self::Archive => (
+                "ovl-diff",
+                &["--exact", "fuzz::archive::any_bytes_are_read_or_refused"],
+            ),
+            Self::Apply => (
+                "ovl-diff",
+                &[
+                    "--exact",
+                    "fuzz::apply::any_bytes_become_a_layer_or_are_refused_and_nothing_else_changes",
+                ],
+            ),
+            Self::MountLength => (
+                "ovl-mount",
+                &[
+                    "--exact",
+                    "plan_properties::a_plan_fits_its_limit_or_is_refused_with_the_numbers",
+                    "plan_properties::the_kernel_reads_back_the_paths_that_were_meant",
+                ],
+            ),
+        }
+    }
+
+    /// Whether `ovl-diff/fuzz` has it.
+    fn is_guided(self) -> bool {
+        !matches!(self, Self::MountLength)
     }
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let seconds = options.minutes.get().checked_mul(60);
     let seconds = seconds.context("that is too long")?;
+    if options.target.is_guided() && !options.by_chance && has_cargo_fuzz() {
+        let mut fuzz = nightly();
+        // No sanitizer: the code under test has no unsafe part.
+        fuzz.args(["fuzz", "run", "-s", "none", options.target.name(), "--"])
+            .args(["-max_len=4096", "-print_final_stats=1", "-verbosity=0"])
+            .arg(format!("-max_total_time={seconds}"));
+        return crate::run(&mut fuzz);
+    }
+    if options.target.is_guided() && !options.by_chance {
+        println!("without `cargo fuzz` and a nightly compiler: input by chance");
+    }
+    let (package, tests) = options.target.tests();
     let mut test = crate::cargo();
-    test.args(["test", "--quiet", "-p", "ovl-diff", "--test", "main", "--"])
-        .args(["--exact", "--nocapture", options.target.test()])
-        .env("OVL_FUZZ_SECONDS", seconds.to_string());
+    test.args([
+        "test",
+        "--quiet",
+        "--release",
+        "-p",
+        package,
+        "--test",
+        "main",
+        "--",
+    ])
+    .args(["--nocapture"])
+    .args(tests)
+    .env("OVL_FUZZ_SECONDS", seconds.to_string());
     crate::run(&mut test)
+}
+
+fn has_cargo_fuzz() -> bool {
+    let version = nightly().args(["fuzz", "--version"]).output();
+    version.is_ok_and(|output| output.status.success())
+}
+
+/// Nightly's cargo, whatever runs this task.
+fn nightly() -> Command {
+    let mut command = Command::new("rustup");
+    command
+        .args(["run", "nightly", "cargo"])
+        .current_dir(crate::root().join("ovl-diff"))
+        .env_remove("RUSTUP_TOOLCHAIN")
+        .env_remove("CARGO");
+    command
 }

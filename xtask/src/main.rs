@@ -5,6 +5,7 @@
 mod ci;
 mod e2e;
 mod fuzz;
+mod mutants;
 mod tidy;
 mod vm;
 
@@ -33,6 +34,8 @@ enum Task {
     DockerFixtures,
     /// Try hostile input for as long as there is time
     Fuzz(fuzz::Options),
+    /// Put faults into the code one at a time, and see that the tests notice each
+    Mutants(mutants::Options),
     /// Run the whole gate
     Ci {
         /// With the full counts instead of the quick ones
@@ -51,6 +54,12 @@ enum Task {
     /// Works on a home beside others
     #[command(hide = true)]
     Crowd(e2e::CrowdOptions),
+    /// Random changes in a user namespace
+    #[command(hide = true)]
+    Scripts(e2e::ScriptsOptions),
+    /// Runs a command and tells its memory
+    #[command(hide = true)]
+    Peak(e2e::PeakOptions),
 }
 
 fn main() -> ExitCode {
@@ -62,10 +71,13 @@ fn main() -> ExitCode {
         Some(Task::Guest(options)) => vm::guest(&options),
         Some(Task::DockerFixtures) => e2e::run(&e2e::Options::for_fixtures()),
         Some(Task::Fuzz(options)) => fuzz::run(&options),
+        Some(Task::Mutants(options)) => mutants::run(&options),
         Some(Task::Ci { full }) => ci::run(full),
         Some(Task::Suite(options)) => e2e::suite(&options),
         Some(Task::StormWorker(options)) => e2e::work(&options),
         Some(Task::Crowd(options)) => e2e::crowd(&options),
+        Some(Task::Peak(options)) => e2e::peak(&options),
+        Some(Task::Scripts(options)) => e2e::in_namespace(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -21,7 +21,9 @@ impl Report {
                 "using_metacopy": status.metacopy.yes,
                 "native_overlay_diff": status.native_diff.yes,
                 "userxattr": status.userxattr.yes,
+                "docker_can_use": status.docker.yes,
                 "reasons": {
+                    "docker_can_use": status.docker.reason,
                     "supports_d_type": status.d_type.reason,
                     "using_metacopy": status.metacopy.reason,
                     "native_overlay_diff": status.native_diff.reason,
@@ -54,6 +56,9 @@ impl Report {
                 "Depth",
                 &format!("at most {} layers below a layer", status.settings.max_depth),
             );
+            if !status.docker.yes {
+                line("Not for Docker", status.docker.reason);
+            }
             line("Durability", &status.settings.durability.to_string());
             let maps = &status.settings.id_maps;
             for (key, map) in [("User id map", &maps.uids), ("Group id map", &maps.gids)] {

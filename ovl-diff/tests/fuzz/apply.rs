@@ -10,7 +10,7 @@ use crate::archive::mutation::{Mutation, mutate, mutation, reseal, zoo};
 use crate::support::{CAPABILITY, Entry, Scene, Stack, archive, each};
 
 /// Names that lead somewhere, and some that must not.
-const NAMES: &[&str] = &[
+pub(crate) const NAMES: &[&str] = &[
     "a",
     "a/b",
     "a/b/c",
@@ -47,7 +47,7 @@ const NAMES: &[&str] = &[
     ".wh..wh.plnk/1",
     ".wh.a/b",
 ];
-const TARGETS: &[&str] = &[
+pub(crate) const TARGETS: &[&str] = &[
     "a",
     "b",
     "l",
@@ -71,7 +71,7 @@ const TARGETS: &[&str] = &[
 ];
 
 /// The layer that is below.
-fn lower() -> Vec<Entry> {
+pub(crate) fn lower() -> Vec<Entry> {
     vec![
         Entry::dir("low")
             .mode(0o700)
@@ -161,11 +161,11 @@ fn clean(scene: &Scene) {
 }
 
 /// Applies, which checks that nothing outside has changed. What was taken comes out again as it is.
-fn check(stack: &Stack<'_>, input: &Input) -> Result<(), TestCaseError> {
+pub(crate) fn check(stack: &Stack<'_>, bytes: &[u8]) -> Result<(), TestCaseError> {
     let scene = stack.scene;
     let mut options = ApplyOptions::new(scene.xattrs);
     options.limits.max_output_bytes = 1 << 20;
-    let applied = match stack.try_apply(&bytes(input), &options) {
+    let applied = match stack.try_apply(bytes, &options) {
         Ok(applied) => applied,
         Err(ApplyError::Archive(error)) => {
             prop_assert!(error.is_bad_input(), "{error:?}");
@@ -196,7 +196,7 @@ fn any_bytes_become_a_layer_or_are_refused_and_nothing_else_changes() {
         let stack = scene.stack(&[&lower()]);
         let what = format!("apply on {}", scene.backend);
         fuzz(&what, 2, scene.cases, &input(), |input| {
-            let result = check(&stack, &input);
+            let result = check(&stack, &bytes(&input));
             clean(scene);
             result
         });

@@ -301,12 +301,7 @@ impl Overlay2 {
         let in_flight = self.is_in_flight(id, own)?;
         let layer = self.layer(id)?;
         self.take_down_unheld(id, &layer.dir)?;
-        if let Some(state) = self.mount_state(&layer)? {
-            return Err(Error::Mounted {
-                id: id.clone(),
-                target: state.target,
-            });
-        }
+        self.refuse_mounted(&layer, None)?;
         let sealed = || Err(Error::Sealed { id: id.clone() });
         if layer.committed {
             return sealed();

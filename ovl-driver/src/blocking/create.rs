@@ -104,14 +104,7 @@ impl Overlay2 {
         let parent = self.layer(parent_id).map_err(missing)?;
         let stack = self.stack(&parent)?;
         self.refuse_dirty(&parent)?;
-        if let Some(state) = self.mount_state(&parent)?
-            && state.access == Access::Writable
-        {
-            return Err(Error::Mounted {
-                id: parent_id.clone(),
-                target: state.target,
-            });
-        }
+        self.refuse_mounted(&parent, Some(Access::Writable))?;
         let chain = LowerChain::for_child(parent.link, &parent.chain, self.settings.max_depth)
             .map_err(|source| Error::Depth {
                 id: layer.id.clone(),

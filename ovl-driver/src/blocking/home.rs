@@ -19,7 +19,7 @@ use super::status::refuse_without_d_type;
 use crate::error::Error;
 use crate::files;
 use crate::kernel::Kernel;
-use crate::system::Identity;
+use crate::system::{Identity, Lock, LockKind};
 use crate::types::{InitOptions, OpenOptions};
 
 /// Begins the names of settings that are still being written.
@@ -313,6 +313,28 @@ impl Overlay2 {
         // What cannot be taken away is in nobody's way: `check` tells of it, and `gc` why it stays.
         let _ = self.recover(&own);
         Ok(own)
+    }
+
+    /// Locks one of our own directories, which stays where it is.
+    pub(super) fn lock_own(
+        &self,
+        dir: &DirHandle,
+        name: &str,
+        kind: LockKind,
+    ) -> Result<Lock, Error> {
+        let path = self.layout.store_dir().join(name);
+        loop {
+            let lock = self.kernel.system().lock(dir, None, kind, true);
+            if let Some(lock) = lock.map_err(|error| Error::io("lock", &path, error))? {
+                return Ok(lock);
+            }
+        }
+    }
+
+    /// Whether there is anything of ours.
+    pub(super) fn has_own_dir(&self) -> Result<bool, Error> {
+        let exists = files::exists(self.kernel.tree(), &self.home, names::STORE_DIR);
+        exists.map_err(|error| Error::io("look at", self.layout.store_dir(), error))
     }
 
     /// Our own directories where they exist: for operations that only read.

@@ -4,6 +4,7 @@ mod archives;
 mod check;
 mod children;
 mod create;
+mod guard;
 mod home;
 mod layer;
 mod mounting;
@@ -24,6 +25,7 @@ use ovl_quota::{Bytes, QuotaControl};
 
 use crate::error::Error;
 use crate::kernel::Kernel;
+pub use guard::MountGuard;
 
 /// A store of layers in one home, in the on-disk format of Docker's `overlay2` driver.
 ///

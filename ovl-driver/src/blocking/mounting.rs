@@ -13,7 +13,7 @@ use super::layer::{Layer, Stack};
 use crate::error::Error;
 use crate::files;
 use crate::holds::{Holds, describe};
-use crate::system::LockKind;
+use crate::system::{Lock, LockKind};
 use crate::types::{Hold, MountRequest, MountState};
 
 /// How long an unmount waits before it calls a mount busy.
@@ -29,7 +29,8 @@ pub(super) enum Found {
     Nothing,
     /// A mount of this store, perhaps held by nobody any more.
     Ours(Holds),
-    /// The same in a mount namespace out of reach, in which processes still run.
+    /// The same out of reach: in a mount namespace in which processes still run, or unmounted
+    /// lazily while something uses it.
     Elsewhere(Holds),
     /// Something that this store did not mount.
     Foreign {
@@ -52,7 +53,8 @@ impl Overlay2 {
     /// mount of a layer that another program wrote; [`Error::Sealed`] for a discarded sealed layer;
     /// [`Error::MountedDifferently`] for another label or other options than those of the mount;
     /// [`Error::InFlight`] for an open layer on which a child is being made; [`Error::Plan`];
-    /// [`Error::Mount`]. Nothing is left mounted.
+    /// [`Error::OverQuota`] for a layer at its limit, where there is no room for the mount point or
+    /// for what the kernel makes; [`Error::Mount`]. Nothing is left mounted.
     ///
     /// # Privileges
     ///
@@ -101,8 +103,9 @@ impl Overlay2 {
         }
         let settled = self.settle_dirty(&layer, request.dirty)?;
         let tree = self.kernel.tree();
+        let over_quota = |error| self.explain_mount(id, error);
         let work = match writable || (settled && !layer.chain.is_empty()) {
-            true => Some(self.clear_work(&layer)?).filter(|_| writable),
+            true => Some(self.clear_work(&layer).map_err(over_quota)?).filter(|_| writable),
             false => None,
         };
         if volatile {
@@ -111,7 +114,7 @@ impl Overlay2 {
             self.note_volatile(&layer, None)?;
         }
         self.ensure_dir_of_root(&layer.dir, names::MERGED)
-            .map_err(|error| Error::io("create", &target, error))?;
+            .map_err(|error| over_quota(Error::io("create", &target, error)))?;
         let mut holds = Holds {
             boot: self.boot()?,
             namespace: self.namespace()?,
@@ -122,7 +125,9 @@ impl Overlay2 {
             processes: Vec::new(),
         };
         // Without a hold, but before the mount: what a kill leaves behind is known to be ours.
+        let noting = self.lock_holds(&own, LockKind::Shared)?;
         self.write_holds(&own, id, &holds)?;
+        drop(noting);
         holds.add(process);
         let result = self
             .kernel
@@ -140,6 +145,8 @@ impl Overlay2 {
                     let _ = self.kernel.mount().unmount(&target, UnmountMode::Lazy);
                 })
             });
+        // While everything is there that takes room.
+        let result = result.map_err(over_quota);
         if result.is_err() {
             // The first error is the one to report; what stays harms nobody.
             let _ = tree.remove_dir(&layer.dir, OsStr::new(names::MERGED));
@@ -177,8 +184,17 @@ impl Overlay2 {
         let _lock = self.lock_layer(id, LockKind::Exclusive)?;
         // Whatever has become of its small files.
         let dir = self.layer_dir(id)?;
-        let own = self.own_dirs_if_any()?.ok_or_else(not_mounted)?;
-        let mut holds = self.mounted(&own, id, &dir)?.ok_or_else(not_mounted)?;
+        let own = match self.own_dirs_if_any()? {
+            Some(own) => own,
+            // Made whole again, should a part be gone.
+            None if self.has_own_dir()? => self.own_dirs()?,
+            None => return Err(not_mounted()),
+        };
+        let holds = match self.mounted(&own, id, &dir) {
+            Err(Error::StillInUse { .. }) => None,
+            result => result?,
+        };
+        let mut holds = holds.ok_or_else(not_mounted)?;
         if !holds.release(self.process()?) {
             let processes = holds.processes.iter();
             return Err(Error::HeldByProcess {
@@ -295,6 +311,7 @@ impl Overlay2 {
         };
         Ok(match self.read_mounted(&own, &layer.id)? {
             Found::Nothing => None,
+            Found::Elsewhere(holds) if holds.is_detached() => None,
             Found::Ours(holds) | Found::Elsewhere(holds) => Some(state(holds)),
             Found::Foreign { read_only } => Some(MountState {
                 target: target.clone(),
@@ -310,6 +327,28 @@ impl Overlay2 {
         })
     }
 
+    /// Refuses a layer that is mounted, or `only` one that is mounted in this way.
+    pub(super) fn refuse_mounted(&self, layer: &Layer, only: Option<Access>) -> Result<(), Error> {
+        let Some(own) = self.own_dirs_if_any()? else {
+            return Ok(());
+        };
+        let (id, found) = (&layer.id, self.read_mounted(&own, &layer.id)?);
+        let access = match &found {
+            Found::Nothing => return Ok(()),
+            Found::Ours(holds) | Found::Elsewhere(holds) => holds.access,
+            Found::Foreign { read_only: true } => Access::ReadOnly,
+            Found::Foreign { read_only: false } => Access::Writable,
+        };
+        match found {
+            _ if only.is_some_and(|only| only != access) => Ok(()),
+            Found::Elsewhere(holds) => Err(holds.elsewhere(id)),
+            _ => Err(Error::Mounted {
+                id: id.clone(),
+                target: self.layout.layer(id).merged().to_owned(),
+            }),
+        }
+    }
+
     /// Who holds the layer's mount. One of ours that nobody holds is a leftover of a process that
     /// was killed, and taken away; one that is not ours, or out of reach, is left alone.
     fn mounted(
@@ -322,7 +361,7 @@ impl Overlay2 {
             Found::Nothing => {}
             Found::Ours(holds) if holds.total() > 0 => return Ok(Some(holds)),
             Found::Ours(_) => self.take_down(own, id, dir, UnmountMode::Now)?,
-            Found::Elsewhere(_) => return Err(Error::MountedElsewhere { id: id.clone() }),
+            Found::Elsewhere(holds) => return Err(holds.elsewhere(id)),
             Found::Foreign { .. } => {
                 let target = self.layout.layer(id).merged().to_owned();
                 return Err(Error::ForeignMount {
@@ -384,15 +423,46 @@ impl Overlay2 {
         if info.is_some() {
             return Ok(Found::Ours(holds));
         }
-        let elsewhere = holds.namespace != self.namespace()? && {
-            let alive = self.kernel.system().is_namespace_alive(holds.namespace);
-            alive.map_err(|e| Error::io("look for the mount namespace of", &target, e))?
-        };
-        Ok(if elsewhere {
+        Ok(if self.is_elsewhere(id, &holds)? {
             Found::Elsewhere(holds)
         } else {
             Found::Nothing
         })
+    }
+
+    /// Whether a mount that is not to be seen here is somewhere else.
+    fn is_elsewhere(&self, id: &LayerId, holds: &Holds) -> Result<bool, Error> {
+        if holds.namespace == self.namespace()? {
+            return Ok(false);
+        }
+        if !holds.is_detached() {
+            let alive = self.kernel.system().is_namespace_alive(holds.namespace);
+            let target = self.layout.layer(id).merged().to_owned();
+            if alive.map_err(|e| Error::io("look for the mount namespace of", target, e))? {
+                return Ok(true);
+            }
+        }
+        if holds.access == Access::ReadOnly {
+            return Ok(false);
+        }
+        // Processes in another user namespace hide theirs; the kernel knows. Whoever passes by
+        // keeps a mount for a moment.
+        let is_in_use = |pause: &Duration| {
+            let in_use = self.is_upper_in_use(id);
+            if in_use {
+                std::thread::sleep(*pause);
+            }
+            in_use
+        };
+        Ok(BUSY_PAUSES.iter().all(is_in_use))
+    }
+
+    /// Whether an overlay mount writes to a layer, as far as the kernel says: whoever may not ask
+    /// may not mount either.
+    fn is_upper_in_use(&self, id: &LayerId) -> bool {
+        let paths = self.layout.layer(id);
+        let answer = self.kernel.mount().is_upper_in_use(paths.diff());
+        answer.unwrap_or(false)
     }
 
     /// Mounts go by path; everything else by the directory that was opened.
@@ -482,6 +552,9 @@ impl Overlay2 {
             }
             _ => {}
         }
+        if mode == UnmountMode::Lazy && self.is_upper_in_use(id) {
+            return self.write_holds(own, id, &Holds::detached(self.boot()?));
+        }
         files::remove(tree, &own.holds, id.as_str())
             .map_err(|error| Error::io("remove", self.holds_path(id), error))
     }
@@ -498,6 +571,12 @@ impl Overlay2 {
             false,
         )
         .map_err(|error| Error::io("write", self.holds_path(id), error))
+    }
+
+    /// Keeps the first note of a layer's mount apart from looking whether notes are of layers that
+    /// are gone.
+    pub(super) fn lock_holds(&self, own: &OwnDirs, kind: LockKind) -> Result<Lock, Error> {
+        self.lock_own(&own.holds, names::HOLDS, kind)
     }
 
     fn holds_path(&self, id: &LayerId) -> PathBuf {

@@ -1,10 +1,10 @@
 use ovl_diff::FileKind;
-use ovl_layout::{LayerId, names};
+use ovl_layout::{DOCKER_MAX_DEPTH, LayerId, names};
 
 use super::Overlay2;
 use crate::error::Error;
 use crate::files;
-use crate::types::{BrokenLayer, LayerInfo, LayerList, LayerSummary};
+use crate::types::{Answer, BrokenLayer, LayerInfo, LayerList, LayerSummary};
 
 impl Overlay2 {
     /// Whether there is a layer of this id: a directory that is or claims to be one.
@@ -73,6 +73,10 @@ impl Overlay2 {
             root_opaque: layer.root_opaque(),
             id_maps: self.settings.id_maps.clone(),
             recorded: layer.record.is_some(),
+            docker: match stack.ids.len() > DOCKER_MAX_DEPTH {
+                true => Answer::new(false, "more than 128 layers are below it"),
+                false => Answer::new(true, "at most 128 layers are below it"),
+            },
             paths: self.layout.layer(id),
             size: self.size_of(id, &stack.upper)?,
             mount: self.mount_state(&layer)?,

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use ovl_diff::{EscapedPath, TreeError, copy_layer, copy_root_attributes};
 use ovl_layout::{HomeSettings, LayerId, names};
+use ovl_mount::MountError;
 use ovl_quota::{Bytes, KeepsToLimits, Limits, ProjectId, ProjectRange, QuotaControl, QuotaError};
 
 use super::Overlay2;
@@ -51,11 +52,42 @@ impl Overlay2 {
     /// [`Error::Mounted`], [`Error::InFlight`] and [`Error::NotWritable`]; [`Error::Io`].
     pub fn set_limits(&self, id: &LayerId, limits: Limits) -> Result<(), Error> {
         check_limits(id, limits)?;
+        self.change_limits(id, |_| limits)
+    }
+
+    /// The same, made of the limits that are in force: nobody else changes them meanwhile.
+    ///
+    /// ```no_run
+    /// # use ovl_driver::{Kernel, OpenOptions, blocking::Overlay2};
+    /// # let store = Overlay2::open(Kernel::host(), "/home".as_ref(), OpenOptions::new())?;
+    /// store.change_limits(&"work".parse()?, |now| now.inodes(Some(10_000)))?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`set_limits`](Self::set_limits).
+    pub fn change_limits(
+        &self,
+        id: &LayerId,
+        change: impl FnOnce(Limits) -> Limits,
+    ) -> Result<(), Error> {
         let own = self.own_dirs()?;
         let lock = self.lock_layer(id, LockKind::Exclusive)?;
         let layer = self.layer(id)?;
         let quotas = self.quotas()?;
-        if self.project_of(&layer).is_some() {
+        let project = self.project_of(&layer);
+        let now = match project {
+            Some(project) => {
+                let usage = self.kernel.quota().usage(self.home(), project);
+                let failed = |e| Error::io("read the limits of", self.layout.layer(id).dir(), e);
+                usage.map_err(failed)?.limits
+            }
+            None => Limits::UNLIMITED,
+        };
+        let limits = change(now);
+        check_limits(id, limits)?;
+        if project.is_some() {
             let _ids = self.lock_projects(&own)?;
             let limited = quotas.limit(self.layout.layer(id).dir(), limits);
             return limited.map(drop).map_err(|error| Error::quota(id, error));
@@ -250,14 +282,7 @@ impl Overlay2 {
 
     /// Two processes would choose the same id.
     fn lock_projects(&self, own: &OwnDirs) -> Result<crate::system::Lock, Error> {
-        let path = self.layout.store_dir().join(names::STAGING);
-        loop {
-            let system = self.kernel.system();
-            let lock = system.lock(&own.staging, None, LockKind::Exclusive, true);
-            if let Some(lock) = lock.map_err(|error| Error::io("lock", &path, error))? {
-                return Ok(lock);
-            }
-        }
+        self.lock_own(&own.staging, names::STAGING, LockKind::Exclusive)
     }
 
     /// Says which project is at its limit, where that is why something below `dir` failed.
@@ -277,6 +302,37 @@ impl Overlay2 {
                 usage,
                 source: Box::new(error),
             },
+            _ => error,
+        }
+    }
+
+    /// The same for the mount of a layer. A kernel that finds no room for its own directory says
+    /// nothing: the mount comes up read-only.
+    pub(super) fn explain_mount(&self, id: &LayerId, error: Error) -> Error {
+        /// At least a block of any file system.
+        const BLOCK: Bytes = Bytes::new(65536);
+        let dir = self.layout.layer(id).dir().to_owned();
+        if !matches!(&error, Error::Mount { source, .. } if matches!(source, MountError::NotWritable { .. }))
+        {
+            return self.explain(id, &dir, error);
+        }
+        let of = self.kernel.quota().project_of(&dir).ok().flatten();
+        let usage = of.and_then(|project| {
+            let usage = self.kernel.quota().usage(self.home(), project).ok()?;
+            Some((project, usage))
+        });
+        match usage {
+            Some((project, usage))
+                if usage.inodes_left() == Some(0)
+                    || usage.bytes_left().is_some_and(|left| left < BLOCK) =>
+            {
+                Error::OverQuota {
+                    id: id.clone(),
+                    project,
+                    usage,
+                    source: Box::new(error),
+                }
+            }
             _ => error,
         }
     }

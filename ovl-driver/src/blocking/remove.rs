@@ -81,8 +81,9 @@ impl Overlay2 {
             match found {
                 // Ours without a hold is what a killed process left.
                 Some(Found::Ours(holds)) if holds.total() == 0 => {}
-                Some(Found::Elsewhere(_)) => {
-                    return Err(Error::MountedElsewhere { id: id.clone() });
+                // What is detached already loses nothing that anybody could find again.
+                Some(Found::Elsewhere(holds)) if !holds.is_detached() => {
+                    return Err(holds.elsewhere(id));
                 }
                 _ if mounted => {
                     return Err(Error::Mounted {

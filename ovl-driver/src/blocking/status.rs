@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use ovl_diff::DirHandle;
-use ovl_layout::{HomeSettings, XattrNamespace};
+use ovl_layout::{DOCKER_MAX_DEPTH, HomeSettings, XattrNamespace};
 use ovl_mount::{MountFeatures, Strategy};
 use ovl_quota::Enforcement;
 
@@ -153,6 +153,13 @@ fn status_of(
             false,
             "mounts say metacopy=off unless asked otherwise; only over layers of another program the kernel's default holds",
         ),
+        docker: match settings.max_depth > DOCKER_MAX_DEPTH {
+            true => Answer::new(
+                false,
+                "layers with more than 128 below are allowed here; check names those that there are",
+            ),
+            false => Answer::new(true, "no layer has more than 128 below"),
+        },
         native_diff: Answer::new(
             true,
             "diffs read redirects, metacopy files and opaque directories in the layers themselves, whatever the kernel's settings",

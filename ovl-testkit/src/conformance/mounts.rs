@@ -2,7 +2,9 @@
 
 use std::ffi::OsStr;
 
-use ovl_driver::{Error, ErrorKind, Hold, ImportOptions, MountRequest};
+use ovl_driver::{CreateLayer, Error, ErrorKind, Hold, ImportOptions, MountRequest};
+
+use super::damage::findings;
 use ovl_mount::{Access, HeldAs, MountError, OverlayOptions, UnmountMode};
 
 use super::support::{chain, create, id, import, layer, mount, unmount, with_mount};
@@ -13,6 +15,8 @@ list! {
     a_mount_lasts_as_long_as_it_is_held,
     unmounting_what_is_not_mounted_is_not_found,
     a_busy_mount_stays_held_until_it_is_unmounted_lazily,
+    a_guarded_mount_ends_with_its_guard,
+    a_lazily_unmounted_layer_is_not_used_until_nobody_uses_it,
     a_sealed_layer_mounts_read_only,
     an_open_layer_mounts_writable_with_and_without_a_parent,
     a_layer_mounted_writable_takes_no_children,
@@ -116,6 +120,67 @@ fn a_busy_mount_stays_held_until_it_is_unmounted_lazily(subject: &Subject) {
     );
     assert!(!subject.exists(&path));
     drop((root, file));
+    // The next mount finds that it is over.
+    with_mount(&store, "top", |_| {});
+    subject.assert_clean(&store);
+}
+
+fn a_lazily_unmounted_layer_is_not_used_until_nobody_uses_it(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    create(&store, "top", Some("base"));
+    let path = mount(&store, "top");
+    subject.write(&path.join("open"), b"");
+    let root = subject.tree().open_root(&path).expect("open");
+    let file = subject.tree().open_file(&root, OsStr::new("open"));
+    let file = file.expect("open");
+    let lazily = store.unmount(&id("top"), UnmountMode::Lazy);
+    assert_eq!(lazily.expect("lazily"), 0);
+    assert_eq!(store.inspect(&id("top")).expect("inspect").mount, None);
+    let again = store.mount(&id("top"), &MountRequest::new());
+    let child = store.create(&CreateLayer::new(id("child")).parent(Some(id("top"))));
+    for error in [again.expect_err("used"), child.expect_err("used")] {
+        assert!(matches!(error, Error::StillInUse { .. }), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Busy);
+    }
+    let none = store.unmount(&id("top"), UnmountMode::Now);
+    assert_eq!(none.expect_err("not mounted").kind(), ErrorKind::NotFound);
+    assert_eq!(findings(&store), []);
+    drop((root, file));
+    assert_eq!(findings(&store), []);
+    with_mount(&store, "top", |path| {
+        assert_eq!(subject.read(&path.join("open")), b"");
+    });
+    create(&store, "child", Some("top"));
+    subject.assert_clean(&store);
+}
+
+fn a_guarded_mount_ends_with_its_guard(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    create(&store, "top", Some("base"));
+    let request = MountRequest::new();
+    let one = store.mount_guarded(&id("top"), &request).expect("mount");
+    let two = store.mount_guarded(&id("top"), &request).expect("mount");
+    assert_eq!((one.id(), one.path()), (&id("top"), two.path()));
+    subject.write(&one.path().join("file"), b"kept");
+    let kept = one.path().to_owned();
+    drop(one);
+    assert_eq!(subject.read(&kept.join("file")), b"kept", "one guard lives");
+    assert_eq!(two.unmount(UnmountMode::Now).expect("unmount"), 0);
+    assert!(!subject.exists(&kept));
+    subject.assert_clean(&store);
+
+    // One that is busy stays held, and can be released later.
+    let guard = store.mount_guarded(&id("top"), &request).expect("mount");
+    let root = subject.tree().open_root(guard.path()).expect("open");
+    let file = subject.tree().open_file(&root, OsStr::new("file"));
+    let file = file.expect("open");
+    drop(guard);
+    let mount = store.inspect(&id("top")).expect("inspect").mount;
+    assert_eq!(mount.expect("still mounted").holds(), 1);
+    drop((root, file));
+    unmount(&store, "top");
     subject.assert_clean(&store);
 }
 

@@ -8,9 +8,11 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use ovl_driver::blocking::Overlay2;
-use ovl_driver::{Error, ErrorKind, ImportOptions, InitOptions, MountRequest, Severity};
+use ovl_driver::{
+    Durability, Error, ErrorKind, ImportOptions, InitOptions, MountRequest, Severity,
+};
 use ovl_layout::{LayerId, LayerIdError};
-use ovl_mount::UnmountMode;
+use ovl_mount::{Strategy, UnmountMode};
 
 use super::support::{chain, create, id, import, layer, mount, try_import, unmount, with_mount};
 use super::{Subject, list};
@@ -18,6 +20,7 @@ use crate::archive::ArchiveBuilder;
 
 list! {
     row_138_a_layer_too_deep_is_refused_with_the_numbers,
+    row_139_mount_data_of_a_page_is_refused_and_nothing_is_mounted,
     row_148_a_seal_without_children_is_no_damage,
     row_156_an_empty_id_is_never_removed,
     row_157_ids_that_are_no_names_are_refused,
@@ -69,6 +72,44 @@ fn row_138_a_layer_too_deep_is_refused_with_the_numbers(subject: &Subject) {
     );
     assert!(!store.contains(&id("l4")).expect("contains"));
     with_mount(&store, "l3", |_| {});
+    subject.assert_clean(&store);
+}
+
+fn row_139_mount_data_of_a_page_is_refused_and_nothing_is_mounted(subject: &Subject) {
+    // Longer than the kernel's page with as many layers as Docker allows.
+    let name = "home-".repeat(20);
+    let home = subject.dir().join(name);
+    let options = InitOptions::new().durability(Durability::None);
+    let store = Overlay2::init(subject.kernel().clone(), &home, &options).expect("init");
+    create(&store, "l0", None);
+    for depth in 1..=128 {
+        let parent = format!("l{}", depth - 1);
+        create(&store, &format!("l{depth}"), Some(&parent));
+    }
+    let limit = store.status().expect("status").features.data_limit.bytes();
+    let request = MountRequest::new().strategy(Some(Strategy::MountAbsolute));
+    let (mut fits, mut refused) = (0, 0);
+    for depth in [1, 8, 16, 32, 64, 128] {
+        let layer = id(&format!("l{depth}"));
+        let mounted = store.mount(&layer, &request);
+        match mounted {
+            Ok(_) => {
+                store.unmount(&layer, UnmountMode::Now).expect("unmount");
+                fits += 1;
+            }
+            Err(error) => {
+                let words = chain(&error);
+                assert_eq!(error.kind(), ErrorKind::InvalidInput, "{words}");
+                assert!(words.contains(&format!("takes {limit}")), "{words}");
+                assert!(store.inspect(&layer).expect("inspect").mount.is_none());
+                refused += 1;
+            }
+        }
+    }
+    assert!(
+        fits > 0 && (refused > 0 || limit > 4095),
+        "{fits}, {refused}"
+    );
     subject.assert_clean(&store);
 }
 

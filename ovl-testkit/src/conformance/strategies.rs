@@ -4,8 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use ovl_driver::blocking::Overlay2;
-use ovl_driver::{Durability, Error, ErrorKind, InitOptions, MountRequest};
-use ovl_layout::{LayerId, LinkId, LowerChain, MAX_DEPTH, names};
+use ovl_driver::{Durability, Error, ErrorKind, Finding, FindingKind, InitOptions, MountRequest};
+use ovl_layout::{DOCKER_MAX_DEPTH, LayerId, LinkId, LowerChain, MAX_DEPTH, names};
 use ovl_mount::{
     Access, KERNEL_MAX_LOWERS, MountError, MountPlan, OverlaySpec, PlanError, Strategy,
 };
@@ -101,6 +101,17 @@ fn a_stack_of_499_layers_mounts_by_every_strategy_without_a_length(subject: &Sub
     assert!(
         matches!(&error, Error::Depth { source, .. } if source.depth == MAX_DEPTH + 1),
         "{error}"
+    );
+    for (depth, usable) in [(DOCKER_MAX_DEPTH, true), (DOCKER_MAX_DEPTH + 1, false)] {
+        let found = store.inspect(&id(&format!("s{depth}")));
+        assert_eq!(found.expect("inspect").docker.yes, usable, "{depth}");
+    }
+    assert!(!store.status().expect("status").docker.yes);
+    let findings = store.check().expect("check").findings;
+    let deep = |finding: &&Finding| finding.kind == FindingKind::TooDeepForDocker;
+    assert_eq!(
+        findings.iter().filter(deep).count(),
+        MAX_DEPTH - DOCKER_MAX_DEPTH
     );
     let mut mounted = 0;
     for how in strategies(&store) {

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use ovl_diff::{FileKind, Node, TreeBackend as _};
 use ovl_driver::{Kernel, ProcessId};
@@ -68,7 +68,10 @@ struct State {
     inodes: BTreeMap<Ino, Inode>,
     next_ino: Ino,
     clock: i64,
+    clock_step: i64,
     mounts: Vec<Arc<Mount>>,
+    /// Unmounted ones, which something may still have open.
+    detached: Vec<Weak<Mount>>,
     next_mount: u64,
     boot: u64,
     random: u64,
@@ -91,7 +94,9 @@ impl MockKernel {
             inodes: BTreeMap::from([(ROOT, Inode::directory(0o755, 0))]),
             next_ino: ROOT + 1,
             clock: 0,
+            clock_step: if profile.coarse_time { 1000 } else { 1 },
             mounts: vec![Arc::new(Mount::root())],
+            detached: Vec::new(),
             next_mount: 2,
             boot: 1,
             random: 0x9e37_79b9_7f4a_7c15,
@@ -150,6 +155,7 @@ impl MockKernel {
         let mut state = self.state();
         state.boot += 1;
         state.mounts.truncate(1);
+        state.detached.clear();
         state.locks = system::Locks::default();
         state.processes = BTreeSet::from([self.process.pid]);
         self.shared.unlocked.notify_all();

@@ -163,6 +163,15 @@ impl State {
         })
     }
 
+    /// Whether an overlay writes there, perhaps one that was unmounted lazily.
+    fn is_used_by_mount(&self, dir: Ino) -> bool {
+        let detached = self.detached.iter().filter_map(Weak::upgrade);
+        let in_use = detached.filter(|mount| !mount.holders().is_empty());
+        in_use
+            .chain(self.mounts.iter().cloned())
+            .any(|mount| mount.uses(dir))
+    }
+
     fn overlay(&mut self, request: &Request, identity: &Identity) -> Result<Overlay> {
         let find = |directory: &Directory| match directory {
             Directory::Open(ino) => Ok(*ino),
@@ -202,11 +211,7 @@ impl State {
                 return Err(Errno::LOOP);
             }
             // Linux only warns of this; nothing good comes of it.
-            if self
-                .mounts
-                .iter()
-                .any(|mount| mount.uses(upper) || mount.uses(work))
-            {
+            if self.is_used_by_mount(upper) || self.is_used_by_mount(work) {
                 return Err(Errno::BUSY);
             }
             writable = self.make_work(work, request.volatile)?;
@@ -223,8 +228,8 @@ impl State {
         })
     }
 
-    /// `ovl_make_workdir`: makes `work/work` anew. False where what lies in it is too deep for the
-    /// kernel to remove, which mounts read-only then.
+    /// `ovl_make_workdir`: makes `work/work` anew. False where it cannot be made, or what lies in it
+    /// is too deep for the kernel to remove, which mounts read-only then.
     fn make_work(&mut self, work: Ino, volatile: bool) -> Result<bool> {
         let name = OsStr::new("work");
         if let Some(inner) = self.child(work, name)? {
@@ -239,7 +244,9 @@ impl State {
             self.rmdir(work, name)?;
         }
         let body = || Body::Directory(BTreeMap::new());
-        let mut dir = self.add(work, name, body(), 0)?;
+        let Ok(mut dir) = self.add(work, name, body(), 0) else {
+            return Ok(false);
+        };
         if volatile {
             for name in ["incompat", "volatile"] {
                 dir = self.add(dir, OsStr::new(name), body(), 0)?;
@@ -369,7 +376,9 @@ impl MountBackend for MockKernel {
             let holders = || self.holders(target).unwrap_or_default();
             return Err(MountError::unmount(target, Errno::BUSY.into()).with_holders(holders));
         }
-        state.mounts.remove(at);
+        let gone = state.mounts.remove(at);
+        state.detached.retain(|mount| mount.strong_count() > 0);
+        state.detached.push(Arc::downgrade(&gone));
         Ok(())
     }
 
@@ -392,6 +401,12 @@ impl MountBackend for MockKernel {
             .filter(below)
             .map(|mount| info(mount))
             .collect())
+    }
+
+    fn is_upper_in_use(&self, upper: &Path) -> io::Result<bool> {
+        let state = self.state();
+        let dir = state.plain_dir_itself(upper)?;
+        Ok(state.is_used_by_mount(dir))
     }
 }
 

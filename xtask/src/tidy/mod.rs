@@ -5,6 +5,7 @@ mod graph;
 mod licences;
 mod manifests;
 mod modules;
+mod rows;
 mod scan;
 mod sources;
 
@@ -55,6 +56,7 @@ pub(crate) fn run() -> Result<()> {
     found.extend(manifests::check(&metadata, &files));
     found.extend(modules::check(&metadata, &files));
     found.extend(documents::check(&files));
+    found.extend(rows::check(&files));
     for (name, text) in &files {
         found.extend(sources::check(name, text));
     }

@@ -14,7 +14,10 @@ pub(super) fn check(metadata: &Value, files: &Files) -> Vec<Finding> {
         let folder = manifest.trim_end_matches("Cargo.toml");
         let roots = list(&package["targets"])
             .map(|target| relative(metadata, text(target, "src_path")).to_owned());
-        let reached = reached(roots.collect(), files);
+        // Their package is outside of the workspace.
+        let fuzzed = format!("{folder}fuzz/fuzz_targets/");
+        let fuzzed = files.keys().filter(|name| name.starts_with(&fuzzed));
+        let reached = reached(roots.chain(fuzzed.cloned()).collect(), files);
         let lost = files.keys().filter(|name| {
             name.starts_with(folder) && name.ends_with(".rs") && !reached.contains(*name)
         });

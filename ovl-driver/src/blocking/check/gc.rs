@@ -74,10 +74,19 @@ impl Overlay2 {
             FindingKind::StaleHolds => {
                 let text = name.to_string_lossy();
                 let id = text.strip_prefix(".tmp-").unwrap_or(&text).parse();
-                // Whoever holds the lock may be about to mount.
+                // Whoever holds the lock may be about to mount. Where there is nothing to lock, a
+                // new layer waits with its first note.
                 let lock = id.map(|id| self.lock_layer(&id, LockKind::Exclusive));
                 let _lock = match lock {
-                    Ok(Err(Error::LayerNotFound { .. })) | Err(_) => None,
+                    Ok(Err(Error::LayerNotFound { id, .. })) => {
+                        let notes = self.lock_holds(own, LockKind::Exclusive)?;
+                        let made = files::exists(tree, &self.home, id.as_str());
+                        if made.map_err(failed)? {
+                            return Ok(());
+                        }
+                        Some(notes)
+                    }
+                    Err(_) => None,
                     Ok(result) => Some(result?),
                 };
                 match self.is_stale_hold(own, name)? {
@@ -144,6 +153,16 @@ impl Overlay2 {
             Err(Error::Damaged { .. }) => Ok(false),
             result => result.map(|_| false),
         }
+    }
+
+    /// Whether a note of holds is of a mount that was unmounted lazily in this boot: nobody was
+    /// killed, and the next mount looks whether it is over.
+    pub(super) fn notes_detached(&self, own: &OwnDirs, name: &OsStr) -> Result<bool, Error> {
+        let id = LayerId::from_file_name(name).ok();
+        Ok(match id.and_then(|id| self.noted_holds(own, &id)) {
+            Some(holds) => holds.is_detached() && holds.boot == self.boot()?,
+            None => false,
+        })
     }
 
     /// Whether something is mounted at a path.

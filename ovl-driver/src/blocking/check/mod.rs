@@ -9,7 +9,7 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use ovl_diff::{DirHandle, FileKind};
-use ovl_layout::{LINK_ID_LEN, LayerId, LinkId, names};
+use ovl_layout::{DOCKER_MAX_DEPTH, LINK_ID_LEN, LayerId, LinkId, names};
 
 use super::Overlay2;
 use super::home::NEW_SETTINGS;
@@ -274,6 +274,15 @@ impl Findings<'_> {
             },
             Part::Good(chain) => chain,
         };
+        if chain.depth() > DOCKER_MAX_DEPTH {
+            let found = chain.depth();
+            let problem = format!(
+                "it names {found} layers, and Docker mounts at most {DOCKER_MAX_DEPTH}: it cannot use this one"
+            );
+            let kind = FindingKind::TooDeepForDocker;
+            self.add(kind, Some(id), path.clone(), problem, Remedy::Nothing)
+                .ours = true;
+        }
         if let Some(depth) = recorded
             && depth != chain.depth()
         {
@@ -519,7 +528,10 @@ impl Findings<'_> {
             }
         }
         for name in &self.scan.holds {
-            if !store.is_busy(name)? && store.is_stale_hold(&own, name)? {
+            if !store.is_busy(name)?
+                && !store.notes_detached(&own, name)?
+                && store.is_stale_hold(&own, name)?
+            {
                 let path = path.join(names::HOLDS).join(name);
                 let problem = "it speaks of a mount that is gone";
                 let kind = FindingKind::StaleHolds;

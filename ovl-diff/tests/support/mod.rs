@@ -62,7 +62,7 @@ impl Scene {
     }
 
     /// In memory.
-    fn mock() -> Self {
+    pub(crate) fn mock() -> Self {
         let kernel = MockKernel::new(KernelProfile::modern());
         kernel.mkdir_all("/scene".as_ref()).unwrap();
         let dir = kernel.open_root("/scene".as_ref()).unwrap();

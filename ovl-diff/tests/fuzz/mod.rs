@@ -1,7 +1,7 @@
 //! Hostile input by chance: a few cases with the other tests, and as many as there is time for with
 //! `cargo xtask fuzz`.
 
-mod apply;
+pub(crate) mod apply;
 mod archive;
 
 use std::env;

@@ -1,0 +1,152 @@
+//! Operations that fail, and trees that change under whoever reads them.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ovl_diff::TreeBackend as _;
+use ovl_driver::blocking::Overlay2;
+use ovl_driver::{Base, CreateLayer, ImportOptions, OpenOptions};
+use ovl_layout::LayerId;
+use ovl_mount::UnmountMode;
+use ovl_testkit::{ArchiveBuilder, Faulty, KernelProfile, MockKernel};
+
+const EIO: i32 = 5;
+const EACCES: i32 = 13;
+const EMFILE: i32 = 24;
+
+fn id(id: &str) -> LayerId {
+    id.parse().unwrap()
+}
+
+fn layer(name: &str, parent: Option<&str>) -> CreateLayer {
+    CreateLayer::new(id(name)).parent(parent.map(id))
+}
+
+/// The kernel's number, wherever in the chain of causes.
+fn errno_of(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.find_map(|error| error.downcast_ref::<std::io::Error>()?.raw_os_error())
+}
+
+/// A home with a layer on a layer, on a kernel that fails on order.
+fn two_layers() -> (MockKernel, Faulty, Overlay2) {
+    let mock = MockKernel::new(KernelProfile::modern());
+    let faulty = Faulty::new(mock.kernel());
+    let options = OpenOptions::new().create(true);
+    let store = Overlay2::open(faulty.kernel(), Path::new("/home"), options).unwrap();
+    let archive = ArchiveBuilder::new()
+        .dir("dir", 0o755)
+        .file("dir/file", b"file")
+        .finish();
+    let options = ImportOptions::new();
+    store
+        .import(&layer("base", None), &*archive, options, &mut |_| {})
+        .unwrap();
+    store.create(&layer("parent", Some("base"))).unwrap();
+    (mock, faulty, store)
+}
+
+#[test]
+fn row_137_a_read_error_on_lower_fails_the_create() {
+    for errno in [EIO, EACCES, EMFILE] {
+        let (_, faulty, store) = two_layers();
+        for call in ["open_file", "read_at"] {
+            let mut lower = false;
+            faulty.order_where(move |now, subject| {
+                let here = match call {
+                    "open_file" => now == call && subject == "lower",
+                    // Of the file that was opened last.
+                    _ => now == call && subject == "an open file" && lower,
+                };
+                if now == "open_file" {
+                    lower = subject == "lower";
+                }
+                here.then_some(errno)
+            });
+            let error = store
+                .create(&layer("child", Some("parent")))
+                .expect_err("nobody knows what the parent stands on");
+            assert!(faulty.has_fired(), "{call}");
+            assert_eq!(errno_of(&error), Some(errno), "{call}: {error:?}");
+            faulty.heal();
+            let names: Vec<_> = store.layers().unwrap().layers;
+            assert_eq!(names.len(), 2, "nothing was made");
+        }
+        store.create(&layer("child", Some("parent"))).unwrap();
+        let child = store.inspect(&id("child")).unwrap();
+        assert_eq!(child.chain, [id("parent"), id("base")]);
+    }
+}
+
+/// Swaps `dir` of a layer for a link to the victim's at the given call for it, once.
+fn swap_at(mock: &MockKernel, faulty: &Faulty, layer: &str, call: &'static str) {
+    let (mock, done) = (mock.clone(), AtomicBool::new(false));
+    let path = Path::new("/home").join(layer).join("diff");
+    faulty.order_where(move |now, subject| {
+        if now == call && subject == "dir" && !done.swap(true, Ordering::Relaxed) {
+            let diff = mock.open_root(&path).unwrap();
+            let home = mock.open_root(Path::new("/")).unwrap();
+            let (from, to) = (OsStr::new("dir"), OsStr::new("moved"));
+            let mode = ovl_diff::RenameMode::Replace;
+            mock.rename(&diff, from, &home, to, mode).unwrap();
+            mock.create_symlink(&diff, from, OsStr::new("/victim"))
+                .unwrap();
+        }
+        None
+    });
+}
+
+#[test]
+fn row_180_a_directory_swapped_for_a_link_leads_nobody_out() {
+    for call in ["open_dir", "metadata"] {
+        let (mock, faulty, store) = two_layers();
+        mock.mkdir_all(Path::new("/victim")).unwrap();
+        mock.write_file(Path::new("/victim/secret"), b"secret")
+            .unwrap();
+
+        swap_at(&mock, &faulty, "base", call);
+        let mut archive = Vec::new();
+        let exported = store.diff(&id("base"), &Base::Parent, &mut archive);
+        assert!(!archive.windows(6).any(|bytes| bytes == b"secret"));
+        assert!(
+            exported.is_err(),
+            "{call}: what changed is no whole archive"
+        );
+
+        let (mock, faulty, store) = two_layers();
+        mock.mkdir_all(Path::new("/victim")).unwrap();
+        mock.write_file(Path::new("/victim/secret"), b"secret")
+            .unwrap();
+        store.remove(&id("parent"), false).unwrap();
+        swap_at(&mock, &faulty, "base", call);
+        // Whether the size or the removal sees the link or the directory, it stays in the layer.
+        let _ = store.size(&id("base"), &Base::Empty);
+        store.remove(&id("base"), false).unwrap();
+        store.reclaim().unwrap();
+        let secret = mock.read_file(Path::new("/victim/secret")).unwrap();
+        assert_eq!(secret, b"secret", "{call}");
+    }
+}
+
+#[test]
+fn a_mount_that_fails_at_any_operation_is_gone_or_held() {
+    let (_, faulty, store) = two_layers();
+    let mut at = 1;
+    loop {
+        faulty.order(ovl_testkit::Fault::Once { at, errno: EIO });
+        let mounted = store.mount(&id("parent"), &ovl_driver::MountRequest::new());
+        let fired = faulty.has_fired();
+        faulty.heal();
+        let state = store.inspect(&id("parent")).unwrap().mount;
+        assert_eq!(mounted.is_ok(), state.is_some(), "operation {at}");
+        if mounted.is_ok() {
+            store.unmount(&id("parent"), UnmountMode::Now).unwrap();
+        }
+        if !fired {
+            break;
+        }
+        at += 1;
+    }
+    assert!(at > 20, "{at} operations");
+}

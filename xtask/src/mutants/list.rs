@@ -1,0 +1,351 @@
+//! The faults. Each is a small slip that the compiler does not find.
+
+/// One fault: a text that stands once in a file, and what is put in its place.
+pub(super) struct Mutant {
+    /// What goes wrong.
+    pub(super) name: &'static str,
+    pub(super) file: &'static str,
+    pub(super) from: &'static str,
+    pub(super) to: &'static str,
+}
+
+impl Mutant {
+    /// The packages whose tests may notice it, the nearest first.
+    pub(super) fn packages(&self) -> impl Iterator<Item = &'static str> + use<> {
+        let own = self.file.split('/').next().unwrap_or_default();
+        let users = ["ovl-driver", "ovl-testkit", "ovl-diff", "ovl-cli"];
+        std::iter::once(own).chain(users.into_iter().filter(move |user| *user != own))
+    }
+}
+
+pub(super) const MUTANTS: &[Mutant] = &[
+    Mutant {
+        name: "publish onto an existing name",
+        file: "ovl-driver/src/blocking/staging.rs",
+        from: r#"        self.linked = true;
+        sync(&store.links, &store.layout.link_dir())?;
+        let mode = RenameMode::NoReplace;"#,
+        to: r#"        self.linked = true;
+        sync(&store.links, &store.layout.link_dir())?;
+        let mode = RenameMode::Exchange;"#,
+    },
+    Mutant {
+        name: "skip the sync of the layer",
+        file: "ovl-driver/src/blocking/staging.rs",
+        from: r#"            sync_layer(tree, &self.dir).map_err"#,
+        to: r#"            sync_layer(tree, &self.diff).map_err"#,
+    },
+    Mutant {
+        name: "skip the sync of the links",
+        file: "ovl-driver/src/blocking/staging.rs",
+        from: r#"        sync(&store.links, &store.layout.link_dir())?;
+"#,
+        to: r#"        let _ = &sync;
+"#,
+    },
+    Mutant {
+        name: "skip the sync of the home",
+        file: "ovl-driver/src/blocking/mod.rs",
+        from: r#"        if !self.durable() {
+            return Ok(());
+        }
+        let synced"#,
+        to: r#"        if !self.durable() || what == "published" {
+            return Ok(());
+        }
+        let synced"#,
+    },
+    Mutant {
+        name: "skip the sync of a seal",
+        file: "ovl-driver/src/blocking/create.rs",
+        from: r#"                    let synced = tree.sync(Node::File(&mark));"#,
+        to: r#"                    let synced = tree.metadata(Node::File(&mark)).map(drop);"#,
+    },
+    Mutant {
+        name: "forget to seal the parent",
+        file: "ovl-driver/src/blocking/staging.rs",
+        from: r#"            store.seal(parent)?;
+"#,
+        to: r#""#,
+    },
+    Mutant {
+        name: "forget to note the child",
+        file: "ovl-driver/src/blocking/staging.rs",
+        from: r#"            store.note_child(&self.own, parent, self.record.link)?;
+"#,
+        to: r#""#,
+    },
+    Mutant {
+        name: "leak the link of a layer not published",
+        file: "ovl-driver/src/blocking/staging.rs",
+        from: r#"        if self.linked {
+            let _ = self.store.unlink_staged(&self.own, &self.name);
+        }"#,
+        to: r#"        if self.linked && self.published {
+            let _ = self.store.unlink_staged(&self.own, &self.name);
+        }"#,
+    },
+    Mutant {
+        name: "leave the staging directory of a failure",
+        file: "ovl-driver/src/blocking/staging.rs",
+        from: r#"        let _ = remove_tree(self.store.kernel.tree(), &self.own.staging, &self.name);
+    }"#,
+        to: r#"    }"#,
+    },
+    Mutant {
+        name: "leave the record unsynced",
+        file: "ovl-driver/src/blocking/staging.rs",
+        from: r#"            record.as_bytes(),
+            durable,
+        )"#,
+        to: r#"            record.as_bytes(),
+            durable && self.published,
+        )"#,
+    },
+    Mutant {
+        name: "drop the lock of the parent early",
+        file: "ovl-driver/src/blocking/create.rs",
+        from: r#"            Some(lock),
+        ))"#,
+        to: r#"            Some(lock).filter(|_| false),
+        ))"#,
+    },
+    Mutant {
+        name: "drop the lock of a mount",
+        file: "ovl-driver/src/blocking/mounting.rs",
+        from: r#"        let own = self.own_dirs()?;
+        let _lock = self.lock_layer(id, LockKind::Exclusive)?;
+        // In this order: a child seals its parent before it leaves staging."#,
+        to: r#"        let own = self.own_dirs()?;
+        drop(self.lock_layer(id, LockKind::Exclusive)?);
+        // In this order: a child seals its parent before it leaves staging."#,
+    },
+    Mutant {
+        name: "take an unmount for granted that is busy",
+        file: "ovl-driver/src/blocking/mounting.rs",
+        from: r#"                Ok(()) | Err(MountError::NotMounted { .. }) => break,"#,
+        to: r#"                Ok(()) | Err(MountError::NotMounted { .. } | MountError::Busy { .. }) => break,"#,
+    },
+    Mutant {
+        name: "unmount with one hold left",
+        file: "ovl-driver/src/blocking/mounting.rs",
+        from: r#"        if holds.total() > 0 {
+            self.write_holds(&own, id, &holds)?;
+            return Ok(holds.total());"#,
+        to: r#"        if holds.total() > 1 {
+            self.write_holds(&own, id, &holds)?;
+            return Ok(holds.total());"#,
+    },
+    Mutant {
+        name: "keep the mount point after an unmount",
+        file: "ovl-driver/src/blocking/mounting.rs",
+        from: r#"        match tree.remove_dir(dir, OsStr::new(names::MERGED)) {"#,
+        to: r#"        match tree.metadata(Node::Dir(dir)).map(drop) {"#,
+    },
+    Mutant {
+        name: "believe a hold of another boot",
+        file: "ovl-driver/src/blocking/mounting.rs",
+        from: r#".filter(|holds| holds.boot == boot)"#,
+        to: r#".filter(|holds| !holds.boot.is_empty() && !boot.is_empty())"#,
+    },
+    Mutant {
+        name: "remove a layer that others stand on",
+        file: "ovl-driver/src/blocking/remove.rs",
+        from: r#"        if !children.is_empty() {"#,
+        to: r#"        if !children.is_empty() && !force {"#,
+    },
+    Mutant {
+        name: "remove without looking at staging",
+        file: "ovl-driver/src/blocking/remove.rs",
+        from: r#"        if self.is_in_flight(id, None)? {"#,
+        to: r#"        if !force && self.is_in_flight(id, None)? && force {"#,
+    },
+    Mutant {
+        name: "leave the link of a removed layer",
+        file: "ovl-driver/src/blocking/remove.rs",
+        from: r#"            self.unlink_layer(&own, id, link)?;
+"#,
+        to: r#""#,
+    },
+    Mutant {
+        name: "take an unreadable lower file for none",
+        file: "ovl-driver/src/blocking/layer.rs",
+        from: r#"        let chain = match read(names::LOWER)? {"#,
+        to: r#"        let chain = match read(names::LOWER).unwrap_or(None) {"#,
+    },
+    Mutant {
+        name: "believe a chain that the parent does not have",
+        file: "ovl-driver/src/blocking/layer.rs",
+        from: r#"            if below.chain.links() != known {"#,
+        to: r#"            if below.chain.links().len() > known.len() {"#,
+    },
+    Mutant {
+        name: "believe a link that leads to another layer",
+        file: "ovl-driver/src/blocking/layer.rs",
+        from: r#"            if below.link != link {"#,
+        to: r#"            if below.link != link && stack.ids.len() > 600 {"#,
+    },
+    Mutant {
+        name: "allow one layer too many",
+        file: "ovl-layout/src/chain.rs",
+        from: r#"depth > max_depth"#,
+        to: r#"depth > max_depth + 1"#,
+    },
+    Mutant {
+        name: "accept an empty lower file",
+        file: "ovl-layout/src/chain.rs",
+        from: r#"return Err(LowerFileError::Empty)"#,
+        to: r#"return Ok(Self::default())"#,
+    },
+    Mutant {
+        name: "take mount data of one byte too many",
+        file: "ovl-mount/src/call.rs",
+        from: r#"        if len > limit {
+            let strategy"#,
+        to: r#"        if len > limit + 1 {
+            let strategy"#,
+    },
+    Mutant {
+        name: "leave a comma as it is",
+        file: "ovl-mount/src/call.rs",
+        from: r#"        if matches!(byte, b'\\' | b',' | b':') {"#,
+        to: r#"        if matches!(byte, b'\\' | b':') {"#,
+    },
+    Mutant {
+        name: "turn the lower layers round",
+        file: "ovl-mount/src/call.rs",
+        from: r#"        own.into_iter()
+            .chain(links.map(move |link|"#,
+        to: r#"        own.into_iter()
+            .chain(links.rev().map(move |link|"#,
+    },
+    Mutant {
+        name: "take settings of one byte too many",
+        file: "ovl-mount/src/call.rs",
+        from: r#"value.len() > MAX_SETTING_LEN"#,
+        to: r#"value.len() > MAX_SETTING_LEN + 1"#,
+    },
+    Mutant {
+        name: "mount a read-only layer without its own contents",
+        file: "ovl-mount/src/plan.rs",
+        from: r#"usize::from(self.access == Access::ReadOnly)"#,
+        to: r#"usize::from(self.access == Access::Writable)"#,
+    },
+    Mutant {
+        name: "whiteout names that are not below",
+        file: "ovl-diff/src/apply.rs",
+        from: r#"        if !below.exists() {
+            return Ok(());
+        }
+"#,
+        to: r#""#,
+    },
+    Mutant {
+        name: "leave the names of a replaced object",
+        file: "ovl-diff/src/apply.rs",
+        from: r#"                remove_any(self.position.view(), dir, name)
+                    .map_err(|error| error.below(self.position.path()))?;
+"#,
+        to: r#""#,
+    },
+    Mutant {
+        name: "follow more links than the kernel",
+        file: "ovl-diff/src/apply.rs",
+        from: r#"            if links > MAX_LINKS {"#,
+        to: r#"            if links > MAX_LINKS * 1000 {"#,
+    },
+    Mutant {
+        name: "let a link lead out of the root",
+        file: "ovl-diff/src/apply.rs",
+        from: r#"                    return Err(Stop::Bad(BadReason::LinkEscape));"#,
+        to: r#"                    continue;"#,
+    },
+    Mutant {
+        name: "accept the device of a whiteout",
+        file: "ovl-diff/src/apply.rs",
+        from: r#"            && number == DeviceNumber::default()"#,
+        to: r#"            && number == DeviceNumber::default()
+            && entry.size > 0"#,
+    },
+    Mutant {
+        name: "forget the hole at the end",
+        file: "ovl-diff/src/apply.rs",
+        from: r#"        if written < offset {
+            self.tree.set_len"#,
+        to: r#"        if written == 0 && offset == 1 {
+            self.tree.set_len"#,
+    },
+    Mutant {
+        name: "leave the times of directories",
+        file: "ovl-diff/src/place.rs",
+        from: r#"(&frame.upper, frame.mtime, frame.touched) {
+            self"#,
+        to: r#"(&frame.upper, frame.mtime, frame.touched && index > 0) {
+            self"#,
+    },
+    Mutant {
+        name: "keep what an opaque directory hides",
+        file: "ovl-diff/src/place.rs",
+        from: r#"        .on("mark as opaque", path)?;
+    purge(view, dir, path)"#,
+        to: r#"        .on("mark as opaque", path)?;
+    let _ = purge;
+    Ok(())"#,
+    },
+    Mutant {
+        name: "give implied parents no attributes",
+        file: "ovl-diff/src/place.rs",
+        from: r#"            (Some(metadata), Some(below)) => {
+                let (from, to)"#,
+        to: r#"            (Some(metadata), Some(below)) if metadata.nlink > 1000 => {
+                let (from, to)"#,
+    },
+    Mutant {
+        name: "leave a whiteout out of a diff",
+        file: "ovl-diff/src/native.rs",
+        from: r#"                emitter.whiteout(parent, name, whiteout.as_ref())?;
+"#,
+        to: r#"                let _ = (whiteout, parent);
+"#,
+    },
+    Mutant {
+        name: "leave the mark of an opaque directory out",
+        file: "ovl-diff/src/native.rs",
+        from: r#"            emitter.opaque(path, metadata)?;
+            ViewDir::default()"#,
+        to: r#"            ViewDir::default()"#,
+    },
+    Mutant {
+        name: "ignore what changes under a diff",
+        file: "ovl-diff/src/emit.rs",
+        from: r#"        Some(after) if identity(&after) == identity(before) => Ok(()),"#,
+        to: r#"        Some(after) if identity(&after).0 == identity(before).0 => Ok(()),"#,
+    },
+    Mutant {
+        name: "write hard links as files",
+        file: "ovl-diff/src/emit.rs",
+        from: r#"        if metadata.nlink > 1 {
+            if let"#,
+        to: r#"        if metadata.nlink > 1000 {
+            if let"#,
+    },
+    Mutant {
+        name: "ignore a sync that fails",
+        file: "ovl-diff/src/durable.rs",
+        from: r#"        tree.sync(node).on("sync", &self.path)"#,
+        to: r#"        tree.sync(node).on("sync", &self.path).or(Ok(()))"#,
+    },
+    Mutant {
+        name: "give a project id out that is in use",
+        file: "ovl-quota/src/control.rs",
+        from: r#"                Ok(usage) if usage.is_empty() => break Ok(id),"#,
+        to: r#"                Ok(_) if id.get() > 0 => break Ok(id),"#,
+    },
+    Mutant {
+        name: "leave the limits of a released project",
+        file: "ovl-quota/src/control.rs",
+        from: r#"        self.set_limits(dir, project, &Limits::UNLIMITED)?;
+        self.assign"#,
+        to: r#"        self.assign"#,
+    },
+];
