@@ -5,12 +5,11 @@ mod archive;
 mod recorder;
 mod shown;
 
-use std::cell::Cell;
 use std::ffi::OsStr;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use ovl_diff::{
     ApplyError, ApplyOptions, ApplySummary, ArchiveError, BadArchive, BadReason, DeviceNumber,
@@ -36,7 +35,7 @@ pub(crate) struct Scene {
     pub(crate) cases: u32,
     pub(crate) has_sockets: bool,
     pub(crate) has_acls: bool,
-    layers: Cell<u32>,
+    layers: AtomicU32,
     _temp: Option<TempDir>,
 }
 
@@ -87,7 +86,7 @@ impl Scene {
             cases: if temp.is_some() { 64 } else { 256 },
             has_sockets: temp.is_some(),
             has_acls,
-            layers: Cell::new(0),
+            layers: AtomicU32::new(0),
             _temp: temp,
         };
         let victim = scene.make_dir(&scene.dir, "victim");
@@ -115,8 +114,7 @@ impl Scene {
 
     /// A new empty layer.
     pub(crate) fn layer(&self) -> DirHandle {
-        let number = self.layers.get();
-        self.layers.set(number + 1);
+        let number = self.layers.fetch_add(1, Ordering::Relaxed);
         self.make_dir(&self.dir, &format!("layer-{number}"))
     }
 
