@@ -274,7 +274,7 @@ fn entry<W: Write>(
             Ok(None)
         }
         Found::Directory(tree, metadata) => {
-            directory(emitter, view, level, &look, (tree, metadata), (name, path)).map(Some)
+            directory(emitter, view, level, look, (tree, metadata), (name, path)).map(Some)
         }
     }
 }

@@ -24,7 +24,7 @@ fn entry() -> impl Strategy<Value = Entry> {
     let name = || select(NAMES);
     let file = (name(), select(vec![0, 1, 4096, 5000, 70_000, 300_000]));
     let kind = prop_oneof![
-        12 => file.prop_map(|(name, len)| Entry::file(name, name.repeat(len).as_bytes()[..len].to_vec())),
+        12 => file.prop_map(|(name, len)| Entry::file(name, &name.repeat(len).as_bytes()[..len])),
         3 => (0..1000).prop_map(|number| Entry::file(format!("many/{number}"), b"contents")),
         2 => select(&["d", "e", "d/e", "many"][..]).prop_map(Entry::dir),
         1 => name().prop_map(|name| Entry::symlink(name, "d")),
@@ -210,7 +210,10 @@ fn a_long_archive_reads_the_same_however_it_is_compressed_and_arrives() {
             let (mut contents, mut buffer) = (0, vec![0; 10_000]);
             while let Some(entry) = reader.next_entry().unwrap() {
                 // One in two is skipped.
-                while entry.index % 2 == 0 {
+                if entry.index % 2 == 1 {
+                    continue;
+                }
+                loop {
                     match reader.read_payload(&mut buffer).unwrap() {
                         0 => break,
                         len => contents += len,

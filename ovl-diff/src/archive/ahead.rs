@@ -63,10 +63,10 @@ impl<R: Read> Ahead<R> {
     /// Moves a decoder that knows its compression to a thread, or gives it back where there is
     /// none to be had.
     pub(super) fn start(
-        decoder: Decoder<R>,
+        decoder: Box<Decoder<R>>,
         compression: Compression,
         buffers: &Arc<Buffers>,
-    ) -> Result<Self, Decoder<R>> {
+    ) -> Result<Self, Box<Decoder<R>>> {
         let (to_reader, output) = sync_channel(AHEAD);
         let (feed, from_reader) = sync_channel(1);
         let (start, started) = sync_channel::<Decoder<Fed>>(1);

@@ -25,7 +25,7 @@ pub(super) struct Stream<R> {
 }
 
 enum Source<R> {
-    Here(Decoder<R>),
+    Here(Box<Decoder<R>>),
     Ahead(Ahead<R>),
     /// Only while it becomes the other.
     Moving,
@@ -41,7 +41,7 @@ pub(super) enum Block<'a> {
 impl<R: Read> Stream<R> {
     pub(super) fn new(reader: R, limits: ReadLimits) -> Self {
         Self {
-            source: Source::Here(Decoder::new(reader, limits)),
+            source: Source::Here(Box::new(Decoder::new(reader, limits))),
             buffers: Arc::default(),
             digester: Digester::default(),
             piece: None,
