@@ -28,7 +28,10 @@ use crate::{cargo, output};
 pub(crate) use crowd::{CrowdOptions, crowd};
 use images::{Image, Scratch};
 use mounts::unmount_below;
-pub(crate) use storm::{WorkerOptions, work};
+pub(crate) use random::Random;
+pub(crate) use storm::{
+    Ending, Home, Log, Model, Step, WorkerOptions, assert_clean, work, work_with,
+};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
