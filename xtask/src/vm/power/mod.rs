@@ -113,7 +113,7 @@ pub(super) fn run(options: &PowerCut) -> Result<()> {
         initramfs,
         scratch,
         broken: options.broken,
-        random: Random::new(seed),
+        seed,
         disks: BTreeMap::new(),
         tally: BTreeMap::new(),
     };
@@ -191,7 +191,7 @@ struct Bench {
     initramfs: PathBuf,
     scratch: TempDir,
     broken: Option<Variant>,
-    random: Random,
+    seed: u64,
     disks: BTreeMap<&'static str, Bed>,
     tally: BTreeMap<&'static str, Tally>,
 }
@@ -203,10 +203,12 @@ impl Bench {
 
     fn rounds(&mut self, rounds: u64) -> Result<()> {
         for round in 1..=rounds {
-            let moment = Moment::draw(&mut self.random);
-            self.round(round, moment)?;
+            // What one does is independent of how far the others came.
+            let mut random = Random::new(Random::new(self.seed.wrapping_add(round)).next());
+            let moment = Moment::draw(&mut random);
+            self.round(round, moment, &mut random)?;
             if round % ON_ONE_DISK == 0 || round == rounds {
-                self.round(round, Moment::Looked)?;
+                self.round(round, Moment::Looked, &mut random)?;
                 self.disks.clear();
             }
             let lost = |tally: &Tally| !tally.losses.is_empty();
@@ -239,9 +241,9 @@ impl Bench {
     }
 
     /// Boots, lets the workers look and work, and takes the power away.
-    fn round(&mut self, round: u64, moment: Moment) -> Result<()> {
+    fn round(&mut self, round: u64, moment: Moment, random: &mut Random) -> Result<()> {
         let options = PowerGuestOptions {
-            seed: self.random.next() >> 32,
+            seed: random.next() >> 32,
             rest: match moment {
                 Moment::Rest(count) => Some(count),
                 Moment::Looked => Some(0),
@@ -269,7 +271,7 @@ impl Bench {
                 socket.display()
             ));
         }
-        drives.push(ledger_drive(dir.path(), text)?);
+        drives.push(ledger_drive(self.scratch.path(), text)?);
         let machine = Machine::boot(&self.kernel, &self.initramfs, &drives, &options.arguments())?;
         let mut watch = Watch {
             ledgers,
@@ -287,7 +289,8 @@ impl Bench {
         let mut how = Vec::new();
         for (fs, server) in servers {
             let mut disk = server.end()?;
-            how.push(format!("{}: {}", fs.name(), disk.cut(&mut self.random)?));
+            let mut chance = Random::new(random.next());
+            how.push(format!("{}: {}", fs.name(), disk.cut(&mut chance)?));
             let ledger = watch.ledgers.remove(fs.name());
             let mut ledger = ledger.context("each disk has a ledger")?;
             ledger.cut();
