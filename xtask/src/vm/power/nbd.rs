@@ -295,3 +295,129 @@ fn answer_all(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    struct Client {
+        server: Server,
+        stream: UnixStream,
+        power: Arc<Power>,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Client {
+        fn connect(requests: Option<u64>) -> Result<Self> {
+            let dir = tempfile::tempdir()?;
+            let (image, socket) = (dir.path().join("image"), dir.path().join("socket"));
+            File::create(&image)?.set_len(1 << 20)?;
+            let power = Arc::new(Power::new(requests));
+            let server = Server::start(Disk::open(&image)?, &socket, &power)?;
+            Ok(Self {
+                server,
+                stream: UnixStream::connect(&socket)?,
+                power,
+                _dir: dir,
+            })
+        }
+
+        fn option(&mut self, option: u32) -> Result<(u32, Vec<u8>)> {
+            self.stream.write_all(&OPTION_MAGIC.to_be_bytes())?;
+            self.stream.write_all(&option.to_be_bytes())?;
+            self.stream.write_all(&0_u32.to_be_bytes())?;
+            self.option_reply(option)
+        }
+
+        fn option_reply(&mut self, option: u32) -> Result<(u32, Vec<u8>)> {
+            assert_eq!(
+                u64::from_be_bytes(take(&mut self.stream)?),
+                OPTION_REPLY_MAGIC
+            );
+            assert_eq!(u32::from_be_bytes(take(&mut self.stream)?), option);
+            let kind = u32::from_be_bytes(take(&mut self.stream)?);
+            let len = u32::from_be_bytes(take(&mut self.stream)?);
+            let mut data = vec![0; len as usize];
+            self.stream.read_exact(&mut data)?;
+            Ok((kind, data))
+        }
+
+        fn agree(&mut self) -> Result<()> {
+            let hello: [u8; 18] = take(&mut self.stream)?;
+            assert_eq!(&hello[..16], b"NBDMAGICIHAVEOPT");
+            self.stream.write_all(&3_u32.to_be_bytes())?;
+            let structured_replies = self.option(8)?;
+            assert_eq!(structured_replies, (REPLY_UNSUPPORTED, Vec::new()));
+            let (kind, info) = self.option(OPTION_GO)?;
+            assert_eq!((kind, info.len()), (REPLY_INFO, 12));
+            assert_eq!(&info[2..10], &(1_u64 << 20).to_be_bytes());
+            assert_eq!(self.option_reply(OPTION_GO)?.0, REPLY_ACK);
+            Ok(())
+        }
+
+        fn ask(&mut self, command: u16, offset: u64, len: u32, data: &[u8]) -> Result<()> {
+            let mut request = REQUEST_MAGIC.to_be_bytes().to_vec();
+            request.extend(0_u16.to_be_bytes());
+            request.extend(command.to_be_bytes());
+            request.extend(*b"a cookie");
+            request.extend(offset.to_be_bytes());
+            request.extend(len.to_be_bytes());
+            request.extend(data);
+            Ok(self.stream.write_all(&request)?)
+        }
+
+        fn reply(&mut self) -> Result<u32> {
+            assert_eq!(u32::from_be_bytes(take(&mut self.stream)?), REPLY_MAGIC);
+            let error = u32::from_be_bytes(take(&mut self.stream)?);
+            assert_eq!(&take::<8>(&mut self.stream)?, b"a cookie");
+            Ok(error)
+        }
+    }
+
+    #[test]
+    fn a_client_writes_flushes_and_reads() -> Result<()> {
+        let mut client = Client::connect(None)?;
+        client.agree()?;
+        client.ask(COMMAND_WRITE, 8192, 3, b"abc")?;
+        assert_eq!(client.reply()?, 0);
+        client.ask(COMMAND_FLUSH, 0, 0, b"")?;
+        assert_eq!(client.reply()?, 0);
+        client.ask(COMMAND_WRITE, 16384, 3, b"def")?;
+        assert_eq!(client.reply()?, 0);
+        client.ask(COMMAND_READ, 8191, 4, b"")?;
+        assert_eq!((client.reply()?, take(&mut client.stream)?), (0, *b"\0abc"));
+        client.ask(COMMAND_READ, 1 << 20, 1, b"")?;
+        assert_eq!(client.reply()?, EINVAL);
+        drop(client.stream);
+        let mut disk = client.server.end()?;
+        let counts = disk.take_counts();
+        assert_eq!((counts.writes, counts.flushes), (2, 1));
+        disk.cut(&mut crate::e2e::Random::new(1))?;
+        assert_eq!(disk.take_counts().uncovered, 1);
+        Ok(())
+    }
+
+    #[test]
+    fn without_power_nothing_is_done_and_nothing_answered() -> Result<()> {
+        let mut client = Client::connect(Some(1))?;
+        client.agree()?;
+        client.ask(COMMAND_WRITE, 0, 3, b"abc")?;
+        assert_eq!(client.reply()?, 0);
+        assert!(!client.power.is_off());
+        client.ask(COMMAND_FLUSH, 0, 0, b"")?;
+        while !client.power.is_off() {
+            std::thread::yield_now();
+        }
+        client.ask(COMMAND_READ, 0, 3, b"")?;
+        client.stream.shutdown(std::net::Shutdown::Write)?;
+        // The end of the connection is all that comes.
+        let mut rest = Vec::new();
+        client.stream.read_to_end(&mut rest)?;
+        assert_eq!(rest, b"");
+        let counts = client.server.end()?.take_counts();
+        assert_eq!((counts.writes, counts.flushes), (1, 0));
+        Ok(())
+    }
+}
