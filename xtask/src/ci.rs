@@ -51,6 +51,9 @@ pub(crate) fn run(full: bool) -> Result<()> {
         e2e::run(&e2e::Options::denying(!full))
     })?;
     run_step("vm", || vm::run(&vm::Options::for_ci(!full)))?;
+    run_step("power cuts", || {
+        vm::run(&vm::Options::power_cut_for_ci(!full))
+    })?;
     if full {
         run_step("docker", || e2e::run(&e2e::Options::with_docker()))?;
     }

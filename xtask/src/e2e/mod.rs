@@ -33,8 +33,11 @@ use deny::{Answer, Denial, Denied};
 use images::{Image, Scratch};
 use mounts::unmount_below;
 pub(crate) use peak::{PeakOptions, peak};
+pub(crate) use random::Random;
 pub(crate) use scenarios::{ScriptsOptions, in_namespace};
-pub(crate) use storm::{WorkerOptions, work};
+pub(crate) use storm::{
+    Ending, Home, Log, Model, Step, WorkerOptions, assert_clean, work, work_with,
+};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
