@@ -264,6 +264,36 @@ fn changes_and_diff_speak_of_the_parent_unless_told_otherwise() {
 }
 
 #[test]
+fn an_archive_is_what_the_policy_and_the_last_time_say() {
+    let Some(store) = store("an_archive_is_what_the_policy_and_the_last_time_say") else {
+        return;
+    };
+    two_layers(&store);
+    let members = |arguments: &[&str]| {
+        let output = store.run(&[&["diff", "base"], arguments].concat());
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        let mut archive = tar::Archive::new(&*output.stdout);
+        let entries = archive.entries().unwrap().map(|entry| {
+            let entry = entry.unwrap();
+            let path = String::from_utf8(entry.path_bytes().into_owned()).unwrap();
+            (path, entry.header().mtime().unwrap())
+        });
+        entries.collect::<Vec<_>>()
+    };
+    let file = |mtime| ("good".to_owned(), mtime);
+    let all = members(&[]);
+    assert_eq!((all[0].0.as_str(), &all[1..]), ("./", &[file(1)][..]));
+    assert_eq!(members(&["--policy", "all"]), all);
+    assert_eq!(members(&["--policy", "docker"]), [file(1)]);
+    let clamped = members(&["--clamp-time", "0"]);
+    assert_eq!(clamped, [("./".to_owned(), 0), file(0)]);
+    let last = ["--policy", "docker", "--clamp-time", "1"];
+    assert_eq!(members(&last), [file(1)]);
+    store.fails(2, &["diff", "base", "--policy", "podman"]);
+    store.fails(2, &["diff", "base", "--clamp-time", "yesterday"]);
+}
+
+#[test]
 fn a_reader_that_goes_away_is_no_failure() {
     let Some(store) = store("a_reader_that_goes_away_is_no_failure") else {
         return;

@@ -16,9 +16,10 @@ use crate::archive::{
 use crate::error::{ApplyError, Context as _, TreeError};
 use crate::handles::FewHandles;
 use crate::place::{EnterError, Entered, Position, remove_any};
+use crate::remove::remove_tree;
 use crate::tree::{DeviceNumber, DirHandle, FileKind, Node, NodeKind, TreeBackend};
 use crate::view::{Found, View};
-use crate::whiteout::{EntryName, MAX_NAME_LEN, aufs_link, classify, is_aufs_link};
+use crate::whiteout::{EntryName, MAX_NAME_LEN, aufs_links, classify, is_aufs_links};
 
 /// Symbolic links that one path may lead through, as in the kernel.
 const MAX_LINKS: usize = 40;
@@ -161,7 +162,7 @@ pub fn apply(
             input_bytes: reader.input_bytes(),
         });
     }
-    applier.drop_aufs_links()?;
+    applier.remove_aufs_links(upper)?;
     applier.position.leave_all()?;
     Ok(ApplySummary {
         payload: applier.payload,
@@ -189,7 +190,6 @@ struct Applier<'a> {
     copied_links: u64,
     clamped_times: u64,
     skipped_xattrs: u64,
-    /// Whether files stand in the root only to be linked to.
     has_aufs_links: bool,
 }
 
@@ -230,19 +230,15 @@ impl Applier<'_> {
                 }
             }
         }
-        let unplace = |error| match error {
-            PlaceError::Stop(stop) => unstop(stop),
-            PlaceError::Apply(error) => error,
-        };
-        if aufs {
-            return match aufs_link(&path) {
-                Some(name) if entry.kind == EntryKind::Regular => {
-                    self.aufs_file(entry, &name, reader).map_err(unplace)
-                }
-                _ => Ok(()),
-            };
-        }
         let kind = classify(name);
+        if aufs {
+            // No entry can have a name in there, so what is linked later can wait in it.
+            let is_linked = kind == EntryName::Plain && entry.kind == EntryKind::Regular;
+            if !is_linked || !is_aufs_links(parents) {
+                return Ok(());
+            }
+            self.has_aufs_links = true;
+        }
         let is_marker = match &entry.kind {
             EntryKind::Regular => entry.size == 0,
             // AUFS layers link all their markers together.
@@ -256,7 +252,13 @@ impl Applier<'_> {
             _ => false,
         };
         match kind {
-            EntryName::Plain => self.place(entry, parents, name, reader).map_err(unplace),
+            EntryName::Plain => {
+                self.place(entry, parents, name, reader)
+                    .map_err(|stop| match stop {
+                        PlaceError::Stop(stop) => unstop(stop),
+                        PlaceError::Apply(error) => error,
+                    })
+            }
             EntryName::AufsMetadata => Ok(()),
             EntryName::Nonsense => Err(refuse(BadReason::BadWhiteout)),
             _ if !is_marker => Err(refuse(BadReason::BadWhiteout)),
@@ -269,6 +271,16 @@ impl Applier<'_> {
                 .and_then(|()| Ok(self.opaque()?))
                 .map_err(unstop),
         }
+    }
+
+    /// Those names of them that the archive links stay.
+    fn remove_aufs_links(&mut self, upper: &DirHandle) -> Result<(), TreeError> {
+        if !self.has_aufs_links {
+            return Ok(());
+        }
+        self.position.leave_to_root()?;
+        self.position.touch();
+        remove_tree(self.tree, upper, aufs_links())
     }
 
     /// Makes the directory at `path` current, following links inside the layer.
@@ -292,10 +304,6 @@ impl Applier<'_> {
             if name.len() > MAX_NAME_LEN {
                 return Err(Stop::Bad(BadReason::NameTooLong));
             }
-            // So can only the text of a link lead to such a name.
-            if classify(&name) != EntryName::Plain {
-                return Err(Stop::Bad(BadReason::BadWhiteout));
-            }
             let Some(target) = self.position.enter(&name).map_err(|error| match error {
                 EnterError::NotADirectory => Stop::Bad(BadReason::NotADirectory),
                 EnterError::Tree(error) => Stop::Tree(error),
@@ -313,7 +321,13 @@ impl Applier<'_> {
             }
             let parts = target.split(|&byte| byte == b'/').rev();
             let parts = parts.filter(|part| !part.is_empty() && *part != b".");
-            pending.extend(parts.map(|part| OsStr::from_bytes(part).to_owned()));
+            for part in parts.map(OsStr::from_bytes) {
+                // Nothing in a layer has such a name, whatever leads to it.
+                if classify(part) != EntryName::Plain {
+                    return Err(Stop::Bad(BadReason::BadWhiteout));
+                }
+                pending.push(part.to_owned());
+            }
             if pending.len() > MAX_COMPONENTS {
                 return Err(Stop::Bad(BadReason::PathTooDeep));
             }
@@ -444,40 +458,6 @@ impl Applier<'_> {
         if self.options.start_writeback && offset > 0 {
             self.tree.start_writeback(&file).on("write", &path)?;
         }
-        Ok(())
-    }
-
-    /// A file that AUFS kept for the hard links to it, which follow.
-    fn aufs_file<R: Read>(
-        &mut self,
-        entry: &ArchiveEntry,
-        name: &OsStr,
-        reader: &mut ArchiveReader<R>,
-    ) -> Result<(), PlaceError> {
-        if name.len() > MAX_NAME_LEN {
-            return Err(Stop::Bad(BadReason::NameTooLong).into());
-        }
-        self.position.leave_to_root()?;
-        let root = self.position.upper()?;
-        self.has_aufs_links = true;
-        self.position.touch();
-        self.regular(entry, &root, name, reader)
-    }
-
-    /// All links to such files are made.
-    fn drop_aufs_links(&mut self) -> Result<(), TreeError> {
-        if !self.has_aufs_links {
-            return Ok(());
-        }
-        self.position.leave_to_root()?;
-        let root = self.position.upper()?;
-        for entry in self.tree.read_dir(&root).on("list", self.position.path())? {
-            if is_aufs_link(&entry.name) {
-                let path = self.position.path_of(&entry.name);
-                self.tree.unlink(&root, &entry.name).on("remove", &path)?;
-            }
-        }
-        self.position.touch();
         Ok(())
     }
 

@@ -17,7 +17,7 @@ use crate::tree::{
 };
 use crate::view::{View, ViewDir};
 use crate::whiteout::{is_reserved, opaque_name, whiteout_name};
-use crate::write::{ArchiveWriter, Member, MemberKind};
+use crate::write::{ArchiveWriter, Dialect, Member, MemberKind};
 use crate::xattrs::exported_name;
 
 /// How a layer is written as an archive.
@@ -42,9 +42,11 @@ pub enum DiffPolicy {
     /// and the root as `./` when it differs. Whiteouts and opaque marks have no owner and no time.
     #[default]
     All,
-    /// What Docker 24 and later write: whole seconds, `security.capability` alone of the
-    /// attributes (on hard links too), no root, whiteouts with owner and time of the device that
-    /// stands for them, opaque marks with owner and permissions of their directory.
+    /// What Docker 24 and later write, to the byte: whole seconds, `security.capability` alone of
+    /// the attributes (on hard links too), no root, holes as zeros, whiteouts with owner and time of
+    /// the device that stands for them, opaque marks with owner and permissions of their directory,
+    /// headers as Go's `archive/tar` fills them. Older versions of Docker also write the kind of an
+    /// object into its mode, and the names that owners have on the host.
     ///
     /// It is no copy of Docker's defects. Unlike Docker's, the archive
     /// - has no whiteout and no opaque mark where nothing below is hidden;
@@ -116,7 +118,11 @@ pub(crate) type Inode = (DeviceNumber, u64);
 
 impl<'a, W: Write> Emitter<'a, W> {
     pub(crate) fn new(view: View<'a>, options: &'a DiffOptions, output: W) -> Self {
-        let writer = ArchiveWriter::new(output);
+        let dialect = match options.policy {
+            DiffPolicy::All => Dialect::Plain,
+            DiffPolicy::Docker => Dialect::Go,
+        };
+        let writer = ArchiveWriter::new(output, dialect);
         Self {
             view,
             options,
@@ -259,7 +265,9 @@ impl<'a, W: Write> Emitter<'a, W> {
             None => (&file, metadata),
             Some((file, metadata)) => (file, metadata),
         };
-        let runs = match data_metadata.is_dense() {
+        // Docker writes holes as the zeros that they read as.
+        let whole_file = data_metadata.is_dense() || self.options.policy == DiffPolicy::Docker;
+        let runs = match whole_file {
             true => None,
             false => sparse_runs(tree, data_file, size).on("read", path)?,
         };

@@ -9,11 +9,10 @@ pub(crate) const MAX_NAME_LEN: usize = 255;
 const PREFIX: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 const AUFS_PREFIX: &[u8] = b".wh..wh.";
+/// Where AUFS kept what has several names: a file each, with these names linked to it.
+const AUFS_LINKS: &[u8] = b".wh..wh.plnk";
 /// A misspelling that some tools wrote: by the rules, the whiteout of a file `.wh.opq`.
 const MISSPELT_OPAQUE: &[u8] = b".wh..wh.opq";
-
-/// Where AUFS kept the files that had several names.
-const AUFS_LINKS: &[u8] = b".wh..wh.plnk";
 
 /// What the last component of an entry's path says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,21 +42,14 @@ pub(crate) fn classify(name: &OsStr) -> EntryName<'_> {
     }
 }
 
-/// Where, in the layer's root, a file of AUFS's directory of linked files stands until the archive
-/// has been applied: no entry can have that name. `None` for any other path.
-pub(crate) fn aufs_link(path: &[&OsStr]) -> Option<OsString> {
-    match path {
-        [dir, name] if dir.as_bytes() == AUFS_LINKS => Some(OsString::from_vec(
-            [AUFS_LINKS, b".", name.as_bytes()].concat(),
-        )),
-        _ => None,
-    }
+/// Whether the directories of an entry's path are the one where AUFS kept what has several names.
+pub(crate) fn is_aufs_links(parents: &[&OsStr]) -> bool {
+    matches!(parents, [dir] if dir.as_bytes() == AUFS_LINKS)
 }
 
-/// Whether this is a name that [`aufs_link`] gives.
-pub(crate) fn is_aufs_link(name: &OsStr) -> bool {
-    let rest = name.as_bytes().strip_prefix(AUFS_LINKS);
-    rest.is_some_and(|rest| rest.starts_with(b"."))
+/// The name of that directory.
+pub(crate) fn aufs_links() -> &'static OsStr {
+    OsStr::from_bytes(AUFS_LINKS)
 }
 
 /// The name of the entry that hides `name`.

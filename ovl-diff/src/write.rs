@@ -53,9 +53,20 @@ pub(crate) enum MemberKind<'a> {
     Fifo,
 }
 
+/// How names and PAX records are written where the format leaves a choice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    /// Names are bytes, records come as the fields do.
+    Plain,
+    /// As Go's `archive/tar`, which Docker is built with: names that are not ASCII have a record,
+    /// a member with any record has one for a long name too, and records are sorted.
+    Go,
+}
+
 /// Writes members in the order given. Nothing ends the archive but [`finish`](Self::finish).
 pub(crate) struct ArchiveWriter<W> {
     output: W,
+    dialect: Dialect,
     buffer: Vec<u8>,
     /// How much of the buffer waits to be written.
     filled: usize,
@@ -64,9 +75,10 @@ pub(crate) struct ArchiveWriter<W> {
 }
 
 impl<W: Write> ArchiveWriter<W> {
-    pub(crate) fn new(output: W) -> Self {
+    pub(crate) fn new(output: W, dialect: Dialect) -> Self {
         Self {
             output,
+            dialect,
             buffer: vec![0; BUFFER_LEN],
             filled: 0,
             partial: false,
@@ -117,11 +129,11 @@ impl<W: Write> ArchiveWriter<W> {
             records.push("GNU.sparse.minor", b"0");
             records.push("GNU.sparse.name", &path);
             records.push("GNU.sparse.realsize", size.to_string().as_bytes());
-        } else if !set_path(&mut header, &path) {
+        } else if self.dialect == Dialect::Plain && !set_path(&mut header, &path) {
             records.push("path", &path);
         }
         if let Some(link) = link
-            && !set_link(&mut header, link)
+            && !set_link(&mut header, link, self.dialect)
         {
             records.push("linkpath", link);
         }
@@ -134,12 +146,15 @@ impl<W: Write> ArchiveWriter<W> {
         for (name, value) in &member.xattrs {
             records.push_bytes(&[b"SCHILY.xattr.", name.as_slice()].concat(), value);
         }
+        if self.dialect == Dialect::Go {
+            set_go_path(&mut header, &path, &mut records);
+        }
         // An extension header alone makes readers complain too.
         self.partial = true;
         if let Some(records) = records.finish() {
             self.extension(&path, &records)?;
         }
-        header.set_cksum();
+        set_checksum(&mut header);
         self.put(header.as_bytes())?;
         self.put(&map)?;
         let mut left = size - map.len() as u64;
@@ -163,13 +178,29 @@ impl<W: Write> ArchiveWriter<W> {
     fn extension(&mut self, path: &[u8], records: &[u8]) -> io::Result<()> {
         let mut header = Header::new_ustar();
         header.set_entry_type(EntryType::XHeader);
-        header.set_mode(0o644);
         header.set_size(records.len() as u64);
-        let base = path.strip_suffix(b"/").unwrap_or(path);
-        let base = base.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
-        let name: Vec<u8> = [b"PaxHeaders.0/", base].concat();
-        set_path(&mut header, &name[..name.len().min(NAME_LEN)]);
-        header.set_cksum();
+        let cut = path.iter().rposition(|&byte| byte == b'/');
+        let (dir, base) = path.split_at(cut.map_or(0, |slash| slash + 1));
+        let name = match self.dialect {
+            Dialect::Plain => {
+                header.set_mode(0o644);
+                let path = path.strip_suffix(b"/").unwrap_or(path);
+                let base = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+                [b"PaxHeaders.0/", base].concat()
+            }
+            Dialect::Go => {
+                header.set_mode(0);
+                header.set_uid(0);
+                header.set_gid(0);
+                header.set_mtime(0);
+                let end: &[u8] = if base.is_empty() { b"" } else { b"/" };
+                ascii(&[dir, b"PaxHeaders.0", end, base].concat())
+            }
+        };
+        let name = &name[..name.len().min(NAME_LEN)];
+        let kept = name.iter().rposition(|&byte| byte != b'/');
+        set_path(&mut header, &name[..kept.map_or(0, |last| last + 1)]);
+        set_checksum(&mut header);
         self.put(header.as_bytes())?;
         self.put(records)?;
         self.pad(records.len() as u64)
@@ -188,7 +219,7 @@ impl<W: Write> ArchiveWriter<W> {
         let mut header = Header::new_ustar();
         header.set_size(BLOCK_LEN as u64);
         set_path(&mut header, b"incomplete");
-        header.set_cksum();
+        set_checksum(&mut header);
         let begun = if self.partial {
             Ok(())
         } else {
@@ -271,18 +302,64 @@ fn set_path(header: &mut Header, path: &[u8]) -> bool {
     false
 }
 
-fn set_link(header: &mut Header, link: &[u8]) -> bool {
+fn set_link(header: &mut Header, link: &[u8], dialect: Dialect) -> bool {
     let Some(ustar) = header.as_ustar_mut() else {
         return false;
     };
-    let len = link.len().min(NAME_LEN);
-    ustar.linkname[..len].copy_from_slice(&link[..len]);
+    if dialect == Dialect::Go && !link.is_ascii() {
+        put_text(&mut ustar.linkname, &ascii(link));
+        return false;
+    }
+    put_text(&mut ustar.linkname, link);
     link.len() <= NAME_LEN
 }
 
-/// The PAX records of one member.
+/// Puts a path into the header as Go does, and a record of it beside those that there are.
+fn set_go_path(header: &mut Header, path: &[u8], records: &mut Records) {
+    let is_sparse = records.0.iter().any(|(key, _)| key == b"GNU.sparse.name");
+    if is_sparse {
+        return records.sort();
+    }
+    // Without any other record there is none for what the prefix has room for.
+    if path.is_ascii() && records.0.is_empty() && set_path(header, path) {
+        return;
+    }
+    if !path.is_ascii() || path.len() > NAME_LEN {
+        records.push("path", path);
+    }
+    records.sort();
+    if let Some(ustar) = header.as_ustar_mut() {
+        ustar.name.fill(0);
+        put_text(&mut ustar.name, &ascii(path));
+    }
+}
+
+fn put_text(field: &mut [u8; NAME_LEN], text: &[u8]) {
+    let len = text.len().min(NAME_LEN);
+    field[..len].copy_from_slice(&text[..len]);
+    // Go's remedy for readers that take a name which ends so for a directory's.
+    if text.len() > NAME_LEN && field[NAME_LEN - 1] == b'/' {
+        let kept = field.iter().rposition(|&byte| byte != b'/');
+        field[kept.map_or(0, |last| last + 1)] = 0;
+    }
+}
+
+fn ascii(text: &[u8]) -> Vec<u8> {
+    text.iter().copied().filter(u8::is_ascii).collect()
+}
+
+/// Six digits, NUL and a space, as everybody writes it.
+fn set_checksum(header: &mut Header) {
+    let field = 148..156;
+    let bytes = header.as_mut_bytes();
+    bytes[field.clone()].fill(b' ');
+    let sum: u32 = bytes.iter().map(|&byte| u32::from(byte)).sum();
+    bytes[field].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+}
+
+/// The PAX records of one member: keys and values.
 #[derive(Default)]
-struct Records(Vec<u8>);
+struct Records(Vec<(Vec<u8>, Vec<u8>)>);
 
 impl Records {
     fn push(&mut self, key: &str, value: &[u8]) {
@@ -290,17 +367,11 @@ impl Records {
     }
 
     fn push_bytes(&mut self, key: &[u8], value: &[u8]) {
-        // "<length> <key>=<value>\n", where the length counts itself.
-        let rest = key.len() + value.len() + 3;
-        let mut len = rest + 1;
-        while len != rest + len.to_string().len() {
-            len = rest + len.to_string().len();
-        }
-        self.0.extend_from_slice(format!("{len} ").as_bytes());
-        self.0.extend_from_slice(key);
-        self.0.push(b'=');
-        self.0.extend_from_slice(value);
-        self.0.push(b'\n');
+        self.0.push((key.to_vec(), value.to_vec()));
+    }
+
+    fn sort(&mut self) {
+        self.0.sort();
     }
 
     /// The number for the header, 0 where it only fits a record.
@@ -323,7 +394,24 @@ impl Records {
     }
 
     fn finish(self) -> Option<Vec<u8>> {
-        (!self.0.is_empty()).then_some(self.0)
+        if self.0.is_empty() {
+            return None;
+        }
+        let mut all = Vec::new();
+        for (key, value) in self.0 {
+            // "<length> <key>=<value>\n", where the length counts itself.
+            let rest = key.len() + value.len() + 3;
+            let mut len = rest + 1;
+            while len != rest + len.to_string().len() {
+                len = rest + len.to_string().len();
+            }
+            all.extend_from_slice(format!("{len} ").as_bytes());
+            all.extend_from_slice(&key);
+            all.push(b'=');
+            all.extend_from_slice(&value);
+            all.push(b'\n');
+        }
+        Some(all)
     }
 }
 
@@ -364,7 +452,7 @@ mod tests {
         records.push("k", &[b'v'; 4]);
         records.push("k", &[b'v'; 5]);
         records.push("k", &[b'v'; 94]);
-        let text = String::from_utf8(records.0).unwrap();
+        let text = String::from_utf8(records.finish().unwrap()).unwrap();
         let lens: Vec<usize> = text.lines().map(|line| line.len() + 1).collect();
         let written: Vec<usize> = text
             .lines()

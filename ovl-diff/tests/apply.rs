@@ -6,5 +6,6 @@ mod compatibility;
 mod links;
 mod metadata;
 mod names;
+mod shapes;
 mod sparse;
 mod whiteouts;

@@ -4,6 +4,7 @@ mod archives;
 mod changes;
 mod deep;
 mod failures;
+mod policies;
 mod redirects;
 mod trees;
 

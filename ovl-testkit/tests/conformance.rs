@@ -78,9 +78,9 @@ fn random_changes_are_what_diffs_say() {
     let kernel = MockKernel::new(KernelProfile::modern());
     kernel.mkdir_all("/scratch".as_ref()).unwrap();
     let subject = Subject::new(kernel.kernel(), "/scratch");
-    let written = ovl_testkit::conformance::run_scripts(&subject, 100..300, None);
+    let written = ovl_testkit::conformance::run_scripts(&subject, 100..356, None);
     assert!(
-        written.redirects > 100 && written.metacopies > 100,
+        written.redirects > 128 && written.metacopies > 128,
         "{written:?}"
     );
 }

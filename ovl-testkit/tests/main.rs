@@ -4,10 +4,12 @@
 
 mod conformance;
 mod durability;
+mod dying;
 mod faults;
 mod locks;
 mod overlay;
 mod quota;
+mod quota_properties;
 mod rows;
 mod trees;
 mod volatile;

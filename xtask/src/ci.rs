@@ -47,6 +47,9 @@ pub(crate) fn run(full: bool) -> Result<()> {
     })?;
     run_step("tidy", tidy::run)?;
     run_step("e2e", || e2e::run(&e2e::Options::for_ci(!full)))?;
+    run_step("e2e without calls", || {
+        e2e::run(&e2e::Options::denying(!full))
+    })?;
     run_step("vm", || vm::run(&vm::Options::for_ci(!full)))?;
     if full {
         run_step("docker", || e2e::run(&e2e::Options::with_docker()))?;

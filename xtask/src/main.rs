@@ -54,6 +54,12 @@ enum Task {
     /// Works on a home beside others
     #[command(hide = true)]
     Crowd(e2e::CrowdOptions),
+    /// Random changes in a user namespace
+    #[command(hide = true)]
+    Scripts(e2e::ScriptsOptions),
+    /// Runs a command and tells its memory
+    #[command(hide = true)]
+    Peak(e2e::PeakOptions),
 }
 
 fn main() -> ExitCode {
@@ -70,6 +76,8 @@ fn main() -> ExitCode {
         Some(Task::Suite(options)) => e2e::suite(&options),
         Some(Task::StormWorker(options)) => e2e::work(&options),
         Some(Task::Crowd(options)) => e2e::crowd(&options),
+        Some(Task::Peak(options)) => e2e::peak(&options),
+        Some(Task::Scripts(options)) => e2e::in_namespace(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -9,7 +9,6 @@ use crate::copy::{Private, copy_object};
 use crate::error::{Context as _, TreeError};
 use crate::tree::{DirHandle, FileKind, Metadata, Node};
 use crate::view::{Found, ViewDir};
-use crate::whiteout::aufs_link;
 
 impl Applier<'_> {
     pub(super) fn hard_link(
@@ -22,11 +21,6 @@ impl Applier<'_> {
             BadReason::PathEscape => Stop::Bad(BadReason::LinkEscape),
             other => Stop::Bad(other),
         })?;
-        let kept = aufs_link(&target);
-        let target = match &kept {
-            Some(kept) => vec![&**kept],
-            None => target,
-        };
         let Some((&target_name, target_parents)) = target.split_last() else {
             return Err(Stop::Bad(BadReason::BadHardLink));
         };

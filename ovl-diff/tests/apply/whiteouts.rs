@@ -122,6 +122,25 @@ fn row_045_the_bookkeeping_of_aufs_is_skipped() {
             [Path::new(""), Path::new("real")]
         );
         assert_eq!(applied.summary.archive.entries, 8);
+        // Links into it lead to what waits there, and to nothing else.
+        let linked = scene.stack(&[]).apply(&[
+            Entry::dir("./").mtime(77, 0),
+            Entry::file(".wh..wh.plnk/1", b"both").owner(3, 4),
+            Entry::file(".wh..wh.plnk/2", b"unused"),
+            Entry::hard_link("h", ".wh..wh.plnk/1"),
+            Entry::hard_link("d/h", "/.wh..wh.plnk/1"),
+        ]);
+        assert_eq!(linked.names(""), ["d", "h"]);
+        assert_eq!(linked.at("h").linked_to, linked.at("d/h").linked_to);
+        assert_eq!(
+            (linked.at("h").owner(), linked.at("").mtime),
+            ((3, 4), at(77, 0))
+        );
+        assert_eq!(scene.raw(&linked.upper)[Path::new("h")].nlink, 2);
+        for parked in [".wh..wh.orph/1", ".wh..wh.plnk/deep/1", "d/.wh..wh.plnk/1"] {
+            let link = [Entry::file(parked, b""), Entry::hard_link("h", parked)];
+            assert_eq!(scene.stack(&[]).refused(&link), BadReason::DanglingHardLink);
+        }
         let link = [
             Entry::file(".wh..wh.plnk/1", b""),
             Entry::hard_link("h", ".wh..wh.plnk/2"),

@@ -174,7 +174,7 @@ impl Overlay2 {
         let current = self.is_current(own)?;
         let changed = change()?;
         if current {
-            self.stamp(own, self.links_time()?)?;
+            self.stamp(own, self.set_links_back()?)?;
         }
         Ok(changed)
     }
@@ -193,6 +193,22 @@ impl Overlay2 {
         let found = self.kernel.tree().metadata(Node::Dir(&self.links));
         let found = found.map_err(|error| Error::io("look at", self.layout.link_dir(), error))?;
         Ok(found.mtime)
+    }
+
+    /// Gives `l/` a time that no change of it can have from now on.
+    fn set_links_back(&self) -> Result<Timestamp, Error> {
+        let time = self.links_time()?;
+        let past = Timestamp {
+            secs: time.secs.saturating_sub(1),
+            ..time
+        };
+        match self.kernel.tree().set_mtime(Node::Dir(&self.links), past) {
+            // Not ours: the time that it has must do.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(time),
+            Err(error) => Err(Error::io("set the time of", self.layout.link_dir(), error)),
+            // As the file system stores it.
+            Ok(()) => self.links_time(),
+        }
     }
 
     pub(super) fn is_current(&self, own: &OwnDirs) -> Result<bool, Error> {
@@ -243,7 +259,7 @@ impl Overlay2 {
         let tree = self.kernel.tree();
         let mut tries = 0;
         loop {
-            let before = self.links_time()?;
+            let before = self.set_links_back()?;
             let ids: HashSet<LayerId> = self.layer_ids()?.into_iter().collect();
             let (mut whole, mut children, mut links) = (true, Vec::new(), HashSet::new());
             let mut unknown = None;

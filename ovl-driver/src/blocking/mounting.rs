@@ -53,7 +53,8 @@ impl Overlay2 {
     /// mount of a layer that another program wrote; [`Error::Sealed`] for a discarded sealed layer;
     /// [`Error::MountedDifferently`] for another label or other options than those of the mount;
     /// [`Error::InFlight`] for an open layer on which a child is being made; [`Error::Plan`];
-    /// [`Error::Mount`]. Nothing is left mounted.
+    /// [`Error::OverQuota`] for a layer at its limit, where there is no room for the mount point or
+    /// for what the kernel makes; [`Error::Mount`]. Nothing is left mounted.
     ///
     /// # Privileges
     ///
@@ -102,8 +103,9 @@ impl Overlay2 {
         }
         let settled = self.settle_dirty(&layer, request.dirty)?;
         let tree = self.kernel.tree();
+        let over_quota = |error| self.explain_mount(id, error);
         let work = match writable || (settled && !layer.chain.is_empty()) {
-            true => Some(self.clear_work(&layer)?).filter(|_| writable),
+            true => Some(self.clear_work(&layer).map_err(over_quota)?).filter(|_| writable),
             false => None,
         };
         if volatile {
@@ -112,7 +114,7 @@ impl Overlay2 {
             self.note_volatile(&layer, None)?;
         }
         self.ensure_dir_of_root(&layer.dir, names::MERGED)
-            .map_err(|error| Error::io("create", &target, error))?;
+            .map_err(|error| over_quota(Error::io("create", &target, error)))?;
         let mut holds = Holds {
             boot: self.boot()?,
             namespace: self.namespace()?,
@@ -143,6 +145,8 @@ impl Overlay2 {
                     let _ = self.kernel.mount().unmount(&target, UnmountMode::Lazy);
                 })
             });
+        // While everything is there that takes room.
+        let result = result.map_err(over_quota);
         if result.is_err() {
             // The first error is the one to report; what stays harms nobody.
             let _ = tree.remove_dir(&layer.dir, OsStr::new(names::MERGED));

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use ovl_diff::{EscapedPath, TreeError, copy_layer, copy_root_attributes};
 use ovl_layout::{HomeSettings, LayerId, names};
+use ovl_mount::MountError;
 use ovl_quota::{Bytes, KeepsToLimits, Limits, ProjectId, ProjectRange, QuotaControl, QuotaError};
 
 use super::Overlay2;
@@ -301,6 +302,37 @@ impl Overlay2 {
                 usage,
                 source: Box::new(error),
             },
+            _ => error,
+        }
+    }
+
+    /// The same for the mount of a layer. A kernel that finds no room for its own directory says
+    /// nothing: the mount comes up read-only.
+    pub(super) fn explain_mount(&self, id: &LayerId, error: Error) -> Error {
+        /// At least a block of any file system.
+        const BLOCK: Bytes = Bytes::new(65536);
+        let dir = self.layout.layer(id).dir().to_owned();
+        if !matches!(&error, Error::Mount { source, .. } if matches!(source, MountError::NotWritable { .. }))
+        {
+            return self.explain(id, &dir, error);
+        }
+        let of = self.kernel.quota().project_of(&dir).ok().flatten();
+        let usage = of.and_then(|project| {
+            let usage = self.kernel.quota().usage(self.home(), project).ok()?;
+            Some((project, usage))
+        });
+        match usage {
+            Some((project, usage))
+                if usage.inodes_left() == Some(0)
+                    || usage.bytes_left().is_some_and(|left| left < BLOCK) =>
+            {
+                Error::OverQuota {
+                    id: id.clone(),
+                    project,
+                    usage,
+                    source: Box::new(error),
+                }
+            }
             _ => error,
         }
     }

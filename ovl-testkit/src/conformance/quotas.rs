@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use ovl_driver::blocking::Overlay2;
 use ovl_driver::{
-    CreateLayer, Durability, Error, ErrorKind, ImportOptions, InitOptions, LayerQuota, OpenOptions,
+    CreateLayer, Durability, Error, ErrorKind, ImportOptions, InitOptions, LayerQuota,
+    MountRequest, OpenOptions,
 };
 use ovl_layout::names;
 use ovl_quota::{Bytes, Enforcement, Limits, ProjectId};
@@ -33,6 +34,7 @@ list! {
     projects_begin_after_the_base_of_the_home,
     limits_of_a_mounted_layer_can_be_changed,
     a_layer_without_a_project_moves_into_one_when_it_is_limited,
+    a_full_layer_is_over_quota_where_its_mount_has_no_room,
 }
 
 const MIB: u64 = 1 << 20;
@@ -569,5 +571,33 @@ fn a_layer_without_a_project_moves_into_one_when_it_is_limited(subject: &Subject
     let usage = quota(&store, "open").usage.expect("the usage");
     assert!(usage.bytes.get() >= MIB, "{usage}");
     assert_eq!(diff(&store, "open", &Default::default()), before);
+    subject.assert_clean(&store);
+}
+
+fn a_full_layer_is_over_quota_where_its_mount_has_no_room(subject: &Subject) {
+    let store = subject.store();
+    if !enforced(subject) {
+        return assert_refused(store.create_writable(&sized("layer", 5)), "quotas");
+    }
+    import(&store, "base", None, &archive("a", 1));
+    let made = store.create_writable(&layer("layer", Some("base")));
+    made.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let usage = quota(&store, "layer").usage.expect("the usage");
+    // No room for the mount point, and then for that but not for what the kernel makes.
+    for more in [0, 1] {
+        let limits = Limits::UNLIMITED.inodes(Some(usage.inodes + more));
+        store.set_limits(&id("layer"), limits).expect("limited");
+        match store.mount(&id("layer"), &MountRequest::new()) {
+            // ext4 lets root exceed limits.
+            Ok(_) => unmount(&store, "layer"),
+            Err(Error::OverQuota { usage, .. }) => assert_eq!(usage.limits, limits),
+            Err(error) => panic!("{}", chain(&error)),
+        }
+        subject.assert_clean(&store);
+    }
+    let lifted = store.set_limits(&id("layer"), Limits::UNLIMITED);
+    lifted.expect("lifted");
+    mount(&store, "layer");
+    unmount(&store, "layer");
     subject.assert_clean(&store);
 }

@@ -157,9 +157,14 @@ impl State {
         Ok(inode)
     }
 
+    /// What the clock shows: it stands still for a while where it is coarse.
+    fn now(&self) -> i64 {
+        self.clock - self.clock % self.clock_step
+    }
+
     pub(super) fn tick(&mut self) -> Timestamp {
         self.clock += 1;
-        time(self.clock)
+        time(self.now())
     }
 
     pub(super) fn entries(&self, dir: Ino) -> Result<&BTreeMap<OsString, Ino>> {
@@ -190,7 +195,7 @@ impl State {
             return Err(Errno::EXIST);
         }
         self.tick();
-        let mut inode = Inode::new(body, mode, self.clock);
+        let mut inode = Inode::new(body, mode, self.now());
         inode.nlink = 1;
         let parent = self.inode(dir)?;
         if parent.nlink == 0 && dir != ROOT {

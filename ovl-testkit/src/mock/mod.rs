@@ -68,6 +68,7 @@ struct State {
     inodes: BTreeMap<Ino, Inode>,
     next_ino: Ino,
     clock: i64,
+    clock_step: i64,
     mounts: Vec<Arc<Mount>>,
     /// Unmounted ones, which something may still have open.
     detached: Vec<Weak<Mount>>,
@@ -93,6 +94,7 @@ impl MockKernel {
             inodes: BTreeMap::from([(ROOT, Inode::directory(0o755, 0))]),
             next_ino: ROOT + 1,
             clock: 0,
+            clock_step: if profile.coarse_time { 1000 } else { 1 },
             mounts: vec![Arc::new(Mount::root())],
             detached: Vec::new(),
             next_mount: 2,

@@ -228,8 +228,8 @@ impl State {
         })
     }
 
-    /// `ovl_make_workdir`: makes `work/work` anew. False where what lies in it is too deep for the
-    /// kernel to remove, which mounts read-only then.
+    /// `ovl_make_workdir`: makes `work/work` anew. False where it cannot be made, or what lies in it
+    /// is too deep for the kernel to remove, which mounts read-only then.
     fn make_work(&mut self, work: Ino, volatile: bool) -> Result<bool> {
         let name = OsStr::new("work");
         if let Some(inner) = self.child(work, name)? {
@@ -244,7 +244,9 @@ impl State {
             self.rmdir(work, name)?;
         }
         let body = || Body::Directory(BTreeMap::new());
-        let mut dir = self.add(work, name, body(), 0)?;
+        let Ok(mut dir) = self.add(work, name, body(), 0) else {
+            return Ok(false);
+        };
         if volatile {
             for name in ["incompat", "volatile"] {
                 dir = self.add(dir, OsStr::new(name), body(), 0)?;

@@ -21,6 +21,8 @@ pub struct KernelProfile {
     pub d_type: bool,
     /// What project quotas do.
     pub quota: Enforcement,
+    /// Whether many changes have the same time, as before Linux 6.13.
+    pub coarse_time: bool,
 }
 
 impl KernelProfile {
@@ -36,6 +38,7 @@ impl KernelProfile {
             fs_type: FsType::EXT,
             d_type: true,
             quota: Enforcement::Enforced,
+            coarse_time: false,
         }
     }
 
@@ -45,6 +48,7 @@ impl KernelProfile {
         Self {
             layers_by_fd: false,
             lowerdir_plus: false,
+            coarse_time: true,
             ..Self::modern()
         }
     }

@@ -5,9 +5,11 @@
 
 mod compare;
 mod crowd;
+mod deny;
 mod docker;
 mod images;
 mod mounts;
+mod peak;
 mod random;
 mod rows;
 mod scenarios;
@@ -27,8 +29,11 @@ use rustix::mount::{MountPropagationFlags, mount_change};
 
 use crate::{cargo, output};
 pub(crate) use crowd::{CrowdOptions, crowd};
+use deny::{Answer, Denial, Denied};
 use images::{Image, Scratch};
 use mounts::unmount_below;
+pub(crate) use peak::{PeakOptions, peak};
+pub(crate) use scenarios::{ScriptsOptions, in_namespace};
 pub(crate) use storm::{WorkerOptions, work};
 
 #[derive(Debug, Args)]
@@ -45,6 +50,10 @@ pub(crate) struct Options {
     /// The scenarios beside a real Docker daemon instead of all others
     #[arg(long)]
     docker: bool,
+    /// Take these system calls away, with ENOSYS and with EPERM: all at once, and each alone unless
+    /// it has to be quick
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "CALL,...")]
+    deny: Vec<Denied>,
     /// Leave everything there until a line comes on standard input
     #[arg(long)]
     keep: bool,
@@ -63,9 +72,19 @@ impl Options {
             fs: Vec::new(),
             filter: None,
             docker: false,
+            deny: Vec::new(),
             keep: false,
             seed: None,
             fixtures: None,
+        }
+    }
+
+    /// Everything denied, on one file system; without what takes long.
+    pub(crate) fn denying(quick: bool) -> Self {
+        Self {
+            deny: Denied::value_variants().to_vec(),
+            fs: vec![FsKind::Tmpfs],
+            ..Self::for_ci(quick)
         }
     }
 
@@ -106,6 +125,10 @@ pub(crate) struct SuiteOptions {
     filter: Option<String>,
     #[arg(long)]
     docker: bool,
+    #[arg(long, value_enum, value_delimiter = ',')]
+    deny: Vec<Denied>,
+    #[arg(long, value_enum)]
+    answer: Option<Answer>,
     #[arg(long)]
     keep: bool,
     #[arg(long)]
@@ -216,7 +239,15 @@ fn on_scratch(options: &Options, programs: &Programs, scratch: &Path) -> Result<
     if rows {
         step("build of the rows' tests", rows::build)?;
     }
-    for fs in FsKind::ALL.into_iter().filter(chosen) {
+    let denials = match options.deny.is_empty() {
+        true => vec![None],
+        false => {
+            let runs = Denial::runs(&options.deny, !options.quick);
+            runs.into_iter().map(Some).collect()
+        }
+    };
+    let runs = FsKind::ALL.into_iter().filter(chosen);
+    for (fs, denial) in runs.flat_map(|fs| denials.iter().map(move |denial| (fs, denial))) {
         let image = Image::mount(scratch, fs)?;
         if rows && step(rows::NAME, || rows::run(image.path())).is_err() {
             failed.push(rows::NAME);
@@ -245,8 +276,14 @@ fn on_scratch(options: &Options, programs: &Programs, scratch: &Path) -> Result<
         if let Some(dir) = &options.fixtures {
             suite.arg("--fixtures").arg(dir);
         }
-        if step(fs.name(), || crate::run(&mut suite)).is_err() {
-            failed.push(fs.name());
+        let mut name = fs.name().to_owned();
+        if let Some(denial) = denial {
+            let (list, answer) = (denial.list(), denial.answer.name());
+            suite.args(["--deny", &list, "--answer", answer]);
+            name = format!("{name} without {list} ({answer})");
+        }
+        if step(&name, || crate::run(&mut suite)).is_err() {
+            failed.push(name);
         }
         if options.keep {
             images.push(image);
@@ -348,6 +385,9 @@ fn debian_root(scratch: &Path) -> Result<PathBuf> {
 /// Runs everything on one file system and counts.
 pub(crate) fn suite(options: &SuiteOptions) -> Result<()> {
     let mut count = Count::default();
+    if let Some(answer) = options.answer {
+        deny::apply(&options.deny, answer)?;
+    }
     let _confinement = match options.docker {
         true => Some(docker::Confinement::enter()?),
         false => None,
@@ -386,6 +426,13 @@ pub(crate) fn suite(options: &SuiteOptions) -> Result<()> {
     }
     for (name, scenario) in scenarios {
         match options.rootfs {
+            _ if options.answer.is_some() && scenarios::OF_CHANCE.contains(name) => {
+                count.skip(
+                    options,
+                    name,
+                    "of chance: it shows nothing more without these calls",
+                );
+            }
             None if scenarios::NEED_DEBIAN.contains(name) => {
                 count.skip(options, name, "no Debian root and its programs here");
             }

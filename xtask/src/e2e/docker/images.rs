@@ -9,7 +9,9 @@ use serde_json::Value;
 
 use super::super::scenarios::{Ovl, Place};
 use super::daemon::{ContainerLayers, Docker};
-use super::trees::{assert_container, assert_image, assert_same_archives, exported, saved};
+use super::trees::{
+    assert_container, assert_image, assert_same_archives, assert_same_bytes, exported, saved,
+};
 use super::{assert_whole, build_images};
 
 /// What Docker shows of an image with all those below it.
@@ -125,6 +127,15 @@ fn read_only(ovl: &Ovl, place: &Place, shown: &Shown, when: &str) -> Result<()> 
         };
         assert_same_archives(&ours, archive, needless, &dir)
             .with_context(|| format!("the diff of layer {depth} while the daemon is {when}"))?;
+    }
+    // Docker has kept what it wrote of each container when that became the next image's layer.
+    let committed = shown.archives.iter().skip(1);
+    for (number, ((layers, _), archive)) in shown.containers.iter().zip(committed).enumerate() {
+        let ours = dir.join("ours.tar");
+        let output = ours.to_string_lossy();
+        ovl.ok(&["diff", &layers.own, "--policy", "docker", "-o", &output])?;
+        assert_same_bytes(&ours, archive, shown.needless)
+            .with_context(|| format!("the bytes of container {number}"))?;
     }
     Ok(())
 }

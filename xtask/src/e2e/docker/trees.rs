@@ -1,6 +1,7 @@
 //! What Docker shows, as directories, and compared with what the store shows.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -142,4 +143,65 @@ pub(super) fn assert_same_archives(
         fs::remove_dir_all(tree)?;
     }
     Ok(())
+}
+
+/// Fails unless an archive of the policy `docker` has the bytes of Docker's own, where that is not
+/// wrong: without the `needless` markers and link names of whiteouts, and without what Docker wrote
+/// before version 24: types in modes, and the names that owners have on the host.
+pub(super) fn assert_same_bytes(ours: &Path, theirs: &Path, needless: &[&str]) -> Result<()> {
+    let (ours, theirs) = (fs::read(ours)?, put_right(&fs::read(theirs)?, needless)?);
+    let blocks = ours.chunks(512).zip(theirs.chunks(512));
+    for (number, (one, other)) in blocks.enumerate() {
+        let text = |block: &[u8]| String::from_utf8_lossy(block).replace('\0', " ");
+        ensure!(
+            one == other,
+            "block {number} is {:?}, Docker's {:?}",
+            text(one),
+            text(other)
+        );
+    }
+    ensure!(
+        ours.len() == theirs.len(),
+        "{} bytes, Docker's {}",
+        ours.len(),
+        theirs.len()
+    );
+    Ok(())
+}
+
+/// Docker's archive as it should be.
+fn put_right(archive: &[u8], needless: &[&str]) -> Result<Vec<u8>> {
+    const MODE: Range<usize> = 100..107;
+    const CHECKSUM: Range<usize> = 148..156;
+    const LINK: Range<usize> = 157..257;
+    const OWNERS: Range<usize> = 265..329;
+    let (mut right, mut at) = (Vec::new(), 0);
+    while let Some(header) = archive.get(at..at + 512) {
+        let mut header = tar::Header::from_byte_slice(header).clone();
+        let name = header.path_bytes().into_owned();
+        if name.is_empty() {
+            break;
+        }
+        let len = usize::try_from(header.entry_size()?)?.next_multiple_of(512);
+        let contents = archive.get(at + 512..at + 512 + len);
+        at += 512 + len;
+        if needless.iter().any(|needless| needless.as_bytes() == name) {
+            continue;
+        }
+        let mode = header.mode()? & 0o7777;
+        let last = name.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+        let bytes = header.as_mut_bytes();
+        bytes[MODE].copy_from_slice(format!("{mode:07o}").as_bytes());
+        bytes[OWNERS].fill(0);
+        if last.starts_with(b".wh.") {
+            bytes[LINK].fill(0);
+        }
+        bytes[CHECKSUM].fill(b' ');
+        let sum: u32 = bytes.iter().map(|&byte| u32::from(byte)).sum();
+        bytes[CHECKSUM].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        right.extend_from_slice(header.as_bytes());
+        right.extend_from_slice(contents.context("Docker's archive is cut short")?);
+    }
+    right.extend_from_slice(&[0; 1024]);
+    Ok(right)
 }

@@ -6,6 +6,7 @@ mod kill_storm;
 mod quotas;
 mod refusals;
 mod scripts;
+mod shapes;
 mod stacks;
 
 use std::ffi::OsStr;
@@ -16,6 +17,8 @@ use anyhow::{Context as _, Result, ensure};
 use ovl_diff::HostTree;
 use ovl_testkit::{ArchiveBuilder, snapshot_at};
 
+pub(crate) use scripts::{ScriptsOptions, in_namespace};
+
 use super::FsKind;
 use super::compare;
 use super::mounts::mounts_below;
@@ -24,7 +27,7 @@ use super::mounts::mounts_below;
 pub(super) type Scenario = fn(&Place) -> Result<()>;
 
 /// All scenarios by name.
-pub(super) const ALL: [(&str, Scenario); 12] = [
+pub(super) const ALL: [(&str, Scenario); 16] = [
     (
         "a_debian_root_is_changed_and_the_change_applied_elsewhere",
         debian::change_and_apply,
@@ -67,6 +70,26 @@ pub(super) const ALL: [(&str, Scenario); 12] = [
         "random_changes_with_redirects_and_metacopy_are_in_the_archives",
         scripts::random,
     ),
+    (
+        "random_changes_in_a_user_namespace_are_in_the_archives",
+        scripts::random_in_namespace,
+    ),
+    (
+        "a_sparse_file_of_4_gib_stays_sparse_on_disk_and_in_the_archive",
+        shapes::sparse_file,
+    ),
+    (
+        "a_layer_of_a_million_entries_takes_at_most_64_mib",
+        shapes::many_entries,
+    ),
+    ("a_file_of_10_gib_takes_at_most_64_mib", shapes::large_file),
+];
+
+/// Scenarios that do something else each time, and for long.
+pub(super) const OF_CHANCE: [&str; 3] = [
+    "a_store_survives_kill_9_at_any_moment",
+    "eight_processes_of_eight_threads_share_a_home",
+    "random_changes_with_redirects_and_metacopy_are_in_the_archives",
 ];
 
 /// Scenarios for a file system that enforces project quotas.

@@ -1,27 +1,98 @@
 //! Random changes of real overlay mounts.
 
-use std::fs::OpenOptions;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use clap::Args;
+use nix::sched::{CloneFlags, unshare};
 use ovl_driver::Kernel;
 use ovl_testkit::conformance::{Subject, run_scripts};
 
 use super::Place;
 
+/// Not those of the case that every kernel has.
+const FIRST: u64 = 1000;
+
 /// Layers that a mount with `redirect_dir=on` and `metacopy=on` wrote are read as the kernel does.
 pub(super) fn random(place: &Place) -> Result<()> {
     let subject = Subject::new(Kernel::host(), &place.dir);
     let count = if place.quick { 100 } else { 2000 };
-    // Not those of the case that every kernel has.
-    let written = run_scripts(&subject, 1000..1000 + count, Some(overwrite));
+    let written = run_scripts(&subject, FIRST..FIRST + count, Some(overwrite));
     let expected = count / 10;
     ensure!(
         written.redirects > expected && written.metacopies > expected,
         "{count} scripts made the kernel write little: {written:?}"
     );
+    Ok(())
+}
+
+/// So are those of a user namespace, whose marks are attributes that anybody can write.
+pub(super) fn random_in_namespace(place: &Place) -> Result<()> {
+    let count = if place.quick { 25 } else { 500 };
+    let mut process = Command::new(std::env::current_exe()?);
+    process.arg("scripts").arg("--dir").arg(&place.dir);
+    process.arg("--count").arg(count.to_string());
+    let mut process = process
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut input = process.stdin.take().context("no standard input")?;
+    let mut output = BufReader::new(process.stdout.take().context("no standard output")?);
+    let mut line = String::new();
+    output.read_line(&mut line)?;
+    if line == READY {
+        // Only who is outside may map more than one id.
+        for map in ["uid_map", "gid_map"] {
+            fs::write(format!("/proc/{}/{map}", process.id()), "0 0 65536")?;
+        }
+        input.write_all(b"\n")?;
+    }
+    drop(input);
+    let (mut said, mut errors) = (String::new(), String::new());
+    output.read_to_string(&mut said)?;
+    let read = process
+        .stderr
+        .take()
+        .map(|mut all| all.read_to_string(&mut errors));
+    let status = process.wait()?;
+    read.transpose()?;
+    ensure!(
+        line == READY && status.success() && said == format!("{count}\n"),
+        "{status}, {line:?}, {said:?}: {errors}"
+    );
+    Ok(())
+}
+
+const READY: &str = "ready\n";
+
+#[derive(Debug, Args)]
+pub(crate) struct ScriptsOptions {
+    #[arg(long)]
+    dir: PathBuf,
+    #[arg(long)]
+    count: u64,
+}
+
+/// Enters a user namespace whose ids the parent maps, and runs scripts there.
+pub(crate) fn in_namespace(options: &ScriptsOptions) -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)
+        .context("cannot enter a user namespace")?;
+    print!("{READY}");
+    io::stdout().flush()?;
+    io::stdin().read_line(&mut String::new())?;
+    let subject = Subject::new(Kernel::host(), &options.dir);
+    let numbers = FIRST..FIRST + options.count;
+    let written = run_scripts(&subject, numbers.clone(), Some(overwrite));
+    ensure!(
+        written.redirects == 0 && written.metacopies == 0,
+        "the kernel follows what anybody can write: {written:?}"
+    );
+    println!("{}", numbers.count());
     Ok(())
 }
 
