@@ -410,11 +410,6 @@ impl Applier<'_, '_> {
             if name.len() > MAX_NAME_LEN {
                 return Err(Stop::Bad(BadReason::NameTooLong));
             }
-            // So can only the text of a link lead to such a name, but that of AUFS's links.
-            let is_entrys_own = links == 0 && is_aufs_links(path);
-            if classify(&name) != EntryName::Plain && !is_entrys_own {
-                return Err(Stop::Bad(BadReason::BadWhiteout));
-            }
             let Some(target) = self.position.enter(&name).map_err(|error| match error {
                 EnterError::NotADirectory => Stop::Bad(BadReason::NotADirectory),
                 EnterError::Tree(error) => Stop::Tree(error),
@@ -432,7 +427,13 @@ impl Applier<'_, '_> {
             }
             let parts = target.split(|&byte| byte == b'/').rev();
             let parts = parts.filter(|part| !part.is_empty() && *part != b".");
-            pending.extend(parts.map(|part| OsStr::from_bytes(part).to_owned()));
+            for part in parts.map(OsStr::from_bytes) {
+                // Nothing in a layer has such a name, whatever leads to it.
+                if classify(part) != EntryName::Plain {
+                    return Err(Stop::Bad(BadReason::BadWhiteout));
+                }
+                pending.push(part.to_owned());
+            }
             if pending.len() > MAX_COMPONENTS {
                 return Err(Stop::Bad(BadReason::PathTooDeep));
             }

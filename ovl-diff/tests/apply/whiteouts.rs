@@ -139,7 +139,7 @@ fn row_045_the_bookkeeping_of_aufs_is_skipped() {
         assert_eq!(scene.raw(&linked.upper)[Path::new("h")].nlink, 2);
         for parked in [".wh..wh.orph/1", ".wh..wh.plnk/deep/1", "d/.wh..wh.plnk/1"] {
             let link = [Entry::file(parked, b""), Entry::hard_link("h", parked)];
-            assert_eq!(scene.stack(&[]).refused(&link), BadReason::BadWhiteout);
+            assert_eq!(scene.stack(&[]).refused(&link), BadReason::DanglingHardLink);
         }
         let link = [
             Entry::file(".wh..wh.plnk/1", b""),

@@ -7,8 +7,8 @@ use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount
 
 use crate::cargo;
 
-/// What a filter can ask for.
-pub(super) const NAME: &str = "rows of the catalogue";
+/// What a filter can ask for alone.
+pub(super) const NAME: &str = "rows";
 /// Tells the tests of `ovl-diff` where to work.
 const TEST_DIR: &str = "OVL_TEST_DIR";
 const TESTS: [&str; 3] = ["apply::", "diff::", "host_tree::"];
