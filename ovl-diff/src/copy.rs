@@ -394,12 +394,21 @@ fn fold_entry(
     remove_any(view, into, name).map_err(|error| error.below(parent))?;
     tree.rename(above, name, into, name, RenameMode::NoReplace)
         .on("move", path)?;
-    // What it replaced, a whiteout or a file, had hidden the directory below.
-    if metadata.is_dir() && existing.is_some() && matches!(below, Found::Directory(..)) {
-        let moved = tree.open_dir(into, name).on("open", path)?;
+    if !metadata.is_dir() {
+        return Ok(None);
+    }
+    let moved = tree.open_dir(into, name).on("open", path)?;
+    let is_below = matches!(below, Found::Directory(..));
+    if existing.is_some() && is_below {
+        // What it replaced, a whiteout or a file, had hidden the directory below.
         make_opaque(view, &moved, path)?;
         tree.set_mtime(Node::Dir(&moved), metadata.mtime)
             .on("set the time of", path)?;
+    } else if !is_below && view.is_opaque(&moved).on("look at", path)? {
+        // It hid what it has replaced, and nothing else is there to hide.
+        let attribute = OsStr::new(view.xattrs().opaque());
+        tree.remove_xattr(Node::Dir(&moved), attribute)
+            .on("change", path)?;
     }
     Ok(None)
 }

@@ -7,10 +7,13 @@ pub mod conformance;
 mod faulty;
 mod listing;
 mod mock;
+pub mod model;
+mod schedule;
 mod snapshot;
 
 pub use archive::ArchiveBuilder;
 pub use faulty::{Fault, Faulty, Journal, Operation, Outcome};
 pub use listing::listing_at;
 pub use mock::{KernelProfile, MockKernel};
+pub use schedule::{Actor, Interleaved, Trace, interleave};
 pub use snapshot::{Object, Snapshot, differences, snapshot, snapshot_at};

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use ovl_diff::{RenameMode, TreeBackend as _};
+use ovl_driver::{CreateLayer, ErrorKind, OpenOptions, blocking::Overlay2};
 use ovl_quota::{Bytes, Limits, ProjectId, QuotaBackend as _};
-use ovl_testkit::{KernelProfile, MockKernel};
+use ovl_testkit::{Faulty, KernelProfile, MockKernel};
 use rustix::io::Errno;
 
 use crate::trees::{assert_errno, name};
@@ -95,4 +96,19 @@ fn nothing_is_moved_or_linked_into_a_project() {
     kernel
         .rename(&layer, name("own"), &home, name("out"), RenameMode::Replace)
         .unwrap();
+}
+
+/// Found by the model: an unlimited layer was made without a project, and never got one.
+#[test]
+fn a_writable_layer_is_not_made_without_a_project_when_quotas_cannot_be_read_for_once() {
+    let kernel = Faulty::new(MockKernel::new(KernelProfile::modern()).kernel());
+    let options = OpenOptions::new().create(true);
+    let store = Overlay2::open(kernel.kernel(), Path::new("/home"), options).unwrap();
+    let layer = CreateLayer::new("layer".parse().unwrap());
+    kernel.order_where(|call, _| (call == "project_of").then_some(5));
+    let error = store.create_writable(&layer).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Other, "{error}");
+    kernel.heal();
+    store.create_writable(&layer).unwrap();
+    assert!(store.quota(&layer.id).unwrap().is_some());
 }

@@ -29,6 +29,8 @@ enum Target {
     MountLength,
     /// Applying to a layer, on the mock kernel and on a directory of this system (root)
     Apply,
+    /// Scripts of operations on the mock kernel, against the model of the store
+    Model,
 }
 
 impl Target {
@@ -37,6 +39,7 @@ impl Target {
             Self::Archive => "archive",
             Self::Apply => "apply",
             Self::MountLength => "mount-length",
+            Self::Model => "model",
         }
     }
 
@@ -62,12 +65,16 @@ impl Target {
                     "plan_properties::the_kernel_reads_back_the_paths_that_were_meant",
                 ],
             ),
+            Self::Model => (
+                "ovl-testkit",
+                &["--exact", "model::any_script_does_what_the_model_predicts"],
+            ),
         }
     }
 
     /// Whether `ovl-diff/fuzz` has it.
     fn is_guided(self) -> bool {
-        !matches!(self, Self::MountLength)
+        !matches!(self, Self::MountLength | Self::Model)
     }
 }
 

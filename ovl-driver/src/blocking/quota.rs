@@ -191,7 +191,10 @@ impl Overlay2 {
             Project::Own(limits) => {
                 let quotas = match self.quotas() {
                     Ok(quotas) => quotas,
-                    Err(_) if limits.is_unlimited() => return Ok(KeepsToLimits::default()),
+                    // But what could not be read now may be enforced.
+                    Err(Error::Unsupported { .. }) if limits.is_unlimited() => {
+                        return Ok(KeepsToLimits::default());
+                    }
                     Err(error) => return Err(error),
                 };
                 let _ids = self.lock_projects(own)?;

@@ -455,11 +455,12 @@ impl Staged<'_> {
         }
         let target = Layout::link_target(id);
         let link = store.layout.link(self.record.link);
+        // Before: what comes after the link may fail, too.
+        self.linked = true;
         store.change_links(&self.own, || {
             tree.create_symlink(&store.links, &self.name, target.as_os_str())
                 .map_err(|error| Error::io("create", link, error))
         })?;
-        self.linked = true;
         sync(&store.links, &store.layout.link_dir())?;
         let mode = RenameMode::NoReplace;
         match tree.rename(

@@ -6,6 +6,7 @@
 
 mod archives;
 mod damage;
+mod docker;
 mod homes;
 mod id_maps;
 mod layers;
@@ -79,6 +80,7 @@ impl std::fmt::Debug for Case {
 #[must_use]
 pub fn cases() -> Vec<Case> {
     [
+        docker::CASES,
         homes::CASES,
         id_maps::CASES,
         layers::CASES,

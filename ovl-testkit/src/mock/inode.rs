@@ -277,6 +277,9 @@ impl State {
             if target == ino {
                 return Ok(());
             }
+            if self.is_below(from_dir, target) {
+                return Err(Errno::NOTEMPTY);
+            }
             match (self.inode(ino)?.is_dir(), self.inode(target)?.is_dir()) {
                 (true, true) => self.rmdir(to_dir, to)?,
                 (false, false) => self.unlink(to_dir, to)?,

@@ -526,10 +526,30 @@ impl State {
         if path.starts_with(&[from_path, &[from.to_owned()]].concat()) {
             return Err(Errno::INVAL);
         }
+        if from_path.starts_with(&[path, &[name.to_owned()]].concat()) {
+            return Err(Errno::NOTEMPTY);
+        }
         let source = self.overlay_dir(overlay, from_path)?;
         let moved = self
             .overlay_lookup(overlay, &source, from)?
             .ok_or(Errno::NOENT)?;
+        if (from_path, from) == (path, name) {
+            return Ok(());
+        }
+        let is_dir = matches!(moved, Entry::Directory(_));
+        let target = self.overlay_dir(overlay, path)?;
+        let there = self.overlay_lookup(overlay, &target, name)?;
+        match (&moved, &there) {
+            (Entry::Directory(_), Some(Entry::Object(_))) => return Err(Errno::NOTDIR),
+            (Entry::Object(_), Some(Entry::Directory(_))) => return Err(Errno::ISDIR),
+            // Two names of one inode, which those below are not to an overlay.
+            (Entry::Object(one), Some(Entry::Object(other)))
+                if one.is_upper && other.is_upper && one.ino == other.ino =>
+            {
+                return Ok(());
+            }
+            _ => {}
+        }
         if let Entry::Directory(dir) = &moved
             && !dir.lowers.is_empty()
             && overlay.redirect != Redirect::On
@@ -537,20 +557,13 @@ impl State {
             // Without redirects the contents below could not follow.
             return Err(Errno::XDEV);
         }
-        let is_dir = matches!(moved, Entry::Directory(_));
-        let target = self.overlay_dir(overlay, path)?;
-        match (self.overlay_lookup(overlay, &target, name)?, is_dir) {
-            (None, _) => {}
-            (Some(Entry::Object(..)), true) => return Err(Errno::NOTDIR),
-            (Some(Entry::Directory(_)), false) => return Err(Errno::ISDIR),
-            (Some(Entry::Object(..)), false) => {
-                if (from_path, from) == (path, name) {
-                    return Ok(());
-                }
+        match there {
+            None => {}
+            Some(Entry::Object(_)) => {
                 self.copy_up(overlay, from_path, from)?;
                 self.overlay_unlink(overlay, path, name)?;
             }
-            (Some(Entry::Directory(_)), true) => self.overlay_rmdir(overlay, path, name)?,
+            Some(Entry::Directory(_)) => self.overlay_rmdir(overlay, path, name)?,
         }
         let ino = self.copy_up(overlay, from_path, from)?;
         let upper = self.copy_up_dir(overlay, from_path)?;

@@ -533,15 +533,19 @@ impl TreeBackend for MockKernel {
         check_name(from)?;
         check_name(to)?;
         let mut state = self.state();
-        for (here, name) in [(source, from), (target, to)] {
-            if let Some(ino) = here.lookup(&state, name)?
-                && state.is_mount_point(ino)
-            {
-                return Err(Errno::BUSY.into());
-            }
+        let moved = source.lookup(&state, from)?.ok_or(Errno::NOENT)?;
+        let there = target.lookup(&state, to)?;
+        match (mode, there) {
+            (RenameMode::NoReplace, Some(_)) => return Err(Errno::EXIST.into()),
+            (RenameMode::Exchange, None) => return Err(Errno::NOENT.into()),
+            _ => {}
         }
-        if mode == RenameMode::NoReplace && target.lookup(&state, to)?.is_some() {
-            return Err(Errno::EXIST.into());
+        if [Some(moved), there]
+            .into_iter()
+            .flatten()
+            .any(|ino| state.is_mount_point(ino))
+        {
+            return Err(Errno::BUSY.into());
         }
         match (source.overlay(), target.overlay()) {
             (Some(_), _) if mode == RenameMode::Exchange => return Err(Errno::INVAL.into()),

@@ -1,0 +1,71 @@
+//! What a script runs on.
+
+use std::path::{Path, PathBuf};
+
+use ovl_driver::{Kernel, ProcessId, SystemBackend as _};
+
+use crate::mock::{KernelProfile, MockKernel};
+
+/// A kernel with processes on it, for [`replay`](super::replay).
+pub trait Machine {
+    /// Where the home is to be made: an absolute path at which there is nothing.
+    fn home(&self) -> &Path;
+
+    /// The kernel as a process sees it, a new one where there can be several.
+    fn start(&mut self) -> Kernel;
+
+    /// Ends a process as `kill -9` does. `false`, and nothing done, where that cannot be: scripts
+    /// leave out what needs it.
+    fn kill(&mut self, process: ProcessId) -> bool;
+
+    /// Starts the machine anew, with all that was written. `false` where that cannot be.
+    fn reboot(&mut self) -> bool;
+}
+
+/// A [`MockKernel`] as a [`Machine`].
+#[derive(Debug)]
+pub struct MockMachine {
+    kernel: MockKernel,
+    home: PathBuf,
+    next: u32,
+}
+
+impl MockMachine {
+    /// A new kernel of this kind.
+    #[must_use]
+    pub fn new(profile: KernelProfile) -> Self {
+        Self {
+            kernel: MockKernel::new(profile),
+            home: PathBuf::from("/home"),
+            next: 2000,
+        }
+    }
+
+    /// The kernel.
+    #[must_use]
+    pub fn kernel(&self) -> &MockKernel {
+        &self.kernel
+    }
+}
+
+impl Machine for MockMachine {
+    fn home(&self) -> &Path {
+        &self.home
+    }
+
+    fn start(&mut self) -> Kernel {
+        self.next += 1;
+        self.kernel.as_process(self.next).kernel()
+    }
+
+    fn kill(&mut self, process: ProcessId) -> bool {
+        let known = self.kernel.is_alive(process).unwrap_or(false);
+        self.kernel.kill(process.pid);
+        known
+    }
+
+    fn reboot(&mut self) -> bool {
+        self.kernel.reboot();
+        true
+    }
+}

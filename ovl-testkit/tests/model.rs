@@ -1,0 +1,124 @@
+//! The store against its model, by chance: some hundred scripts with the other tests, and as many as
+//! there is time for with `cargo xtask fuzz model`.
+
+use std::cell::RefCell;
+use std::env;
+use std::io::{self, Write as _};
+use std::time::{Duration, Instant};
+
+use ovl_driver::blocking::Overlay2;
+use ovl_driver::{CreateLayer, OpenOptions};
+use ovl_testkit::model::{MockMachine, Step, Summary, replay, scripts, shrink};
+use ovl_testkit::{Faulty, KernelProfile, MockKernel};
+use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
+
+/// How long to go on, in seconds, and with it that this is a run of `cargo xtask fuzz`.
+const SECONDS: &str = "OVL_FUZZ_SECONDS";
+/// How many scripts there are in a run of the tests.
+const CASES: &str = "OVL_MODEL_CASES";
+const STEPS: usize = 60;
+
+/// Runs scripts, and panics with the smallest that fails.
+fn run(mut runner: TestRunner, profile: &KernelProfile) -> Summary {
+    let summary = RefCell::new(Summary::default());
+    let run = |script: &[Step]| replay(&mut MockMachine::new(profile.clone()), script);
+    let result = runner.run(&scripts(STEPS), |script| {
+        let done = run(&script.0);
+        let done = done.map_err(|failure| TestCaseError::fail(failure.to_string()))?;
+        summary.borrow_mut().add(&done);
+        Ok(())
+    });
+    match result {
+        Ok(()) => summary.into_inner(),
+        Err(TestError::Fail(_, script)) => {
+            let script = shrink(&script.0, |fewer| run(fewer).is_err());
+            panic!("{}", run(&script.0).unwrap_err());
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn config(cases: u32) -> Config {
+    Config {
+        cases,
+        failure_persistence: None,
+        // Steps depend on those before; they are taken out without drawing anew.
+        max_shrink_iters: 0,
+        ..Config::default()
+    }
+}
+
+#[test]
+fn any_script_does_what_the_model_predicts() {
+    let profile = KernelProfile::modern();
+    if let Ok(seconds) = env::var(SECONDS) {
+        let (start, time) = (
+            Instant::now(),
+            Duration::from_secs(seconds.parse().unwrap()),
+        );
+        let mut scripts = 0;
+        while start.elapsed() < time {
+            // Every runner has a seed of its own.
+            run(TestRunner::new(config(64)), &profile);
+            scripts += 64;
+        }
+        let line = format!(
+            "fuzz model: {scripts} scripts in {} s, no failure\n",
+            time.as_secs()
+        );
+        return io::stderr().write_all(line.as_bytes()).unwrap();
+    }
+    let cases = env::var(CASES).map_or(300, |text| text.parse().unwrap());
+    let summary = run(TestRunner::new(config(cases)), &profile);
+    // Chance has to reach what there is to prove.
+    for step in [
+        "Create",
+        "CreateWritable",
+        "Import",
+        "Apply",
+        "Copy",
+        "Mount",
+        "Unmount",
+        "UnmountAll",
+        "SetLimit",
+        "Remove",
+        "Reclaim",
+        "Gc",
+        "Check",
+        "Repair",
+        "Reopen",
+        "Kill",
+        "Reboot",
+        "MakeDir",
+        "MakeFile",
+        "Rename",
+        "Delete",
+        "SetMode",
+        "SetColour",
+    ] {
+        assert!(
+            summary.done.contains_key(step),
+            "no {step} was done: {summary:#?}"
+        );
+    }
+    assert!(summary.faults.values().sum::<u64>() > 20, "{summary:#?}");
+    println!("{summary:?}");
+}
+
+/// Found by such a script: nobody but `gc` with Docker stopped took the link away.
+#[test]
+fn a_layer_that_fails_after_its_link_was_made_leaves_no_link() {
+    let kernel = Faulty::new(MockKernel::new(KernelProfile::modern()).kernel());
+    let options = OpenOptions::new().create(true);
+    let store = Overlay2::open(kernel.kernel(), "/home".as_ref(), options).unwrap();
+    let layer = CreateLayer::new("layer".parse().unwrap());
+    let mut calls = 0;
+    kernel.order_where(move |call, _| {
+        calls += u32::from(call == "create_symlink" || calls > 0);
+        (calls == 2).then_some(5)
+    });
+    store.create(&layer).unwrap_err();
+    assert!(kernel.has_fired());
+    kernel.heal();
+    assert!(store.check().unwrap().is_clean());
+}
