@@ -154,10 +154,10 @@ impl Model {
     }
 
     fn publish(&mut self, id: &str, layer: Layer) {
-        if let Some(parent) = layer.parent.as_ref() {
-            if let Some(parent) = self.layers.get_mut(parent) {
-                parent.sealed = true;
-            }
+        if let Some(parent) = layer.parent.as_ref()
+            && let Some(parent) = self.layers.get_mut(parent)
+        {
+            parent.sealed = true;
         }
         self.layers.insert(id.to_owned(), layer);
     }
@@ -338,10 +338,10 @@ impl Model {
                     "{id} is {is:#?}\nand was {was:#?}\nor becomes {becomes:#?}"
                 ));
             }
-            if let Some(parent) = &is.parent {
-                if !self.layers.get(parent).is_some_and(|parent| parent.sealed) {
-                    return Err(format!("{id} stands on {parent}, which is not sealed"));
-                }
+            if let Some(parent) = &is.parent
+                && !self.layers.get(parent).is_some_and(|parent| parent.sealed)
+            {
+                return Err(format!("{id} stands on {parent}, which is not sealed"));
             }
         }
         Ok(())

@@ -353,8 +353,10 @@ fn edit() -> impl Strategy<Value = Edit> {
 }
 
 fn aimed(mut steps: Vec<Step>) -> Vec<Step> {
-    let mut model = Model::default();
-    model.enforced = true;
+    let mut model = Model {
+        enforced: true,
+        ..Model::default()
+    };
     for (number, step) in steps.iter_mut().enumerate() {
         if number % 4 != 3 {
             aim(&model, number, step);
@@ -411,7 +413,7 @@ fn aim(model: &Model, number: usize, step: &mut Step) {
         Step::Apply { layer, .. } | Step::SetLimit { layer, .. } => {
             among(layer, &|name| open(name) && !mounted(name));
         }
-        Step::Mount { layer, .. } if number % 4 == 0 => among(layer, &there),
+        Step::Mount { layer, .. } if number.is_multiple_of(4) => among(layer, &there),
         Step::Mount { layer, .. } => among(layer, &open),
         Step::Write { layer, .. } => among(layer, &writable),
         Step::Unmount { layer, .. } => among(layer, &mounted),
