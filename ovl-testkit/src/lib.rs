@@ -4,10 +4,12 @@
 
 mod archive;
 pub mod conformance;
+pub mod differential;
 mod faulty;
 mod listing;
 mod mock;
 pub mod model;
+mod random;
 mod schedule;
 mod snapshot;
 

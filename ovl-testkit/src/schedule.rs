@@ -13,6 +13,7 @@ use ovl_driver::{FsType, Identity, Kernel, Lock, LockKind, ProcessId, SystemBack
 use rustix::io::Errno;
 
 use crate::faulty::Faulty;
+use crate::random::Random;
 
 /// One of those that take turns.
 pub struct Actor<'w, T> {
@@ -120,7 +121,7 @@ struct Turns {
 }
 
 struct State {
-    random: u64,
+    random: Random,
     order: Order,
     actors: Vec<Status>,
     /// Whose turn it is.
@@ -145,21 +146,21 @@ enum Status {
 
 enum Order {
     /// The turn goes on to anybody once in so many operations.
-    Chance { stay: u64 },
+    Chance { stay: usize },
     /// Whoever is first in the list; at the given operations, the first goes to its end.
     Priorities {
         first: Vec<usize>,
-        changes: Vec<u64>,
+        changes: Vec<usize>,
     },
 }
 
 /// Operations among which priorities change.
-const RANGE: u64 = 250;
+const RANGE: usize = 250;
 
 impl State {
     fn new(seed: u64, len: usize) -> Self {
         let mut state = Self {
-            random: seed,
+            random: Random::new(seed),
             order: Order::Chance { stay: 1 },
             actors: vec![Status::Busy; len],
             current: None,
@@ -171,29 +172,19 @@ impl State {
         state.order = match seed % 3 {
             0 => Order::Chance { stay: 1 },
             1 => Order::Chance {
-                stay: 2 + state.below(20),
+                stay: 2 + state.random.below(20),
             },
             _ => {
                 let mut left: Vec<usize> = (0..len).collect();
                 let mut first = Vec::new();
                 while !left.is_empty() {
-                    let at = state.below(left.len() as u64);
-                    first.push(left.remove(usize::try_from(at).unwrap_or(0)));
+                    first.push(left.remove(state.random.below(left.len())));
                 }
-                let changes = (0..3).map(|_| state.below(RANGE)).collect();
+                let changes = (0..3).map(|_| state.random.below(RANGE)).collect();
                 Order::Priorities { first, changes }
             }
         };
         state
-    }
-
-    /// SplitMix64.
-    fn below(&mut self, end: u64) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.random;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % end.max(1)
     }
 
     /// Gives the turn to somebody, when nobody has it and all who go on have come to a point.
@@ -212,11 +203,10 @@ impl State {
             self.deadlocked |= self.actors.iter().any(|one| *one != Status::Ended);
             return;
         }
-        let any = self.below(able.len() as u64);
-        let any = able[usize::try_from(any).unwrap_or(0)];
-        let now = self.trace.len() as u64;
+        let any = *self.random.of(&able);
+        let now = self.trace.len();
         let moves = match self.order {
-            Order::Chance { stay } => self.below(stay) == 0,
+            Order::Chance { stay } => self.random.one_in(stay),
             Order::Priorities { .. } => true,
         };
         let chosen = match &mut self.order {

@@ -8,6 +8,7 @@
 )]
 
 mod conformance;
+mod differential;
 mod durability;
 mod dying;
 mod faults;

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 
 use super::Subject;
 use super::support::{chain, create, diff, id, import};
+use crate::random::Random;
 use crate::snapshot::{Snapshot, differences, snapshot_at};
 
 super::list! {
@@ -110,7 +111,7 @@ impl<'s> Script<'s> {
             overwrite,
             options: options.expect("options that there are"),
             xattrs,
-            random: Random(number),
+            random: Random::new(number),
         }
     }
 
@@ -326,9 +327,9 @@ impl<'s> Script<'s> {
         };
         let node = Node::Entry(holder, name);
         match random.below(24) {
-            0..3 => tree.create_dir(dir, new, 0o700 | random.mode()),
+            0..3 => tree.create_dir(dir, new, 0o700 | mode(random)),
             3..7 => {
-                let file = tree.create_file(dir, new, 0o600 | random.mode())?;
+                let file = tree.create_file(dir, new, 0o600 | mode(random))?;
                 let contents = vec![b'a' + random.small(26); usize::from(random.small(9)) * 700];
                 tree.write_at(&file, 0, &contents)
             }
@@ -343,7 +344,7 @@ impl<'s> Script<'s> {
             16 => remove_tree(tree, holder, name).map_err(|error| error.source),
             17 if *kind != FileKind::Directory => tree.unlink(holder, name),
             17 => tree.remove_dir(holder, name),
-            18 if *kind != FileKind::Symlink => tree.set_mode(node, 0o600 | random.mode()),
+            18 if *kind != FileKind::Symlink => tree.set_mode(node, 0o600 | mode(random)),
             19 => tree.set_owner(node, u32::from(random.small(3)), 0),
             20 => {
                 let attribute = *random.of(&["user.colour", "trusted.other"]);
@@ -404,35 +405,6 @@ impl Listed {
     }
 }
 
-/// SplitMix64: the same numbers for the same script everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % limit as u64).unwrap_or(0)
-    }
-
-    fn small(&mut self, limit: u8) -> u8 {
-        u8::try_from(self.next() % u64::from(limit)).unwrap_or(0)
-    }
-
-    fn mode(&mut self) -> u32 {
-        *self.of(&[0o055, 0o044, 0o4011, 0o1077, 0])
-    }
-
-    fn of<'t, T>(&mut self, all: &'t [T]) -> &'t T {
-        &all[self.below(all.len())]
-    }
-
-    fn maybe_of<'t, T>(&mut self, all: &'t [T]) -> Option<&'t T> {
-        (!all.is_empty()).then(|| self.of(all))
-    }
+fn mode(random: &mut Random) -> u32 {
+    *random.of(&[0o055, 0o044, 0o4011, 0o1077, 0])
 }

@@ -201,6 +201,9 @@ impl State {
         if parent.nlink == 0 && dir != ROOT {
             return Err(Errno::NOENT);
         }
+        if parent.mode & 0o2000 != 0 {
+            inode.gid = parent.gid;
+        }
         if parent.inherits {
             inode.project = parent.project;
             inode.inherits = inode.is_dir();
@@ -281,6 +284,7 @@ impl State {
                 return Err(Errno::NOTEMPTY);
             }
             match (self.inode(ino)?.is_dir(), self.inode(target)?.is_dir()) {
+                (true, true) if !self.entries(target)?.is_empty() => return Err(self.occupied),
                 (true, true) => self.rmdir(to_dir, to)?,
                 (false, false) => self.unlink(to_dir, to)?,
                 (true, false) => return Err(Errno::NOTDIR),

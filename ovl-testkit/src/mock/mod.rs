@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use ovl_diff::{FileKind, Node, TreeBackend as _};
-use ovl_driver::{Kernel, ProcessId};
+use ovl_driver::{FsType, Kernel, ProcessId};
 use rustix::io::Errno;
 
 use inode::{Ino, Inode, ROOT};
@@ -78,8 +78,12 @@ struct State {
     locks: system::Locks,
     processes: BTreeSet<u32>,
     limits: BTreeMap<u32, ovl_quota::Limits>,
+    /// The whiteout that a mounted upper layer makes all others of.
+    whiteouts: BTreeMap<Ino, Ino>,
     /// What an exceeded limit is called here.
     full: Errno,
+    /// What a directory with something in it is called here when another is renamed onto it.
+    occupied: Errno,
 }
 
 impl MockKernel {
@@ -103,7 +107,12 @@ impl MockKernel {
             locks: system::Locks::default(),
             processes: BTreeSet::from([process.pid]),
             limits: BTreeMap::new(),
+            whiteouts: BTreeMap::new(),
             full: Self::full(profile.fs_type),
+            occupied: match profile.fs_type {
+                FsType::XFS => Errno::EXIST,
+                _ => Errno::NOTEMPTY,
+            },
         };
         let shared = Shared {
             profile,

@@ -215,6 +215,7 @@ impl State {
                 return Err(Errno::BUSY);
             }
             writable = self.make_work(work, request.volatile)?;
+            self.whiteouts.remove(&upper);
         }
         // Without a place to work in nothing can be changed.
         let upper = upper.filter(|_| writable);

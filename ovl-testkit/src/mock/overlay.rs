@@ -80,6 +80,10 @@ struct Search {
     redirected: bool,
 }
 
+fn whiteout() -> Body {
+    Body::Node(NodeKind::CharDevice(DeviceNumber::default()))
+}
+
 impl State {
     fn overlay_xattr(&self, overlay: &Overlay, ino: Ino, name: &str) -> Result<Option<&Vec<u8>>> {
         let name = [overlay.xattrs.prefix(), name].concat();
@@ -438,8 +442,18 @@ impl State {
             return Ok(());
         }
         let upper = self.copy_up_dir(overlay, path)?;
-        let body = Body::Node(NodeKind::CharDevice(DeviceNumber::default()));
-        self.add(upper, name, body, 0).map(|_| ())
+        // All that a mount makes so are one inode.
+        let root = overlay.upper.ok_or(Errno::ROFS)?;
+        match self.whiteouts.get(&root) {
+            Some(&shared) if self.inode(shared).is_ok_and(|inode| inode.nlink > 0) => {
+                self.link(shared, upper, name)
+            }
+            _ => {
+                let made = self.add(upper, name, whiteout(), 0)?;
+                self.whiteouts.insert(root, made);
+                Ok(())
+            }
+        }
     }
 
     pub(super) fn overlay_unlink(
@@ -481,14 +495,19 @@ impl State {
             return Err(Errno::NOTEMPTY);
         }
         let upper = self.copy_up_dir(overlay, path)?;
-        if let Some(ino) = inner.upper {
-            // Only whiteouts are left in it.
-            for whiteout in self.entries(ino)?.keys().cloned().collect::<Vec<_>>() {
-                self.unlink(ino, &whiteout)?;
-            }
-            self.rmdir(upper, name)?;
-        }
+        self.remove_upper_dir(upper, name, inner.upper)?;
         self.white_out(overlay, path, name)
+    }
+
+    fn remove_upper_dir(&mut self, upper: Ino, name: &OsStr, dir: Option<Ino>) -> Result<()> {
+        let Some(dir) = dir else {
+            return Ok(());
+        };
+        // Only whiteouts are left in it.
+        for whiteout in self.entries(dir)?.keys().cloned().collect::<Vec<_>>() {
+            self.unlink(dir, &whiteout)?;
+        }
+        self.rmdir(upper, name)
     }
 
     pub(super) fn overlay_link(
@@ -557,17 +576,19 @@ impl State {
             // Without redirects the contents below could not follow.
             return Err(Errno::XDEV);
         }
-        match there {
-            None => {}
-            Some(Entry::Object(_)) => {
-                self.copy_up(overlay, from_path, from)?;
-                self.overlay_unlink(overlay, path, name)?;
+        // A directory that is in the upper layer alone is left to the file system to refuse.
+        let mut occupied = false;
+        if let Some(Entry::Directory(dir)) = &there
+            && !self.overlay_names(dir)?.is_empty()
+        {
+            occupied = dir.lowers.is_empty();
+            if !occupied {
+                return Err(Errno::NOTEMPTY);
             }
-            Some(Entry::Directory(_)) => self.overlay_rmdir(overlay, path, name)?,
         }
         let ino = self.copy_up(overlay, from_path, from)?;
         let upper = self.copy_up_dir(overlay, from_path)?;
-        let (target, _) = self.make_room(overlay, path, name)?;
+        let target = self.copy_up_dir(overlay, path)?;
         let merges = match &moved {
             Entry::Directory(dir) => !dir.lowers.is_empty(),
             Entry::Object(_) => self.is_metacopy(overlay, ino)?,
@@ -577,8 +598,27 @@ impl State {
         } else if is_dir && !self.overlay_dir(overlay, path)?.lowers.is_empty() {
             self.set_opaque(overlay, ino)?;
         }
+        if occupied {
+            return Err(self.occupied);
+        }
+        let leaves_whiteout = self.below_has(overlay, &source, from)?;
+        match there {
+            None if leaves_whiteout && self.child(target, name)?.is_some() => {
+                // The whiteout takes the place of what it makes place for.
+                return self.exchange((upper, from), (target, name));
+            }
+            None => {
+                self.make_room(overlay, path, name)?;
+            }
+            Some(Entry::Object(object)) if object.is_upper => self.unlink(target, name)?,
+            Some(Entry::Object(_)) => {}
+            Some(Entry::Directory(dir)) => self.remove_upper_dir(target, name, dir.upper)?,
+        }
         self.rename((upper, from), (target, name))?;
-        self.white_out(overlay, from_path, from)
+        if leaves_whiteout {
+            self.add(upper, from, whiteout(), 0)?;
+        }
+        Ok(())
     }
 
     /// Writes down where the upper object of that name has its contents below, before it is renamed

@@ -155,6 +155,9 @@ impl MockDir {
 
     fn add(&self, state: &mut State, name: &OsStr, body: Body, mode: u32) -> Result<Ino> {
         check_name(name)?;
+        if self.lookup(state, name)?.is_some() {
+            return Err(Errno::EXIST);
+        }
         self.writable()?;
         match self.overlay() {
             None => state.add(self.plain()?, name, body, mode),
@@ -240,6 +243,26 @@ impl MockKernel {
             Some(name) => state.copy_up(overlay, path, name)?,
         };
         Ok((ino, private))
+    }
+
+    /// Whether an attribute of that name can be changed at all.
+    fn may_have(&self, state: &State, node: Node<'_>, name: &OsStr) -> io::Result<()> {
+        let covering = match node {
+            Node::Entry(handle, name) => dir(handle)?.covering(state, name)?,
+            _ => None,
+        };
+        let (ino, ..) = self.locate(state, node)?;
+        match (node, &covering) {
+            (_, Some(root)) => root.writable()?,
+            (Node::Dir(handle) | Node::Entry(handle, _), None) => dir(handle)?.writable()?,
+            (Node::File(_), None) => {}
+        }
+        let kind = state.inode(ino)?.kind();
+        let is_user = name.as_encoded_bytes().starts_with(b"user.");
+        match is_user && !matches!(kind, FileKind::Regular | FileKind::Directory) {
+            true => Err(Errno::PERM.into()),
+            false => Ok(()),
+        }
     }
 
     fn change(
@@ -504,9 +527,13 @@ impl TreeBackend for MockKernel {
         to: &OsStr,
     ) -> io::Result<()> {
         let (source, target) = (dir(from_dir)?, dir(to_dir)?);
-        source.same_mount(target)?;
-        target.writable()?;
         let mut state = self.state();
+        source.lookup(&state, from)?.ok_or(Errno::NOENT)?;
+        if target.lookup(&state, to)?.is_some() {
+            return Err(Errno::EXIST.into());
+        }
+        target.writable()?;
+        source.same_mount(target)?;
         match (source.overlay(), target.overlay()) {
             (Some((overlay, from_path)), Some((_, path))) => {
                 state.overlay_link(overlay, (from_path, from), (path, to))?;
@@ -604,10 +631,10 @@ impl TreeBackend for MockKernel {
     }
 
     fn set_mode(&self, node: Node<'_>, mode: u32) -> io::Result<()> {
+        if self.metadata(node)?.kind == FileKind::Symlink {
+            return Err(Errno::OPNOTSUPP.into());
+        }
         self.change(node, |inode| {
-            if inode.kind() == FileKind::Symlink {
-                return Err(Errno::OPNOTSUPP);
-            }
             inode.mode = mode & 0o7777;
             Ok(())
         })
@@ -672,11 +699,7 @@ impl TreeBackend for MockKernel {
             return Err(Errno::PERM.into());
         }
         let mut state = self.state();
-        let (seen, _, _) = self.locate(&state, node)?;
-        let kind = state.inode(seen)?.kind();
-        if bytes.starts_with(b"user.") && !matches!(kind, FileKind::Regular | FileKind::Directory) {
-            return Err(Errno::PERM.into());
-        }
+        self.may_have(&state, node, name)?;
         let (ino, private) = self.locate_mut(&mut state, node)?;
         let now = state.tick();
         let inode = state.inode_mut(ino)?;
@@ -688,6 +711,7 @@ impl TreeBackend for MockKernel {
     }
 
     fn remove_xattr(&self, node: Node<'_>, name: &OsStr) -> io::Result<()> {
+        self.may_have(&self.state(), node, name)?;
         self.xattr(node, name)?.ok_or(Errno::NODATA)?;
         let mut state = self.state();
         let (ino, private) = self.locate_mut(&mut state, node)?;

@@ -27,7 +27,7 @@ use super::mounts::mounts_below;
 pub(super) type Scenario = fn(&Place) -> Result<()>;
 
 /// All scenarios by name.
-pub(super) const ALL: [(&str, Scenario); 16] = [
+pub(super) const ALL: [(&str, Scenario); 17] = [
     (
         "a_debian_root_is_changed_and_the_change_applied_elsewhere",
         debian::change_and_apply,
@@ -69,6 +69,10 @@ pub(super) const ALL: [(&str, Scenario); 16] = [
     (
         "random_changes_with_redirects_and_metacopy_are_in_the_archives",
         scripts::random,
+    ),
+    (
+        "scripts_do_the_same_on_the_mock_as_here",
+        scripts::differential,
     ),
     (
         "random_changes_in_a_user_namespace_are_in_the_archives",

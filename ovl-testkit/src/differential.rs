@@ -1,0 +1,588 @@
+//! The same script on two kernels: whatever one answers to any step, and whatever trees it leaves,
+//! the other must, too.
+//!
+//! What no two kernels share is not in a [`Transcript`]: inode numbers, times that nobody has set,
+//! link counts of directories and whiteouts, and what overlayfs notes for itself. The scripts do
+//! nothing that the mock refuses on purpose where Linux does not.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fmt::{self, Write as _};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ovl_diff::{
+    DeviceNumber, DirHandle, FileKind, Node, NodeKind, RenameMode, Timestamp, TreeBackend,
+    remove_tree,
+};
+use ovl_driver::blocking::Overlay2;
+use ovl_driver::{Base, CreateLayer, Durability, Error, ImportOptions, MountRequest, OpenOptions};
+use ovl_layout::LayerId;
+use ovl_mount::{OverlayOptions, UnmountMode};
+use rustix::io::Errno;
+use tar::EntryType;
+
+use crate::archive::ArchiveBuilder;
+use crate::conformance::Subject;
+use crate::random::Random;
+use crate::snapshot::{Object, snapshot_at};
+
+const LAYERS: [&str; 4] = ["a", "b", "c", "d"];
+const NAMES: [&str; 4] = ["x", "y", "z", "x"];
+const MODES: [u32; 7] = [0o755, 0o700, 0o644, 0o4755, 0o2755, 0o1777, 0];
+const STEPS: usize = 40;
+/// Times that scripts set; all others are those of the run.
+const SET: i64 = 1_000_000_000;
+
+/// What a kernel has answered to a script, line by line, and the trees that were left.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Transcript(Vec<String>);
+
+impl Transcript {
+    /// The lines.
+    #[must_use]
+    pub fn lines(&self) -> &[String] {
+        &self.0
+    }
+
+    /// The first line that is another in `other`, with those before it; `None` when there is none.
+    #[must_use]
+    pub fn difference(&self, other: &Self) -> Option<String> {
+        let len = self.0.len().max(other.0.len());
+        let at = (0..len).find(|at| self.0.get(*at) != other.0.get(*at))?;
+        let before = self.0[..at].iter().filter(|line| !line.starts_with("  "));
+        let mut words: String = before.map(|line| format!("{line}\n")).collect();
+        let line = |all: &[String]| all.get(at).map_or("(its end)", String::as_str).to_owned();
+        let _ = write!(words, "here: {}\nthere: {}", line(&self.0), line(&other.0));
+        Some(words)
+    }
+}
+
+impl fmt::Display for Transcript {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|line| writeln!(f, "{line}"))
+    }
+}
+
+/// Runs the script of this number in a home of its own, and takes that away again.
+///
+/// # Errors
+/// When the home cannot be made or taken away, which is no part of the script.
+pub fn run(subject: &Subject, number: u64) -> io::Result<Transcript> {
+    let home = subject.dir().join(format!("script-{number}"));
+    let options = OpenOptions::new().create(true).durability(Durability::None);
+    let store = Overlay2::open(subject.kernel().clone(), &home, options);
+    let store = store.map_err(io::Error::other)?;
+    let tree = subject.kernel().tree();
+    let mut script = Script {
+        tree,
+        store: &store,
+        random: Random::new(number),
+        lines: Vec::new(),
+        known: Vec::new(),
+    };
+    script.begin();
+    for _ in 0..STEPS {
+        script.step();
+    }
+    script.end();
+    let lines = script.lines;
+    store
+        .unmount_all(UnmountMode::Lazy)
+        .map_err(io::Error::other)?;
+    drop(store);
+    let name = home.file_name().unwrap_or_default();
+    remove_tree(tree, &tree.open_root(subject.dir())?, name).map_err(|error| error.source)?;
+    Ok(Transcript(lines))
+}
+
+struct Script<'s> {
+    tree: &'s dyn TreeBackend,
+    store: &'s Overlay2,
+    random: Random,
+    lines: Vec<String>,
+    /// Where something may be.
+    known: Vec<PathBuf>,
+}
+
+fn id(name: &str) -> LayerId {
+    name.parse().expect("scripts have valid ids")
+}
+
+/// The error's variant, and the error number at its end.
+fn refusal(error: &Error) -> String {
+    let words = format!("{error:?}");
+    let end = words.find(|c: char| !c.is_alphanumeric());
+    let mut refusal = words[..end.unwrap_or(words.len())].to_owned();
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(source) = next {
+        if let Some(number) = source.downcast_ref().and_then(io::Error::raw_os_error) {
+            let _ = write!(refusal, " {number}");
+        }
+        next = source.source();
+    }
+    refusal
+}
+
+fn answer(result: io::Result<String>) -> String {
+    match result {
+        Ok(words) => words,
+        Err(error) => match Errno::from_io_error(&error) {
+            Some(errno) => format!("errno {}", errno.raw_os_error()),
+            None => format!("{:?}", error.kind()),
+        },
+    }
+}
+
+impl Script<'_> {
+    fn say(&mut self, words: impl Into<String>) {
+        self.lines.push(words.into());
+    }
+
+    fn layer(&mut self) -> &'static str {
+        LAYERS[self.random.below(LAYERS.len())]
+    }
+
+    /// A stack of three, mounted: else a script would do little for long.
+    fn begin(&mut self) {
+        let (archive, listed) = self.archive();
+        let layer =
+            |name: &str, parent: Option<&str>| CreateLayer::new(id(name)).parent(parent.map(id));
+        let made = self
+            .store
+            .create(&layer("a", None))
+            .and_then(|()| self.store.mount(&id("a"), &MountRequest::new()));
+        self.say(format!(
+            "mount a: {:?}",
+            made.as_ref().map_err(refusal).err()
+        ));
+        if let Ok(root) = made {
+            for _ in 0..12 {
+                let (words, result) = self.call(&root);
+                self.say(format!("a: {words}: {}", answer(result)));
+            }
+        }
+        let (below, options) = (layer("b", Some("a")), ImportOptions::new());
+        let made = self
+            .store
+            .unmount(&id("a"), UnmountMode::Now)
+            .and_then(|_| self.store.import(&below, &*archive, options, &mut |_| {}))
+            .and_then(|_| self.store.create(&layer("c", Some("b"))));
+        self.say(format!(
+            "import {listed}: {:?}",
+            made.map_err(|error| refusal(&error)).err()
+        ));
+        let _ = self.store.create(&layer("c", Some("a")));
+        self.mount("c");
+    }
+
+    fn mount(&mut self, name: &str) {
+        let settings: &[&str] = match self.random.below(4) {
+            0 => &["redirect_dir=on"],
+            1 => &["redirect_dir=on", "metacopy=on"],
+            _ => &[],
+        };
+        let options = settings
+            .iter()
+            .try_fold(OverlayOptions::default(), |all, one| all.with(one))
+            .unwrap_or_default();
+        let request = MountRequest::new().options(options);
+        let mounted = self.store.mount(&id(name), &request);
+        let mounted = mounted.map_err(|error| refusal(&error)).err();
+        self.say(format!("mount {name} with {settings:?}: {mounted:?}"));
+    }
+
+    fn step(&mut self) {
+        if self.random.one_in(3) {
+            self.operate();
+        } else {
+            self.change();
+        }
+    }
+
+    /// An operation of the store.
+    fn operate(&mut self) {
+        let (name, other) = (self.layer(), self.layer());
+        let parent = (!self.random.one_in(4)).then_some(other);
+        let made = CreateLayer::new(id(name)).parent(parent.map(id));
+        let on = format!("{name} on {parent:?}");
+        let (words, result) = match self.random.below(24) {
+            0..3 => (
+                format!("create {on}"),
+                self.store.create(&made).map(|()| String::new()),
+            ),
+            3..5 => {
+                let created = self.store.create_writable(&made);
+                (
+                    format!("create writable {on}"),
+                    created.map(|()| String::new()),
+                )
+            }
+            5..8 => {
+                let (archive, listed) = self.archive();
+                let options = ImportOptions::new();
+                let applied = self.store.import(&made, &*archive, options, &mut |_| {});
+                let size = applied.map(|applied| format!("{}", applied.size.apparent));
+                (format!("import {on}: {listed}"), size)
+            }
+            8..10 => {
+                let (archive, listed) = self.archive();
+                let options = ImportOptions::new();
+                let applied = self.store.apply(&id(name), &*archive, options, &mut |_| {});
+                let size = applied.map(|applied| format!("{}", applied.size.apparent));
+                (format!("apply {name}: {listed}"), size)
+            }
+            10..15 => return self.mount(name),
+            15..18 => {
+                let left = self.store.unmount(&id(name), UnmountMode::Now);
+                (
+                    format!("unmount {name}"),
+                    left.map(|left| format!("{left} left")),
+                )
+            }
+            18 => {
+                let force = self.random.one_in(3);
+                let removed = self.store.remove(&id(name), force);
+                (
+                    format!("remove {name}, {force}"),
+                    removed.map(|()| String::new()),
+                )
+            }
+            19..22 => {
+                let base = match self.random.below(3) {
+                    0 => Base::Parent,
+                    1 => Base::Empty,
+                    _ => Base::Layer(id(other)),
+                };
+                (
+                    format!("compare {name} with {base:?}"),
+                    self.compare(name, &base),
+                )
+            }
+            22 => {
+                let changed = self.store.diff(&id(name), &Base::Parent, io::sink());
+                (format!("diff {name}"), changed.map(|_| String::new()))
+            }
+            _ => {
+                let reclaimed = self.store.reclaim();
+                (
+                    "reclaim".to_owned(),
+                    reclaimed.map(|reclaimed| reclaimed.layers.to_string()),
+                )
+            }
+        };
+        let words = match result {
+            Ok(said) => format!("{words}: ok {said}"),
+            Err(error) => format!("{words}: {}", refusal(&error)),
+        };
+        self.say(words);
+        if self.random.one_in(12) {
+            self.dump();
+        }
+    }
+
+    fn compare(&self, name: &str, base: &Base) -> Result<String, Error> {
+        let changes = self.store.changes(&id(name), base)?;
+        let changes: Vec<String> = changes.iter().map(ToString::to_string).collect();
+        let size = self.store.size(&id(name), base)?;
+        Ok(format!(
+            "{changes:?}, {} bytes, {} inodes",
+            size.apparent, size.inodes
+        ))
+    }
+
+    fn path(&mut self) -> PathBuf {
+        let depth = 1 + self.random.below(3).min(self.random.below(3));
+        (0..depth)
+            .map(|_| NAMES[self.random.below(NAMES.len())])
+            .collect()
+    }
+
+    fn archive(&mut self) -> (Vec<u8>, String) {
+        let (mut archive, mut listed) = (ArchiveBuilder::new(), String::new());
+        for _ in 0..1 + self.random.below(6) {
+            let path = self.path();
+            let name = path.to_string_lossy();
+            let dir = path.parent().unwrap_or(Path::new("")).join("");
+            let leaf = path.file_name().unwrap_or_default().to_string_lossy();
+            let kind = self.random.below(10);
+            let _ = write!(listed, "{kind} {name}, ");
+            archive = match kind {
+                0..3 => archive.dir(&name, *self.random.of(&[0o755, 0o700, 0o1777])),
+                3..5 => archive.file(&name, &vec![b'f'; self.random.below(3) * 700]),
+                5 => archive.symlink(&name, "y"),
+                6 => archive.hard_link(&name, "x"),
+                7 => archive.file(&format!("{}.wh.{leaf}", dir.display()), b""),
+                8 => archive
+                    .dir(&name, 0o755)
+                    .file(&format!("{name}/.wh..wh..opq"), b""),
+                _ => archive.xattr("user.colour", b"red").entry(
+                    &name,
+                    EntryType::Regular,
+                    0o4711,
+                    "",
+                    b"s",
+                ),
+            };
+        }
+        (archive.finish(), listed)
+    }
+
+    /// Something done to a tree that is mounted.
+    fn change(&mut self) {
+        let mounted: Vec<&str> = LAYERS
+            .into_iter()
+            .filter(|name| self.mount_of(name).is_some())
+            .collect();
+        let Some(layer) = self.random.maybe_of(&mounted).copied() else {
+            return;
+        };
+        let Some(root) = self.mount_of(layer) else {
+            return;
+        };
+        for _ in 0..1 + self.random.below(9) {
+            let (words, result) = self.call(&root);
+            self.say(format!("{layer}: {words}: {}", answer(result)));
+        }
+    }
+
+    fn mount_of(&self, layer: &str) -> Option<PathBuf> {
+        let info = self.store.inspect(&id(layer)).ok()?;
+        info.mount.map(|mount| mount.target)
+    }
+
+    /// One call of the tree.
+    fn call(&mut self, root: &Path) -> (String, io::Result<String>) {
+        let (path, to) = (self.path(), self.path());
+        let (kind, number) = (self.random.below(28), self.random.small(3));
+        let mode = *self.random.of(&MODES);
+        let (shown, shown_to) = (path.display().to_string(), to.display().to_string());
+        let words = match kind {
+            0..4 => format!("mkdir {shown} {mode:o}"),
+            4..8 => format!("create {shown} {mode:o}, {number}"),
+            8 => format!("symlink {shown}"),
+            9 => format!("mknod {shown} {number}"),
+            10 | 11 => format!("link {shown} {shown_to}"),
+            12..17 => format!("rename {shown} {shown_to} {number}"),
+            17 => format!("unlink {shown}"),
+            18 => format!("rmdir {shown}"),
+            19 => format!("remove all {shown}"),
+            20 => format!("chmod {shown} {mode:o}"),
+            21 => format!("chown {shown} {number}"),
+            22 => format!("utimens {shown} {number}"),
+            23 => format!("setxattr {shown} {number}"),
+            24 => format!("removexattr {shown} {number}"),
+            25 => format!("read {shown}"),
+            26 => format!("list {shown}"),
+            _ => format!("look {shown}"),
+        };
+        let result = self.made(root, kind, (&path, &to), (mode, number));
+        let changed = if (10..17).contains(&kind) { to } else { path };
+        if result.is_ok() && !self.known.contains(&changed) {
+            self.known.push(changed);
+        }
+        (words, result)
+    }
+
+    fn open<'p>(&self, root: &Path, path: &'p Path) -> io::Result<(DirHandle, &'p OsStr)> {
+        let mut dir = self.tree.open_root(root)?;
+        for name in path.parent().into_iter().flatten() {
+            dir = self.tree.open_dir(&dir, name)?;
+        }
+        Ok((dir, path.file_name().unwrap_or_default()))
+    }
+
+    fn made(
+        &self,
+        root: &Path,
+        kind: usize,
+        (path, to): (&Path, &Path),
+        (mode, number): (u32, u8),
+    ) -> io::Result<String> {
+        let tree = self.tree;
+        let (dir, name) = self.open(root, path)?;
+        let node = Node::Entry(&dir, name);
+        let attribute =
+            OsStr::new(["user.colour", "trusted.other", "security.other"][usize::from(number)]);
+        match kind {
+            0..4 => tree.create_dir(&dir, name, mode)?,
+            4..8 => {
+                let file = tree.create_file(&dir, name, mode)?;
+                tree.write_at(&file, u64::from(number) * 5000, b"contents")?;
+                if number == 1 {
+                    tree.set_len(&file, 3)?;
+                }
+            }
+            8 => tree.create_symlink(&dir, name, OsStr::new("y/x"))?,
+            9 => {
+                let device = DeviceNumber { major: 8, minor: 1 };
+                let kind = match number {
+                    0 => NodeKind::Fifo,
+                    1 => NodeKind::BlockDevice(device),
+                    _ => NodeKind::CharDevice(device),
+                };
+                tree.create_node(&dir, name, kind, 0o600)?;
+            }
+            10 | 11 => {
+                let (to_dir, to) = self.open(root, to)?;
+                tree.hard_link(&dir, name, &to_dir, to)?;
+            }
+            12..17 => {
+                let (to_dir, to) = self.open(root, to)?;
+                let mode = match number {
+                    0 => RenameMode::NoReplace,
+                    _ => RenameMode::Replace,
+                };
+                tree.rename(&dir, name, &to_dir, to, mode)?;
+            }
+            17 => tree.unlink(&dir, name)?,
+            18 => tree.remove_dir(&dir, name)?,
+            19 => remove_tree(tree, &dir, name).map_err(|error| error.source)?,
+            20 => tree.set_mode(node, mode)?,
+            21 => tree.set_owner(node, u32::from(number) * 500, u32::from(number))?,
+            22 => {
+                let secs = SET + i64::from(number);
+                tree.set_mtime(node, Timestamp { secs, nanos: 7 })?;
+            }
+            23 => tree.set_xattr(node, attribute, &[number])?,
+            24 => tree.remove_xattr(node, attribute)?,
+            25 => {
+                let file = tree.open_file(&dir, name)?;
+                let mut buffer = [0; 16];
+                let len = tree.read_at(&file, 0, &mut buffer)?;
+                let size = tree.metadata(Node::File(&file))?.size;
+                return Ok(format!("{:?} of {size}", &buffer[..len]));
+            }
+            26 => {
+                let inner = tree.open_dir(&dir, name)?;
+                let mut names: Vec<_> = tree.read_dir(&inner)?;
+                names.sort_by(|one, other| one.name.cmp(&other.name));
+                let names = names
+                    .iter()
+                    .map(|entry| format!("{:?} {:?}", entry.name, entry.kind));
+                return Ok(names.collect::<Vec<_>>().join(", "));
+            }
+            _ => {
+                let found = tree.metadata(node)?;
+                let size = if found.is_dir() { 0 } else { found.size };
+                return Ok(format!("{:?} {:o} {size}", found.kind, found.mode));
+            }
+        }
+        Ok("ok".to_owned())
+    }
+
+    /// Says what every layer shows and holds.
+    fn dump(&mut self) {
+        match self.store.layers() {
+            Err(error) => self.say(refusal(&error)),
+            Ok(list) => {
+                for broken in list.broken {
+                    self.say(format!("broken {}: {}", broken.id, refusal(&broken.error)));
+                }
+                for layer in list.layers {
+                    let name = layer.id.as_str();
+                    self.say(format!("{layer:?}"));
+                    if let Some(root) = self.mount_of(name) {
+                        self.tree_at(&format!("{name} shows"), &root);
+                    }
+                    let upper = self.store.layout().layer(&layer.id).diff().to_owned();
+                    self.tree_at(&format!("{name} has"), &upper);
+                }
+            }
+        }
+    }
+
+    fn tree_at(&mut self, words: &str, root: &Path) {
+        let found = snapshot_at(self.tree, root);
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => return self.say(format!("{words}: {}", answer(Err(error)))),
+        };
+        let links = self.links(root, &found);
+        for (path, object) in &found {
+            let same = links.get(path).filter(|first| *first != path);
+            let same = same.map_or(String::new(), |first| format!(" is {}", first.display()));
+            self.say(format!(
+                "  {words} /{}{same}: {}",
+                path.display(),
+                fields(object)
+            ));
+        }
+    }
+
+    /// The first name of each inode.
+    fn links(&self, root: &Path, found: &BTreeMap<PathBuf, Object>) -> BTreeMap<PathBuf, PathBuf> {
+        let (mut first, mut links) = (BTreeMap::new(), BTreeMap::new());
+        for (path, object) in found {
+            if object.kind == FileKind::Directory || is_whiteout(object) {
+                continue;
+            }
+            let inode = self
+                .open(root, path)
+                .and_then(|(dir, name)| self.tree.metadata(Node::Entry(&dir, name)));
+            if let Ok(inode) = inode {
+                let first = first.entry(inode.ino).or_insert_with(|| path.clone());
+                links.insert(path.clone(), first.clone());
+            }
+        }
+        links
+    }
+
+    fn end(&mut self) {
+        self.dump();
+        for name in LAYERS {
+            let shown = self.store.mount(&id(name), &MountRequest::new());
+            match shown {
+                Err(error) => self.say(format!("at the end, mount {name}: {}", refusal(&error))),
+                Ok(root) => {
+                    self.tree_at(&format!("{name} shows at the end"), &root);
+                    let left = self.store.unmount(&id(name), UnmountMode::Now);
+                    let left = left.map_or_else(|error| refusal(&error), |left| left.to_string());
+                    self.say(format!("at the end, unmount {name}: {left}"));
+                }
+            }
+        }
+        let said = match self.store.check() {
+            Err(error) => refusal(&error),
+            Ok(report) => {
+                let kinds = report.findings.iter().map(|finding| finding.kind.as_str());
+                format!("check: {:?}", kinds.collect::<Vec<_>>())
+            }
+        };
+        self.say(said);
+    }
+}
+
+fn is_whiteout(object: &Object) -> bool {
+    object.kind == FileKind::CharDevice && object.rdev == DeviceNumber::default()
+}
+
+fn fields(object: &Object) -> String {
+    let time = match object.mtime.secs {
+        secs if (SET..SET + 100).contains(&secs) => format!("{:?}", object.mtime),
+        _ => "now".to_owned(),
+    };
+    let nlink = if is_whiteout(object) { 0 } else { object.nlink };
+    let notes = [".origin", ".impure", ".uuid", ".nlink", ".protattr"];
+    let xattrs = object.xattrs.iter().filter(|(name, _)| {
+        let name = name.to_string_lossy();
+        !(name.contains(".overlay.") && notes.iter().any(|note| name.ends_with(note)))
+    });
+    let xattrs: Vec<String> = xattrs
+        .map(|(name, value)| format!("{name:?}={value:?}"))
+        .collect();
+    let contents = match object.contents.iter().all(|byte| *byte == 0) {
+        true => format!("{} zeros", object.contents.len()),
+        false => {
+            let sum = object.contents.iter().fold(0_u64, |sum, byte| {
+                sum.wrapping_mul(31).wrapping_add(u64::from(*byte))
+            });
+            format!("{} bytes {sum:x}", object.contents.len())
+        }
+    };
+    let DeviceNumber { major, minor } = object.rdev;
+    format!(
+        "{:?} {:o} {}:{} {nlink} {major}:{minor} {time} {xattrs:?} {contents}",
+        object.kind, object.mode, object.uid, object.gid
+    )
+}
