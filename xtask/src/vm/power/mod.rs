@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum as _};
 use tempfile::TempDir;
 
 use super::initramfs;
@@ -96,6 +96,14 @@ impl PowerCut {
             broken: None,
         }
     }
+
+    /// One run for each kernel that does not wait: that it is caught is what makes the others count.
+    pub(super) fn broken(rounds: u64) -> impl Iterator<Item = Self> {
+        Variant::value_variants().iter().map(move |variant| Self {
+            broken: Some(*variant),
+            ..Self::of_rounds(rounds)
+        })
+    }
 }
 
 pub(super) fn run(options: &PowerCut) -> Result<()> {
@@ -118,6 +126,9 @@ pub(super) fn run(options: &PowerCut) -> Result<()> {
         disks: BTreeMap::new(),
         tally: BTreeMap::new(),
     };
+    if let Some(variant) = options.broken {
+        println!("power-cut: {variant:?} must lose something on each file system");
+    }
     let start = Instant::now();
     let result = bench.rounds(options.rounds);
     let took = start.elapsed().as_secs_f64();
