@@ -103,6 +103,12 @@ pub(super) const MUTANTS: &[Mutant] = &[
         )"#,
     },
     Mutant {
+        name: "seal what is not on disk",
+        file: "ovl-driver/src/blocking/create.rs",
+        from: r#"        if self.durable() && !is_sealed"#,
+        to: r#"        if !self.durable() && !is_sealed"#,
+    },
+    Mutant {
         name: "drop the lock of the parent early",
         file: "ovl-driver/src/blocking/create.rs",
         from: r#"            Some(lock),

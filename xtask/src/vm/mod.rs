@@ -86,11 +86,14 @@ impl Options {
         }
     }
 
-    /// What the gate asks for beside that.
-    pub(crate) fn power_cut_for_ci(quick: bool) -> Self {
-        Self {
-            suite: Suite::PowerCut(PowerCut::of_rounds(if quick { 6 } else { 50 })),
+    /// The power cuts that the gate asks for.
+    pub(crate) fn power_cuts_for_ci(quick: bool) -> Vec<Self> {
+        let mut all = vec![PowerCut::of_rounds(if quick { 6 } else { 50 })];
+        if !quick {
+            all.extend(PowerCut::broken(50));
         }
+        let suites = all.into_iter().map(Suite::PowerCut);
+        suites.map(|suite| Self { suite }).collect()
     }
 }
 

@@ -71,7 +71,8 @@ impl Told {
 
     /// Whether a worker may have meant this, so that it must not be passed over.
     pub(super) fn is_meant(line: &str) -> bool {
-        line.contains(MARK)
+        let mark = |fs: &FsKind| line.contains(&format!("{MARK}{} ", fs.name()));
+        FsKind::value_variants().iter().any(mark)
     }
 }
 
