@@ -53,6 +53,11 @@ impl Report {
             (summary.squashed, "entries given to root"),
             (summary.skipped_devices, "devices left out"),
             (summary.skipped_xattrs, "extended attributes left out"),
+            (summary.copied_links, "hard links made into copies"),
+            (
+                summary.clamped_times,
+                "times changed to what the file system can hold",
+            ),
         ] {
             if count > 0 {
                 eprintln!("ovl: {count} {what}");
@@ -71,6 +76,8 @@ impl Report {
                 "squashed": summary.squashed,
                 "skipped_devices": summary.skipped_devices,
                 "skipped_xattrs": summary.skipped_xattrs,
+                "copied_links": summary.copied_links,
+                "clamped_times": summary.clamped_times,
                 "warnings": archive.warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
             })
         };

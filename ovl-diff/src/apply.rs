@@ -1,15 +1,20 @@
 //! Builds a layer's directory from an archive.
 
 mod dress;
+mod files;
 mod links;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::PathBuf;
 
 use ovl_layout::{IdMaps, XattrNamespace};
 
+use self::dress::Dress;
+use self::files::{Batch, Failure, Files, Job, NewFile, PIECES, SMALL};
 use crate::archive::{
     ArchiveEntry, ArchiveReader, ArchiveSummary, BadArchive, BadReason, EntryKind, ReadLimits,
 };
@@ -17,9 +22,10 @@ use crate::error::{ApplyError, Context as _, TreeError};
 use crate::handles::FewHandles;
 use crate::place::{EnterError, Entered, Position, remove_any};
 use crate::remove::remove_tree;
-use crate::tree::{DeviceNumber, DirHandle, FileKind, Node, NodeKind, TreeBackend};
+use crate::tree::{DeviceNumber, DirHandle, FileHandle, FileKind, Node, NodeKind, TreeBackend};
 use crate::view::{Found, View};
 use crate::whiteout::{EntryName, MAX_NAME_LEN, aufs_links, classify, is_aufs_links};
+use crate::workers::with_workers;
 
 /// Symbolic links that one path may lead through, as in the kernel.
 const MAX_LINKS: usize = 40;
@@ -27,7 +33,6 @@ const MAX_LINKS: usize = 40;
 const MAX_COMPONENTS: usize = 4096;
 /// Longest text of a symbolic link, in bytes: `PATH_MAX` less the NUL.
 const MAX_TARGET_LEN: usize = 4095;
-const BUFFER_LEN: usize = 256 * 1024;
 /// A block of zero bytes of this length becomes a hole.
 const HOLE_LEN: usize = 4096;
 
@@ -52,6 +57,9 @@ pub struct ApplyOptions {
     /// Begins to write each file to disk when it is whole, for a [`sync_layer`](crate::sync_layer)
     /// that follows.
     pub start_writeback: bool,
+    /// Threads that complete files, the calling one included; none means one for each core, at
+    /// most 8. The result is the same with any number, the first error too.
+    pub parallelism: Option<NonZeroUsize>,
 }
 
 impl ApplyOptions {
@@ -68,6 +76,7 @@ impl ApplyOptions {
             squash: false,
             skip_devices: false,
             start_writeback: false,
+            parallelism: None,
         }
     }
 }
@@ -89,6 +98,9 @@ pub struct ApplySummary {
     /// Hard links that became copies, because the file has as many names as the file system allows
     /// or lies in another quota project.
     pub copied_links: u64,
+    /// Times that the file system could not hold and has replaced by the nearest that it can; a diff
+    /// gives those.
+    pub clamped_times: u64,
     /// Attributes left out: SELinux labels, XFS's own form of access control lists, and `user.*` on
     /// what cannot have any.
     pub skipped_xattrs: u64,
@@ -132,6 +144,37 @@ pub fn apply(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<ApplySummary, ApplyError> {
     let tree = &FewHandles::new(tree);
+    let failure = Failure::default();
+    let result = with_workers(
+        options.parallelism,
+        &|batch: Batch| failure.run(tree, batch),
+        |workers| {
+            let mut files = Files::new(workers, &failure);
+            let result = apply_with(tree, input, (upper, lowers), options, progress, &mut files);
+            files.wait();
+            result
+        },
+    );
+    // A file of which the rest is done later comes earlier in the archive than what comes to light
+    // meanwhile.
+    let clamped_times = failure.clamped_times();
+    match failure.take() {
+        Some(error) => Err(error),
+        None => result.map(|summary| ApplySummary {
+            clamped_times: summary.clamped_times + clamped_times,
+            ..summary
+        }),
+    }
+}
+
+fn apply_with(
+    tree: &dyn TreeBackend,
+    input: impl Read,
+    (upper, lowers): (&DirHandle, &[DirHandle]),
+    options: &ApplyOptions,
+    progress: &mut dyn FnMut(Progress),
+    files: &mut Files<'_>,
+) -> Result<ApplySummary, ApplyError> {
     let mut reader = ArchiveReader::new(input, options.limits);
     let view = View::new(tree, options.xattrs);
     let position = Position::new(view, upper, lowers, &options.id_maps)?;
@@ -139,19 +182,23 @@ pub fn apply(
         tree,
         options,
         position,
-        buffer: vec![0; BUFFER_LEN],
+        files,
         payload: 0,
         root_opaque: false,
         squashed: 0,
         squashes: false,
         skipped_devices: 0,
         copied_links: 0,
+        clamped_times: 0,
         skipped_xattrs: 0,
         has_aufs_links: false,
     };
     let mut entries = 0;
-    while let Some(entry) = reader.next_entry()? {
-        applier.entry(&entry, &mut reader)?;
+    // After a failure the rest makes no difference.
+    while !applier.files.have_failed()
+        && let Some(entry) = reader.next_entry()?
+    {
+        applier.entry(entry, &mut reader)?;
         entries += 1;
         progress(Progress {
             entries,
@@ -166,16 +213,17 @@ pub fn apply(
         squashed: applier.squashed,
         skipped_devices: applier.skipped_devices,
         copied_links: applier.copied_links,
+        clamped_times: applier.clamped_times + applier.position.clamped_times(),
         skipped_xattrs: applier.skipped_xattrs,
         archive: reader.finish()?,
     })
 }
 
-struct Applier<'a> {
+struct Applier<'a, 'f> {
     tree: &'a dyn TreeBackend,
     options: &'a ApplyOptions,
     position: Position<'a>,
-    buffer: Vec<u8>,
+    files: &'a mut Files<'f>,
     payload: u64,
     root_opaque: bool,
     squashed: u64,
@@ -183,11 +231,20 @@ struct Applier<'a> {
     squashes: bool,
     skipped_devices: u64,
     copied_links: u64,
+    clamped_times: u64,
     skipped_xattrs: u64,
+    /// Whether files stand in AUFS's directory only to be linked to.
     has_aufs_links: bool,
 }
 
-/// Why resolving a path stopped.
+/// A regular file that has a name, and what else it is to get.
+struct Begun {
+    handle: FileHandle,
+    path: PathBuf,
+    dress: Dress,
+}
+
+/// Why an entry could not be done.
 enum Stop {
     Bad(BadReason),
     Tree(TreeError),
@@ -199,20 +256,35 @@ impl From<TreeError> for Stop {
     }
 }
 
-impl Applier<'_> {
+impl Stop {
+    /// The same, as the failure of an entry.
+    fn of(self, entry: &ArchiveEntry) -> ApplyError {
+        match self {
+            Self::Bad(reason) => BadArchive::new(entry, reason).into(),
+            Self::Tree(error) => error.into(),
+        }
+    }
+}
+
+impl Applier<'_, '_> {
     fn entry<R: Read>(
         &mut self,
-        entry: &ArchiveEntry,
+        entry: ArchiveEntry,
         reader: &mut ArchiveReader<R>,
     ) -> Result<(), ApplyError> {
-        let refuse = |reason| ApplyError::from(BadArchive::new(entry, reason));
-        let unstop = |stop| match stop {
-            Stop::Bad(reason) => refuse(reason),
-            Stop::Tree(error) => error.into(),
-        };
-        let path = components(&entry.path).map_err(refuse)?;
+        match self.begin(&entry) {
+            Ok(None) => Ok(()),
+            Ok(Some(begun)) => self.fill(entry, begun, reader),
+            Err(stop) => Err(stop.of(&entry)),
+        }
+    }
+
+    /// Does all that the entry says, except for the contents and attributes of a regular file.
+    fn begin(&mut self, entry: &ArchiveEntry) -> Result<Option<Begun>, Stop> {
+        let refuse = |reason| Err(Stop::Bad(reason));
+        let path = components(&entry.path).map_err(Stop::Bad)?;
         let Some((&name, parents)) = path.split_last() else {
-            return self.root(entry).map_err(unstop);
+            return self.root(entry).map(|()| None);
         };
         let mut aufs = false;
         for parent in parents {
@@ -220,7 +292,7 @@ impl Applier<'_> {
                 EntryName::Plain => {}
                 EntryName::AufsMetadata => aufs = true,
                 EntryName::Whiteout(_) | EntryName::Opaque | EntryName::Nonsense => {
-                    return Err(refuse(BadReason::BadWhiteout));
+                    return refuse(BadReason::BadWhiteout);
                 }
             }
         }
@@ -229,7 +301,7 @@ impl Applier<'_> {
             // No entry can have a name in there, so what is linked later can wait in it.
             let is_linked = kind == EntryName::Plain && entry.kind == EntryKind::Regular;
             if !is_linked || !is_aufs_links(parents) {
-                return Ok(());
+                return Ok(None);
             }
             self.has_aufs_links = true;
         }
@@ -246,25 +318,65 @@ impl Applier<'_> {
             _ => false,
         };
         match kind {
-            EntryName::Plain => {
-                self.place(entry, parents, name, reader)
-                    .map_err(|stop| match stop {
-                        PlaceError::Stop(stop) => unstop(stop),
-                        PlaceError::Apply(error) => error,
-                    })
+            EntryName::Plain => return self.place(entry, parents, name),
+            EntryName::AufsMetadata => {}
+            EntryName::Nonsense => return refuse(BadReason::BadWhiteout),
+            _ if !is_marker => return refuse(BadReason::BadWhiteout),
+            EntryName::Whiteout(hidden) => {
+                self.resolve(parents)?;
+                self.whiteout(hidden)?;
             }
-            EntryName::AufsMetadata => Ok(()),
-            EntryName::Nonsense => Err(refuse(BadReason::BadWhiteout)),
-            _ if !is_marker => Err(refuse(BadReason::BadWhiteout)),
-            EntryName::Whiteout(hidden) => self
-                .resolve(parents)
-                .and_then(|()| Ok(self.whiteout(hidden)?))
-                .map_err(unstop),
-            EntryName::Opaque => self
-                .resolve(parents)
-                .and_then(|()| Ok(self.opaque()?))
-                .map_err(unstop),
+            EntryName::Opaque => {
+                self.resolve(parents)?;
+                self.opaque()?;
+            }
         }
+        Ok(None)
+    }
+
+    /// Reads the contents of a regular file, and writes them now or has it done by some thread.
+    fn fill<R: Read>(
+        &mut self,
+        entry: ArchiveEntry,
+        begun: Begun,
+        reader: &mut ArchiveReader<R>,
+    ) -> Result<(), ApplyError> {
+        let Begun {
+            handle,
+            path,
+            dress,
+        } = begun;
+        let size = entry.size;
+        let start_writeback = self.options.start_writeback;
+        let file = NewFile {
+            entry,
+            handle,
+            path,
+            dress,
+            start_writeback,
+        };
+        self.payload += size;
+        let mut pieces = Vec::new();
+        while size <= SMALL && pieces.len() < PIECES {
+            match reader.next_piece()? {
+                Some(piece) => pieces.push(piece),
+                None => {
+                    self.files.submit(Job { file, pieces });
+                    return Ok(());
+                }
+            }
+        }
+        let (mut pieces, mut end) = (pieces.into_iter(), 0);
+        while let Some((offset, piece)) = match pieces.next() {
+            Some(piece) => Some(piece),
+            None => reader.next_piece()?,
+        } {
+            end = file.write(self.tree, offset, &piece)?.unwrap_or(end);
+        }
+        let finished = file.finish(self.tree, end);
+        let kept = finished.map_err(|stop| stop.of(&file.entry))?;
+        self.clamped_times += u64::from(!kept);
+        Ok(())
     }
 
     /// Those names of them that the archive links stay.
@@ -315,7 +427,13 @@ impl Applier<'_> {
             }
             let parts = target.split(|&byte| byte == b'/').rev();
             let parts = parts.filter(|part| !part.is_empty() && *part != b".");
-            pending.extend(parts.map(|part| OsStr::from_bytes(part).to_owned()));
+            for part in parts.map(OsStr::from_bytes) {
+                // Nothing in a layer has such a name, whatever leads to it.
+                if classify(part) != EntryName::Plain {
+                    return Err(Stop::Bad(BadReason::BadWhiteout));
+                }
+                pending.push(part.to_owned());
+            }
             if pending.len() > MAX_COMPONENTS {
                 return Err(Stop::Bad(BadReason::PathTooDeep));
             }
@@ -332,37 +450,41 @@ impl Applier<'_> {
         self.dress_directory(entry, true)
     }
 
-    fn place<R: Read>(
+    fn place(
         &mut self,
         entry: &ArchiveEntry,
         parents: &[&OsStr],
         name: &OsStr,
-        reader: &mut ArchiveReader<R>,
-    ) -> Result<(), PlaceError> {
+    ) -> Result<Option<Begun>, Stop> {
         if let EntryKind::HardLink { target } = &entry.kind {
-            return Ok(self.hard_link(target, parents, name)?);
+            return self.hard_link(target, parents, name).map(|()| None);
         }
         self.resolve(parents)?;
         if entry.kind == EntryKind::Directory {
-            return Ok(self.directory(entry, name)?);
+            return self.directory(entry, name).map(|()| None);
         }
         if let EntryKind::CharDevice(number) = entry.kind
             && number == DeviceNumber::default()
         {
-            return Err(Stop::Bad(BadReason::WhiteoutDevice).into());
+            return Err(Stop::Bad(BadReason::WhiteoutDevice));
         }
         let dir = self.position.upper()?;
-        let path = self.position.path_of(name);
+        let mut begun = None;
         match &entry.kind {
-            EntryKind::Regular => self.regular(entry, &dir, name, reader)?,
+            EntryKind::Regular => begun = Some(self.regular(entry, &dir, name)?),
             EntryKind::Symlink { target } => {
                 let bad = target.is_empty() || target.len() > MAX_TARGET_LEN;
                 if bad {
-                    return Err(Stop::Bad(BadReason::BadLinkTarget).into());
+                    return Err(Stop::Bad(BadReason::BadLinkTarget));
                 }
-                let target = OsStr::from_bytes(target);
-                self.create(&dir, name, |tree| tree.create_symlink(&dir, name, target))?
-                    .on("create the link", &path)?;
+                let (len, target) = (target.len(), OsStr::from_bytes(target));
+                let path = self.position.path_of(name);
+                match self.create(&dir, name, |tree| tree.create_symlink(&dir, name, target))? {
+                    Err(error) if error.kind() == io::ErrorKind::InvalidFilename => {
+                        return Err(Stop::Bad(BadReason::LinkTargetTooLong { len }));
+                    }
+                    result => result.on("create the link", &path)?,
+                }
                 self.dress(entry, Node::Entry(&dir, name), FileKind::Symlink, &path)?;
             }
             EntryKind::Fifo => self.node(entry, NodeKind::Fifo, &dir, name)?,
@@ -375,7 +497,7 @@ impl Applier<'_> {
             EntryKind::Directory | EntryKind::HardLink { .. } => {}
         }
         self.position.touch();
-        Ok(())
+        Ok(begun)
     }
 
     /// Creates an object in place of what this archive has put at `name` before: the later entry
@@ -404,45 +526,23 @@ impl Applier<'_> {
         self.dress_directory(entry, existed)
     }
 
-    fn regular<R: Read>(
+    fn regular(
         &mut self,
         entry: &ArchiveEntry,
         dir: &DirHandle,
         name: &OsStr,
-        reader: &mut ArchiveReader<R>,
-    ) -> Result<(), PlaceError> {
+    ) -> Result<Begun, Stop> {
         let path = self.position.path_of(name);
-        let file = self
+        let handle = self
             .create(dir, name, |tree| tree.create_file(dir, name, 0o600))?
             .on("create", &path)?;
-        let (mut offset, mut written) = (0, 0);
-        while offset < entry.size {
-            offset += reader.skip_hole();
-            let len = reader
-                .read_payload(&mut self.buffer)
-                .map_err(ApplyError::from)?;
-            if len == 0 {
-                break;
-            }
-            let chunk = &self.buffer[..len];
-            for run in data_runs(chunk, offset) {
-                let at = offset + run.start as u64;
-                written = offset + run.end as u64;
-                self.tree
-                    .write_at(&file, at, &chunk[run])
-                    .on("write", &path)?;
-            }
-            offset += len as u64;
-        }
-        if written < offset {
-            self.tree.set_len(&file, offset).on("write", &path)?;
-        }
-        self.payload += offset;
-        self.dress(entry, Node::File(&file), FileKind::Regular, &path)?;
-        if self.options.start_writeback && offset > 0 {
-            self.tree.start_writeback(&file).on("write", &path)?;
-        }
-        Ok(())
+        let node = Node::File(&handle);
+        let dress = self.dress_of_new(entry, node, FileKind::Regular, &path)?;
+        Ok(Begun {
+            handle,
+            path,
+            dress,
+        })
     }
 
     fn node(
@@ -462,6 +562,13 @@ impl Applier<'_> {
                 }
                 self.skipped_devices += 1;
                 return Ok(());
+            }
+            Err(error)
+                if error.kind() == io::ErrorKind::InvalidInput
+                    && let NodeKind::CharDevice(number) | NodeKind::BlockDevice(number) = kind =>
+            {
+                let DeviceNumber { major, minor } = number;
+                return Err(Stop::Bad(BadReason::DeviceTooLarge { major, minor }));
             }
             result => result.on("create", &path)?,
         }
@@ -526,29 +633,6 @@ fn data_runs(chunk: &[u8], offset: u64) -> Vec<Range<usize>> {
         start = end;
     }
     runs
-}
-
-enum PlaceError {
-    Stop(Stop),
-    Apply(ApplyError),
-}
-
-impl From<Stop> for PlaceError {
-    fn from(stop: Stop) -> Self {
-        Self::Stop(stop)
-    }
-}
-
-impl From<TreeError> for PlaceError {
-    fn from(error: TreeError) -> Self {
-        Self::Stop(Stop::Tree(error))
-    }
-}
-
-impl From<ApplyError> for PlaceError {
-    fn from(error: ApplyError) -> Self {
-        Self::Apply(error)
-    }
 }
 
 /// The plain names of a path as an archive writes it; leading slashes mean the layer's root.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use ovl_layout::IdMaps;
 
 use crate::error::{Context as _, DiffError, TreeError};
 use crate::ids::{IdKind, IdPlace, Untranslated, plain_capability, translate_xattr};
+use crate::output::Output;
 use crate::tree::{
     DeviceNumber, DirHandle, FileHandle, FileKind, Metadata, Node, Timestamp, TreeBackend,
 };
@@ -31,6 +33,9 @@ pub struct DiffOptions {
     /// Later times of modification become this one: two builds give the same archive then. `None`
     /// leaves all as they are.
     pub clamp_mtime: Option<Timestamp>,
+    /// Threads that read small files, the calling one included; none means one for each core, at
+    /// most 8. The archive is the same with any number, the first error too.
+    pub parallelism: Option<NonZeroUsize>,
 }
 
 /// What of a layer's objects an archive says.
@@ -79,6 +84,15 @@ impl DiffOptions {
         Self { policy, ..self }
     }
 
+    /// Sets how many threads read small files.
+    #[must_use]
+    pub fn parallelism(self, parallelism: Option<NonZeroUsize>) -> Self {
+        Self {
+            parallelism,
+            ..self
+        }
+    }
+
     /// Sets what later times of modification become.
     #[must_use]
     pub fn clamp_mtime(self, clamp_mtime: Option<Timestamp>) -> Self {
@@ -105,7 +119,7 @@ pub struct DiffSummary {
 pub(crate) struct Emitter<'a, W: Write> {
     view: View<'a>,
     options: &'a DiffOptions,
-    writer: ArchiveWriter<W>,
+    writer: ArchiveWriter<'a, W>,
     links: HashMap<Inode, PathBuf>,
     /// Inodes of the layers below with names that were written, and how many of their names were
     /// not.
@@ -117,7 +131,7 @@ pub(crate) struct Emitter<'a, W: Write> {
 pub(crate) type Inode = (DeviceNumber, u64);
 
 impl<'a, W: Write> Emitter<'a, W> {
-    pub(crate) fn new(view: View<'a>, options: &'a DiffOptions, output: W) -> Self {
+    pub(crate) fn new(view: View<'a>, options: &'a DiffOptions, output: Output<'a, W>) -> Self {
         let dialect = match options.policy {
             DiffPolicy::All => Dialect::Plain,
             DiffPolicy::Docker => Dialect::Go,
@@ -236,6 +250,23 @@ impl<'a, W: Write> Emitter<'a, W> {
                 self.member(path, kind, metadata, xattrs, io::empty())
             }
         }
+    }
+
+    /// A regular file that was read before.
+    pub(crate) fn small(
+        &mut self,
+        name: &OsStr,
+        path: &Path,
+        metadata: &Metadata,
+        file: &mut SmallFile,
+    ) -> Result<(), DiffError> {
+        refuse_reserved(Some(name), path)?;
+        let size = metadata.size;
+        let kind = MemberKind::Regular { size };
+        let xattrs = std::mem::take(&mut file.xattrs);
+        self.member(path, kind, metadata, xattrs, &*file.contents)?;
+        self.summary.payload += size;
+        Ok(())
     }
 
     fn regular(
@@ -474,6 +505,53 @@ impl<'a, W: Write> Emitter<'a, W> {
             .append(member, contents)
             .map_err(|source| DiffError::Write { source })
     }
+}
+
+/// Everything about a small file that its metadata does not say.
+pub(crate) struct SmallFile {
+    xattrs: Xattrs,
+    /// As many bytes as it has, and maybe more.
+    contents: Vec<u8>,
+}
+
+impl SmallFile {
+    pub(crate) fn into_memory(self) -> Vec<u8> {
+        self.contents
+    }
+}
+
+/// Reads a small file into `contents`, `None` when its data is in a layer below.
+pub(crate) fn read_small(
+    view: View<'_>,
+    dir: &DirHandle,
+    name: &OsStr,
+    path: &Path,
+    metadata: &Metadata,
+    mut contents: Vec<u8>,
+) -> Result<Option<SmallFile>, DiffError> {
+    let tree = view.tree();
+    let file = tree.open_file(dir, name).on("open", path)?;
+    let (xattrs, marks) = read_xattrs(view, Node::File(&file), path)?;
+    if marks.metacopy.is_some() {
+        return Ok(None);
+    }
+    let size = usize::try_from(metadata.size).unwrap_or(0);
+    contents.resize(contents.len().max(size), 0);
+    let mut filled = 0;
+    while filled < size {
+        let read = tree.read_at(&file, filled as u64, &mut contents[filled..size]);
+        match read.on("read", path)? {
+            0 => {
+                return Err(DiffError::Changed {
+                    path: path.to_owned(),
+                });
+            }
+            len => filled += len,
+        }
+    }
+    // The same file, all the time since its entry was looked at.
+    refuse_changed(view, Node::File(&file), metadata, path)?;
+    Ok(Some(SmallFile { xattrs, contents }))
 }
 
 fn refuse_reserved(name: Option<&OsStr>, path: &Path) -> Result<(), DiffError> {

@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+mod ahead;
 mod apply;
 mod archive;
 mod change;
@@ -24,6 +25,7 @@ mod implied;
 mod levels;
 mod naive;
 mod native;
+mod output;
 mod place;
 mod redirect;
 mod remove;
@@ -31,6 +33,7 @@ mod tree;
 mod usage;
 mod view;
 mod whiteout;
+mod workers;
 mod write;
 mod xattrs;
 

@@ -11,6 +11,7 @@ use crate::emit::{DiffOptions, DiffSummary, Emitter, Inode};
 use crate::error::{Context as _, DiffError};
 use crate::handles::FewHandles;
 use crate::levels::{Below, Level, below};
+use crate::output::with_output;
 use crate::tree::{FileKind, Metadata, Node};
 use crate::usage::LayerSize;
 use crate::view::{Found, View, ViewDir};
@@ -38,7 +39,7 @@ pub fn diff_trees(
     view: View<'_>,
     tree: &ViewDir,
     base: &ViewDir,
-    output: impl Write,
+    output: impl Write + Send,
 ) -> Result<DiffSummary, DiffError> {
     diff_trees_confirmed(view, tree, base, &DiffOptions::new(), output, || Ok(()))
 }
@@ -54,14 +55,16 @@ pub fn diff_trees_confirmed(
     tree: &ViewDir,
     base: &ViewDir,
     options: &DiffOptions,
-    output: impl Write,
+    output: impl Write + Send,
     confirm: impl FnOnce() -> Result<(), DiffError>,
 ) -> Result<DiffSummary, DiffError> {
     let few = FewHandles::new(view.tree());
     let view = View::new(&few, view.xattrs());
-    let mut emitter = Emitter::new(view, options, output);
-    let result = diff_into(&mut emitter, view, tree, base);
-    emitter.end(result.and_then(|()| confirm()))
+    with_output(output, |output| {
+        let mut emitter = Emitter::new(view, options, output);
+        let result = diff_into(&mut emitter, view, tree, base);
+        emitter.end(result.and_then(|()| confirm()))
+    })
 }
 
 /// Adds up the size of what is added or modified in `tree` against `base`, as [`size`](crate::size)

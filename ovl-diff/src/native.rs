@@ -5,14 +5,17 @@ use std::ffi::OsStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use crate::ahead::{Ahead, Batch, Next};
 use crate::change::{Change, differs};
 use crate::emit::{DiffOptions, DiffSummary, Emitter, Inode};
 use crate::error::{Context as _, DiffError};
 use crate::handles::FewHandles;
 use crate::levels::{Below, Level, below};
 use crate::naive::walk;
+use crate::output::with_output;
 use crate::tree::{DirHandle, FileKind, Metadata, Node};
 use crate::view::{Found, Look, View, ViewDir};
+use crate::workers::{Workers, with_workers};
 
 /// Layers, seen as what they change of the layers below them. All are `diff` directories, uppermost
 /// first.
@@ -85,7 +88,7 @@ pub fn diff(
     upper: &DirHandle,
     lowers: &[DirHandle],
     root_opaque: bool,
-    output: impl Write,
+    output: impl Write + Send,
 ) -> Result<DiffSummary, DiffError> {
     let layers = Layers::new(std::slice::from_ref(upper), lowers).root_opaque(root_opaque);
     diff_confirmed(view, layers, &DiffOptions::new(), output, || Ok(()))
@@ -103,14 +106,23 @@ pub fn diff_confirmed(
     view: View<'_>,
     layers: Layers<'_>,
     options: &DiffOptions,
-    output: impl Write,
+    output: impl Write + Send,
     confirm: impl FnOnce() -> Result<(), DiffError>,
 ) -> Result<DiffSummary, DiffError> {
     let tree = FewHandles::new(view.tree());
     let view = View::new(&tree, view.xattrs());
-    let mut emitter = Emitter::new(view, options, output);
-    let result = diff_into(&mut emitter, view, layers);
-    emitter.end(result.and_then(|()| confirm()))
+    with_output(output, |output| {
+        let mut emitter = Emitter::new(view, options, output);
+        let read = |batch: Batch| {
+            for ticket in batch {
+                ticket.run(view);
+            }
+        };
+        let result = with_workers(options.parallelism, &read, |workers| {
+            diff_into(&mut emitter, view, layers, workers)
+        });
+        emitter.end(result.and_then(|()| confirm()))
+    })
 }
 
 /// Lists what a layer changes, from its `diff` directory: parents before what is in them, siblings
@@ -149,6 +161,7 @@ fn diff_into<W: Write>(
     emitter: &mut Emitter<'_, W>,
     view: View<'_>,
     layers: Layers<'_>,
+    workers: &Workers<'_, Batch>,
 ) -> Result<(), DiffError> {
     let mut path = PathBuf::new();
     let (tree, mut base) = (layers.tree(), layers.base());
@@ -158,15 +171,21 @@ fn diff_into<W: Write>(
     }
     let (above, mut written) = (layers.uppers.len(), Written::default());
     let mut levels = vec![Level::open(view, tree.clone(), base, Some(above), &path)?];
+    // Of the level that is being written: it goes no further than to the next directory.
+    let mut ahead = Ahead::default();
     while let Some(level) = levels.last_mut() {
-        let Some(name) = level.names.pop() else {
+        let Some(mut next) = ahead.next(view, workers, level, &path)? else {
             level.refuse_changed(view, &path)?;
             levels.pop();
             path.pop();
             continue;
         };
-        path.push(&name);
-        match entry(emitter, view, level, (&name, &path), above, &mut written)? {
+        path.push(&next.name);
+        let inner = entry(emitter, view, level, &mut next, &path, above, &mut written)?;
+        if let Some(file) = next.file {
+            ahead.recycle(file);
+        }
+        match inner {
             Some(inner) => levels.push(inner),
             None => {
                 path.pop();
@@ -223,12 +242,13 @@ fn entry<W: Write>(
     emitter: &mut Emitter<'_, W>,
     view: View<'_>,
     level: &Level,
-    (name, path): (&OsStr, &Path),
+    Next { name, look, file }: &mut Next,
+    path: &Path,
     above: usize,
     written: &mut Written,
 ) -> Result<Option<Level>, DiffError> {
+    let name = &*name;
     let parent = path.parent().unwrap_or(Path::new(""));
-    let look = view.look(&level.tree, name).on("look at", path)?;
     let there = || view.lookup(&level.base, name).on("look at", path);
     match &look.found {
         Found::Nothing => {
@@ -243,7 +263,10 @@ fn entry<W: Write>(
             Ok(None)
         }
         Found::Object(dir, metadata) => {
-            emitter.object(&level.tree, dir, name, path, metadata)?;
+            match file {
+                Some(file) => emitter.small(name, path, metadata, file)?,
+                None => emitter.object(&level.tree, dir, name, path, metadata)?,
+            }
             if look.layer >= above && metadata.nlink > 1 {
                 emitter.remember_names(metadata);
                 written.insert(path.to_owned());
@@ -251,7 +274,7 @@ fn entry<W: Write>(
             Ok(None)
         }
         Found::Directory(tree, metadata) => {
-            directory(emitter, view, level, &look, (tree, metadata), (name, path)).map(Some)
+            directory(emitter, view, level, look, (tree, metadata), (name, path)).map(Some)
         }
     }
 }

@@ -10,7 +10,9 @@ use crate::copy::{Private, clear_attributes, copy_attributes, drop_inherited};
 use crate::error::{Context as _, TreeError};
 use crate::implied::Implied;
 use crate::remove::remove_tree;
-use crate::tree::{DeviceNumber, DirHandle, FileKind, Metadata, Node, NodeKind, Timestamp};
+use crate::tree::{
+    DeviceNumber, DirHandle, FileKind, Metadata, Node, NodeKind, Timestamp, TreeBackend,
+};
 use crate::view::{Found, View, ViewDir};
 use crate::xattrs::DEFAULT_ACL;
 
@@ -25,6 +27,7 @@ pub(crate) struct Position<'a> {
     /// Who owns implied directories that stand over nothing, where that is not who makes them.
     owner: Option<(u32, u32)>,
     implied: Implied,
+    clamped_times: u64,
 }
 
 struct Frame {
@@ -94,6 +97,7 @@ impl<'a> Position<'a> {
             path,
             owner: (!id_maps.is_identity()).then_some(owner),
             implied: Implied::default(),
+            clamped_times: 0,
         })
     }
 
@@ -111,6 +115,11 @@ impl<'a> Position<'a> {
 
     pub(crate) fn is_root(&self) -> bool {
         self.frames.len() == 1
+    }
+
+    /// Directories whose time the file system could not hold.
+    pub(crate) fn clamped_times(&self) -> u64 {
+        self.clamped_times
     }
 
     /// What the layers below have in the current directory.
@@ -208,10 +217,9 @@ impl<'a> Position<'a> {
     fn finish(&mut self, index: usize) -> Result<(), TreeError> {
         let frame = &self.frames[index];
         if let (Some(dir), Some(mtime), true) = (&frame.upper, frame.mtime, frame.touched) {
-            self.view
-                .tree()
-                .set_mtime(Node::Dir(dir), mtime)
+            let kept = set_time(self.view.tree(), Node::Dir(dir), mtime)
                 .on("set the time of", &self.path)?;
+            self.clamped_times += u64::from(!kept);
         }
         Ok(())
     }
@@ -528,6 +536,19 @@ impl<'a> Position<'a> {
         self.path.push(&frame.name);
         self.frames.push(frame);
     }
+}
+
+/// Sets a time and says whether the file system can hold it: others it silently replaces by the
+/// nearest that it can.
+pub(crate) fn set_time(
+    tree: &dyn TreeBackend,
+    node: Node<'_>,
+    mtime: Timestamp,
+) -> io::Result<bool> {
+    tree.set_mtime(node, mtime)?;
+    // All file systems hold these.
+    let near = i32::try_from(mtime.secs).is_ok();
+    Ok(near || tree.metadata(node)?.mtime == mtime)
 }
 
 /// Depends on the caller, and on the directory's setgid bit or the mount options.

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use tar::{EntryType, Header};
 
+use crate::output::{BUFFER_LEN, Output};
 use crate::tree::{DeviceNumber, Timestamp};
 
 /// Largest number in an 8-byte octal field: 7 digits.
@@ -12,8 +13,6 @@ const MAX_OCTAL_7: u64 = 0o7_777_777;
 /// Largest number in a 12-byte octal field: 11 digits.
 const MAX_OCTAL_11: u64 = 0o77_777_777_777;
 const BLOCK_LEN: usize = 512;
-/// Collected before it is written: a small file takes no call of its own.
-const BUFFER_LEN: usize = 256 * 1024;
 const NAME_LEN: usize = 100;
 const PREFIX_LEN: usize = 155;
 
@@ -64,22 +63,22 @@ pub(crate) enum Dialect {
 }
 
 /// Writes members in the order given. Nothing ends the archive but [`finish`](Self::finish).
-pub(crate) struct ArchiveWriter<W> {
-    output: W,
+pub(crate) struct ArchiveWriter<'o, W> {
+    output: Output<'o, W>,
     dialect: Dialect,
-    buffer: Vec<u8>,
+    buffer: Box<[u8]>,
     /// How much of the buffer waits to be written.
     filled: usize,
     /// A member was begun and not completed.
     partial: bool,
 }
 
-impl<W: Write> ArchiveWriter<W> {
-    pub(crate) fn new(output: W, dialect: Dialect) -> Self {
+impl<'o, W: Write> ArchiveWriter<'o, W> {
+    pub(crate) fn new(output: Output<'o, W>, dialect: Dialect) -> Self {
         Self {
             output,
             dialect,
-            buffer: vec![0; BUFFER_LEN],
+            buffer: vec![0; BUFFER_LEN].into_boxed_slice(),
             filled: 0,
             partial: false,
         }
@@ -257,7 +256,7 @@ impl<W: Write> ArchiveWriter<W> {
     }
 
     fn drain(&mut self) -> io::Result<()> {
-        let result = self.output.write_all(&self.buffer[..self.filled]);
+        let result = self.output.put(&mut self.buffer, self.filled);
         self.filled = 0;
         result
     }

@@ -2,6 +2,7 @@
 
 mod archives;
 mod changes;
+mod cost;
 mod deep;
 mod failures;
 mod policies;

@@ -9,4 +9,5 @@ mod fuzz;
 mod host_tree;
 mod id_maps;
 mod law;
+mod parallel;
 mod support;

@@ -19,8 +19,8 @@ use crate::blocking;
 use crate::error::Error;
 use crate::findings::{CheckReport, Garbage, Repaired, UpkeepOptions};
 use crate::types::{
-    Applied, Base, CreateLayer, ImportOptions, LayerInfo, LayerList, LayerQuota, MountRequest,
-    Reclaimed, Status,
+    Applied, Base, CreateLayer, ExportOptions, ImportOptions, LayerInfo, LayerList, LayerQuota,
+    MountRequest, Reclaimed, Status,
 };
 
 /// Bytes in one piece of an archive on its way between the blocking and the asynchronous side.
@@ -103,7 +103,23 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// [`Error::LayerNotFound`]. All others come out of the stream.
     #[doc(alias = "Diff")]
-    async fn diff(&self, id: &LayerId, base: &Base) -> Result<DiffStream, Error>;
+    async fn diff(&self, id: &LayerId, base: &Base) -> Result<DiffStream, Error> {
+        self.diff_with(id, base, ExportOptions::new()).await
+    }
+
+    /// As [`diff`](Self::diff), with a say in what the archive holds.
+    ///
+    /// # Cancel safety
+    /// Dropping the stream ends the work at its next piece.
+    ///
+    /// # Errors
+    /// As for [`diff`](Self::diff).
+    async fn diff_with(
+        &self,
+        id: &LayerId,
+        base: &Base,
+        options: ExportOptions,
+    ) -> Result<DiffStream, Error>;
 
     /// Lists what a layer changes against `base`.
     ///
@@ -379,7 +395,12 @@ impl Driver for Overlay2 {
         .await
     }
 
-    async fn diff(&self, id: &LayerId, base: &Base) -> Result<DiffStream, Error> {
+    async fn diff_with(
+        &self,
+        id: &LayerId,
+        base: &Base,
+        options: ExportOptions,
+    ) -> Result<DiffStream, Error> {
         if !self.contains(id).await? {
             let home = self.store.home().to_owned();
             return Err(Error::LayerNotFound {
@@ -394,7 +415,8 @@ impl Driver for Overlay2 {
                 sender,
                 piece: Vec::new(),
             };
-            let last = match store.diff(&id, &base, &mut writer).map_err(io::Error::from) {
+            let written = store.diff_with(&id, &base, options, &mut writer);
+            let last = match written.map_err(io::Error::from) {
                 Ok(_) => writer.flush().map(|()| Piece::End),
                 Err(error) => Err(error),
             };

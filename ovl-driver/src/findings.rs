@@ -50,6 +50,7 @@ impl Finding {
             | FindingKind::HalfLayer => Severity::Leftover,
             FindingKind::Rewritten
             | FindingKind::Writable
+            | FindingKind::Enterable
             | FindingKind::TooDeepForDocker
             | FindingKind::Unknown => Severity::Note,
         }
@@ -105,6 +106,8 @@ pub enum FindingKind {
     Rewritten,
     /// Others may write to it.
     Writable,
+    /// Others may enter the home and layers in it, and run setuid programs that containers made.
+    Enterable,
     /// Docker cannot use the layer: it has more layers below than Docker mounts.
     TooDeepForDocker,
     /// Something that no layer store puts there.
@@ -134,6 +137,7 @@ impl FindingKind {
             Self::HalfLayer => "half-layer",
             Self::Rewritten => "rewritten",
             Self::Writable => "writable",
+            Self::Enterable => "enterable",
             Self::TooDeepForDocker => "too-deep-for-docker",
             Self::Unknown => "unknown",
         }

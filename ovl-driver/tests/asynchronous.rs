@@ -5,9 +5,10 @@ use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use ovl_diff::{DiffPolicy, Timestamp};
 use ovl_driver::{
-    Base, CreateLayer, Driver, Durability, Error, ErrorKind, ImportOptions, Kernel, MountRequest,
-    OpenOptions, Overlay2, UpkeepOptions, blocking,
+    Base, CreateLayer, Driver, Durability, Error, ErrorKind, ExportOptions, ImportOptions, Kernel,
+    MountRequest, OpenOptions, Overlay2, UpkeepOptions, blocking,
 };
 use ovl_layout::LayerId;
 use ovl_quota::{Enforcement, Limits};
@@ -114,6 +115,22 @@ fn import_and_diff_are_the_blocking_ones(kernel: &Kernel, dir: &Path) {
             .diff(&"base".parse().unwrap(), &Base::Parent, &mut written)
             .unwrap();
         assert!(streamed == written && streamed.len() > 3_000_000);
+        let last = Timestamp { secs: 1, nanos: 0 };
+        for options in [
+            ExportOptions::new().policy(DiffPolicy::Docker),
+            ExportOptions::new().clamp_mtime(Some(last)),
+        ] {
+            let (id, base) = ("base".parse().unwrap(), Base::Empty);
+            let mut stream = store.diff_with(&id, &base, options).await.unwrap();
+            let mut streamed = Vec::new();
+            stream.read_to_end(&mut streamed).await.unwrap();
+            let mut with_options = Vec::new();
+            let blocking = store.blocking();
+            blocking
+                .diff_with(&id, &base, options, &mut with_options)
+                .unwrap();
+            assert!(streamed == with_options && streamed != written);
+        }
         assert!(store.contains(&"base".parse().unwrap()).await.unwrap());
         let missing = store
             .diff(&"missing".parse().unwrap(), &Base::Parent)
@@ -234,13 +251,14 @@ fn a_dropped_diff_stream_ends_the_work(kernel: &Kernel, dir: &Path) {
             .import(&layer("base", None), source, ImportOptions::new())
             .await
             .unwrap();
-        let mut stream = store
-            .diff(&"base".parse().unwrap(), &Base::Parent)
-            .await
-            .unwrap();
+        let id = "base".parse().unwrap();
+        let mut stream = store.diff(&id, &Base::Parent).await.unwrap();
         let mut first = [0; 512];
         stream.read_exact(&mut first).await.unwrap();
         drop(stream);
+        // Before any of it was read, too.
+        let options = ExportOptions::new().policy(DiffPolicy::Docker);
+        drop(store.diff_with(&id, &Base::Empty, options).await.unwrap());
         store.remove(&"base".parse().unwrap(), false).await.unwrap();
     });
     // The runtime ends only when the blocking work has.

@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use ovl_driver::blocking::Overlay2;
-use ovl_driver::{CreateLayer, Durability, ImportOptions, OpenOptions, UpkeepOptions};
+use ovl_driver::{
+    CreateLayer, Durability, ImportOptions, MountRequest, OpenOptions, UpkeepOptions,
+};
+use ovl_mount::UnmountMode;
 use ovl_testkit::{ArchiveBuilder, KernelProfile, MockKernel};
 
 fn store(durability: Durability) -> (MockKernel, Overlay2) {
@@ -74,6 +77,23 @@ fn nothing_of_a_published_layer_is_at_risk() {
     risk.retain(|path| path != std::path::Path::new("l"));
     assert_eq!(risk, [""; 0].map(PathBuf::from));
     assert_eq!(at_risk(Durability::Full), [""; 0].map(PathBuf::from));
+}
+
+#[test]
+fn what_was_written_into_a_layer_is_not_at_risk_below_another() {
+    let (kernel, store) = store(Durability::Layer);
+    store.create(&layer("base", None)).unwrap();
+    let base = "base".parse().unwrap();
+    let merged = store.mount(&base, &MountRequest::new()).unwrap();
+    kernel
+        .write_file(&merged.join("file"), b"contents")
+        .unwrap();
+    store.unmount(&base, UnmountMode::Now).unwrap();
+    let at_risk = || kernel.unsynced(&store.home().join("base")).unwrap();
+    assert!(at_risk().contains(&"diff/file".into()), "{:?}", at_risk());
+
+    store.create(&layer("top", Some("base"))).unwrap();
+    assert_eq!(at_risk(), [""; 0].map(PathBuf::from));
 }
 
 #[test]

@@ -1,6 +1,11 @@
 //! The mock kernel: that the store's rules hold on it, and that it refuses what Linux refuses.
 
-#![allow(missing_docs, clippy::unwrap_used, reason = "tests")]
+#![allow(
+    missing_docs,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
 
 mod conformance;
 mod differential;

@@ -481,7 +481,7 @@ fn the_same_seed_gives_the_same_order_and_others_another() {
         let create = |name: &'static str, pid| {
             let kernel = mock.as_process(pid).kernel();
             Actor::new(kernel, move |kernel| {
-                open(kernel).create(&layer(name, None)).unwrap()
+                open(kernel).create(&layer(name, None)).unwrap();
             })
         };
         let done = interleave(seed, vec![create("a", 2000), create("b", 2001)]);

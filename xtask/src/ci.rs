@@ -51,6 +51,10 @@ pub(crate) fn run(full: bool) -> Result<()> {
         e2e::run(&e2e::Options::denying(!full))
     })?;
     run_step("vm", || vm::run(&vm::Options::for_ci(!full)))?;
+    run_step("power cuts", || {
+        let all = vm::Options::power_cuts_for_ci(!full);
+        all.iter().try_for_each(vm::run)
+    })?;
     if full {
         run_step("docker", || e2e::run(&e2e::Options::with_docker()))?;
     }

@@ -48,6 +48,9 @@ enum Task {
     /// The first process of a virtual machine
     #[command(hide = true)]
     Guest(vm::GuestOptions),
+    /// The first process of a virtual machine whose power is cut, and its workers
+    #[command(hide = true)]
+    PowerGuest(vm::PowerGuestOptions),
     /// Works on a home until it is killed
     #[command(hide = true)]
     StormWorker(e2e::WorkerOptions),
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Some(Task::E2e(options)) => e2e::run(&options),
         Some(Task::Vm(options)) => vm::run(&options),
         Some(Task::Guest(options)) => vm::guest(&options),
+        Some(Task::PowerGuest(options)) => vm::power_guest(&options),
         Some(Task::DockerFixtures) => e2e::run(&e2e::Options::for_fixtures()),
         Some(Task::Fuzz(options)) => fuzz::run(&options),
         Some(Task::Mutants(options)) => mutants::run(&options),

@@ -1,7 +1,7 @@
 //! Owners, modes, attributes and times.
 
 use std::borrow::Cow;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -11,10 +11,54 @@ use crate::archive::{ArchiveEntry, BadReason};
 use crate::copy::{clear_attributes, drop_inherited};
 use crate::error::{Context as _, TreeError};
 use crate::ids::{IdKind, IdPlace, Untranslated, translate_xattr};
-use crate::tree::{FileKind, Node};
+use crate::place::set_time;
+use crate::tree::{FileKind, Node, Timestamp, TreeBackend};
 use crate::xattrs::{StoredName, stored_name};
 
-impl Applier<'_> {
+/// The attributes that a new object gets.
+pub(super) struct Dress {
+    /// It may have inherited an access control list that nobody asked for.
+    inherits: bool,
+    /// `None` where it is right already.
+    owner: Option<(u32, u32)>,
+    /// `None` where there is none to be set.
+    mode: Option<u32>,
+    xattrs: Vec<(OsString, Vec<u8>)>,
+    /// `None` where it is set later.
+    mtime: Option<Timestamp>,
+}
+
+impl Dress {
+    /// In this order: a change of owner clears setuid bits and capabilities. Says whether the file
+    /// system can hold the time.
+    pub(super) fn put_on(
+        &self,
+        tree: &dyn TreeBackend,
+        node: Node<'_>,
+        path: &Path,
+    ) -> Result<bool, Stop> {
+        if self.inherits {
+            drop_inherited(tree, node).on("change", path)?;
+        }
+        if let Some((uid, gid)) = self.owner {
+            tree.set_owner(node, uid, gid)
+                .on("set the owner of", path)?;
+        }
+        if let Some(mode) = self.mode {
+            tree.set_mode(node, mode).on("set the mode of", path)?;
+        }
+        for (name, value) in &self.xattrs {
+            tree.set_xattr(node, name, value)
+                .map_err(|source| explain_xattr(name, value, source, path))?;
+        }
+        match self.mtime {
+            Some(mtime) => Ok(set_time(tree, node, mtime).on("set the time of", path)?),
+            None => Ok(true),
+        }
+    }
+}
+
+impl Applier<'_, '_> {
     /// Gives the current directory the attributes of its entry.
     pub(super) fn dress_directory(
         &mut self,
@@ -23,22 +67,24 @@ impl Applier<'_> {
     ) -> Result<(), Stop> {
         let dir = self.position.upper()?;
         let path = self.position.path().to_owned();
-        if existed {
-            // The later entry replaces the earlier one's attributes, not only adds to them.
-            clear_attributes(self.position.view(), Node::Dir(&dir))
-                .on("remove attributes of", &path)?;
-        }
         let node = Node::Dir(&dir);
         let owner = match existed {
             true => None,
             false => Some(self.position.owner_of_new_directory(node)?),
         };
-        self.owner_mode_xattrs(entry, node, FileKind::Directory, owner, &path)?;
+        let mut dress = self.dress_of(entry, FileKind::Directory, owner)?;
+        // Set when it is left; whatever it has inherited is gone already.
+        (dress.mtime, dress.inherits) = (None, false);
+        if existed {
+            // The later entry replaces the earlier one's attributes, not only adds to them.
+            clear_attributes(self.position.view(), node).on("remove attributes of", &path)?;
+        }
+        dress.put_on(self.tree, node, &path)?;
         let acl_may_differ = existed || !entry.xattrs.is_empty();
         Ok(self.position.dressed(entry.mtime, acl_may_differ)?)
     }
 
-    /// Gives a new object other than a directory the attributes of its entry.
+    /// Gives a new object other than a directory or a regular file the attributes of its entry.
     pub(super) fn dress(
         &mut self,
         entry: &ArchiveEntry,
@@ -46,101 +92,70 @@ impl Applier<'_> {
         kind: FileKind,
         path: &Path,
     ) -> Result<(), Stop> {
-        if self.position.inherits() {
-            drop_inherited(self.tree, node).on("change", path)?;
-        }
-        let owner = Some(self.position.owner_of_new(node, path)?);
-        self.owner_mode_xattrs(entry, node, kind, owner, path)?;
-        Ok(self
-            .tree
-            .set_mtime(node, entry.mtime)
-            .on("set the time of", path)?)
+        let dress = self.dress_of_new(entry, node, kind, path)?;
+        let kept = dress.put_on(self.tree, node, path)?;
+        self.clamped_times += u64::from(!kept);
+        Ok(())
     }
 
-    /// In this order: a change of owner clears setuid bits and capabilities. An `owner` that is
-    /// right already needs none.
-    fn owner_mode_xattrs(
+    /// The attributes that a new object in the current directory is to get.
+    pub(super) fn dress_of_new(
         &mut self,
         entry: &ArchiveEntry,
         node: Node<'_>,
         kind: FileKind,
-        owner: Option<(u32, u32)>,
         path: &Path,
-    ) -> Result<(), Stop> {
+    ) -> Result<Dress, Stop> {
+        let owner = self.position.owner_of_new(node, path)?;
+        self.dress_of(entry, kind, Some(owner))
+    }
+
+    /// An `owner` that is right already is not set.
+    fn dress_of(
+        &mut self,
+        entry: &ArchiveEntry,
+        kind: FileKind,
+        owner: Option<(u32, u32)>,
+    ) -> Result<Dress, Stop> {
         self.squashes = false;
-        let (uid, gid) = self.owner(entry)?;
-        if owner != Some((uid, gid)) {
-            self.tree
-                .set_owner(node, uid, gid)
-                .on("set the owner of", path)?;
-        }
-        if kind != FileKind::Symlink {
-            self.tree
-                .set_mode(node, entry.mode)
-                .on("set the mode of", path)?;
-        }
+        let wanted = self.owner(entry)?;
+        let mut xattrs = Vec::new();
         for (name, value) in &entry.xattrs {
             match stored_name(self.options.xattrs, name) {
                 StoredName::Skip => self.skipped_xattrs += 1,
-                StoredName::Keep(name) => self.xattr(node, kind, &name, value, path)?,
+                StoredName::Keep(name) => match self.xattr(kind, &name, value)? {
+                    Some(value) => xattrs.push((name, value)),
+                    None => self.skipped_xattrs += 1,
+                },
             }
         }
         self.squashed += u64::from(self.squashes);
-        Ok(())
+        Ok(Dress {
+            inherits: self.position.inherits(),
+            owner: (owner != Some(wanted)).then_some(wanted),
+            mode: (kind != FileKind::Symlink).then_some(entry.mode),
+            xattrs,
+            mtime: Some(entry.mtime),
+        })
     }
 
+    /// The value that an attribute has here, `None` when the object cannot have it.
     fn xattr(
         &mut self,
-        node: Node<'_>,
         kind: FileKind,
         name: &OsStr,
         value: &[u8],
-        path: &Path,
-    ) -> Result<(), Stop> {
+    ) -> Result<Option<Vec<u8>>, Stop> {
         let user = name.as_bytes().starts_with(b"user.");
         if user && !matches!(kind, FileKind::Directory | FileKind::Regular) {
-            self.skipped_xattrs += 1;
-            return Ok(());
+            return Ok(None);
         }
-        let refused = || {
-            let (name, problem) = (name.as_bytes().to_vec(), "the kernel refuses its value");
-            Stop::Bad(BadReason::BadXattr { name, problem })
-        };
         // The kernel would store it, and refuse to read it ever after.
         if value.is_empty() && name == "security.capability" {
-            return Err(refused());
+            return Err(refused_xattr(name));
         }
-        let value = &*self.host_value(name, value)?;
-        self.tree.set_xattr(node, name, value).map_err(|source| {
-            // ext4 keeps all attributes of a file in one block and calls its end "no space".
-            let too_large = source.kind() == io::ErrorKind::StorageFull
-                || source.kind() == io::ErrorKind::ArgumentListTooLong;
-            if too_large && value.len() > 1024 {
-                let name = name.as_bytes().to_vec();
-                return Stop::Bad(BadReason::XattrTooLarge {
-                    name,
-                    len: value.len(),
-                });
-            }
-            // Capabilities and access control lists have a form.
-            if source.kind() == io::ErrorKind::InvalidInput {
-                return refused();
-            }
-            // The namespace is unknown here, switched off, or not for this user.
-            if source.kind() == io::ErrorKind::Unsupported
-                || source.kind() == io::ErrorKind::PermissionDenied
-            {
-                let name = name.as_bytes().to_vec();
-                return Stop::Bad(BadReason::XattrRefused {
-                    name,
-                    problem: match source.kind() {
-                        io::ErrorKind::Unsupported => "does not support it",
-                        _ => "does not let this user set it",
-                    },
-                });
-            }
-            Stop::Tree(TreeError::new("set an attribute of", path, source))
-        })
+        self.host_value(name, value)
+            .map(|value| Some(value.into_owned()))
     }
 
     /// The owner that an entry's object has here.
@@ -206,6 +221,36 @@ impl Applier<'_> {
                 map: map.clone(),
             })),
         }
+    }
+}
+
+fn refused_xattr(name: &OsStr) -> Stop {
+    let (name, problem) = (name.as_bytes().to_vec(), "the kernel refuses its value");
+    Stop::Bad(BadReason::BadXattr { name, problem })
+}
+
+/// Why an attribute could not be set.
+fn explain_xattr(name: &OsStr, value: &[u8], source: io::Error, path: &Path) -> Stop {
+    let refused = |problem| {
+        Stop::Bad(BadReason::XattrRefused {
+            name: name.as_bytes().to_vec(),
+            problem,
+        })
+    };
+    match source.kind() {
+        // ext4 keeps all attributes of a file in one block and calls its end "no space".
+        io::ErrorKind::StorageFull | io::ErrorKind::ArgumentListTooLong if value.len() > 1024 => {
+            Stop::Bad(BadReason::XattrTooLarge {
+                name: name.as_bytes().to_vec(),
+                len: value.len(),
+            })
+        }
+        // Capabilities and access control lists have a form.
+        io::ErrorKind::InvalidInput => refused_xattr(name),
+        // The namespace is unknown here, switched off, or not for this user.
+        io::ErrorKind::Unsupported => refused("does not support it"),
+        io::ErrorKind::PermissionDenied => refused("does not let this user set it"),
+        _ => Stop::Tree(TreeError::new("set an attribute of", path, source)),
     }
 }
 

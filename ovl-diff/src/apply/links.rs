@@ -10,7 +10,7 @@ use crate::error::{Context as _, TreeError};
 use crate::tree::{DirHandle, FileKind, Metadata, Node};
 use crate::view::{Found, ViewDir};
 
-impl Applier<'_> {
+impl Applier<'_, '_> {
     pub(super) fn hard_link(
         &mut self,
         target: &[u8],
@@ -85,6 +85,10 @@ impl Applier<'_> {
                     io::ErrorKind::TooManyLinks | io::ErrorKind::CrossesDevices
                 ) =>
             {
+                // It may be a file that is not complete yet.
+                self.files.wait();
+                let metadata = self.tree.metadata(Node::Entry(&from, target_name));
+                let metadata = metadata.on("look at", &path)?;
                 let (view, inherits) = (self.position.view(), self.position.inherits());
                 let (from, to) = ((&from, target_name), (&dir, name));
                 copy_object(view, from, None, &metadata, to, Private::Keep, inherits)

@@ -121,6 +121,24 @@ impl<R> Decoder<R> {
     pub(super) fn compressed_bytes(&self) -> u64 {
         self.input.consumed()
     }
+
+    /// Bytes that were made of them.
+    pub(super) fn output(&self) -> u64 {
+        self.output
+    }
+
+    /// The same decoder, in the middle of its work, with another source from now on.
+    pub(super) fn exchange_source<S>(self, source: S) -> (Decoder<S>, R) {
+        let (input, old) = self.input.exchange(source);
+        let (codec, limits, output) = (self.codec, self.limits, self.output);
+        let decoder = Decoder {
+            input,
+            codec,
+            limits,
+            output,
+        };
+        (decoder, old)
+    }
 }
 
 impl Codec {
@@ -384,6 +402,28 @@ impl<R: Read> Input<R> {
 }
 
 impl<R> Input<R> {
+    fn exchange<S>(self, inner: S) -> (Input<S>, R) {
+        let Self {
+            inner: old,
+            buffer,
+            start,
+            end,
+            total,
+            max,
+            ended,
+        } = self;
+        let input = Input {
+            inner,
+            buffer,
+            start,
+            end,
+            total,
+            max,
+            ended,
+        };
+        (input, old)
+    }
+
     fn consume(&mut self, len: usize) {
         self.start += len;
     }
@@ -409,7 +449,8 @@ impl<R> Input<R> {
     }
 }
 
-fn read_some(reader: &mut impl Read, out: &mut [u8]) -> io::Result<usize> {
+/// Reads some bytes, whatever interrupts it.
+pub(super) fn read_some(reader: &mut impl Read, out: &mut [u8]) -> io::Result<usize> {
     loop {
         match reader.read(out) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

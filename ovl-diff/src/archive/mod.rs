@@ -3,8 +3,11 @@
 //! Where tar readers are known to disagree about a header, the archive is refused: a scanner and
 //! a runtime must not see different trees.
 
+mod ahead;
+mod buffers;
 mod decode;
 mod diff_id;
+mod digest;
 mod entry;
 mod header;
 mod limits;
@@ -21,6 +24,7 @@ use ovl_layout::IdMap;
 
 use crate::ids::{IdKind, IdPlace};
 
+pub(crate) use buffers::{HOLDABLE, Piece};
 pub use decode::Compression;
 pub use diff_id::{DiffId, DiffIdError};
 pub use entry::{ArchiveEntry, EntryKind};
@@ -390,6 +394,28 @@ pub enum BadReason {
     /// A symbolic link whose text the kernel does not take.
     #[error("the text of the symbolic link is longer than 4095 bytes")]
     BadLinkTarget,
+    /// A symbolic link whose text the file system below does not take.
+    #[error(
+        "the file system cannot hold the {len} bytes of the symbolic link's text: XFS ends at 1023; \
+         apply the layer on another file system"
+    )]
+    #[non_exhaustive]
+    LinkTargetTooLong {
+        /// Length of the text, in bytes.
+        len: usize,
+    },
+    /// A device whose number the file system below does not take.
+    #[error(
+        "the file system cannot hold the device number {major}:{minor}: XFS ends at 511:262143; apply \
+         the layer on another file system"
+    )]
+    #[non_exhaustive]
+    DeviceTooLarge {
+        /// The number of the driver.
+        major: u32,
+        /// The number of the device.
+        minor: u32,
+    },
     /// A hard link to a directory or to a whiteout.
     #[error("a hard link can only be made to a file")]
     BadHardLink,

@@ -2,6 +2,7 @@ use std::fmt;
 use std::io::{self, Read};
 use std::ops::Range;
 
+use super::buffers::Piece;
 use super::decode::Compression;
 use super::header::{self, BLOCK, Header};
 use super::limits::ReadLimits;
@@ -109,7 +110,7 @@ impl<R: Read> ArchiveReader<R> {
     /// Bytes taken from the source so far, compressed as they are.
     #[must_use]
     pub fn input_bytes(&self) -> u64 {
-        self.stream.decoder().compressed_bytes()
+        self.stream.compressed_bytes()
     }
 
     /// Reads the next entry, skipping what is left of the content before; `None` at the end of the
@@ -128,9 +129,9 @@ impl<R: Read> ArchiveReader<R> {
         })
     }
 
-    /// Reads some of the current entry's content; 0 only at its end, or for an empty buffer. Large
-    /// buffers (64 KiB and more) are filled without copying. The holes of a sparse file are read as
-    /// zeros, however large they are: see [`skip_hole`](Self::skip_hole).
+    /// Reads some of the current entry's content; 0 only at its end, or for an empty buffer. The
+    /// holes of a sparse file are read as zeros, however large they are: see
+    /// [`skip_hole`](Self::skip_hole).
     ///
     /// # Errors
     /// As [`next_entry`](Self::next_entry); [`BadReason::Truncated`] when the archive ends inside
@@ -156,6 +157,27 @@ impl<R: Read> ArchiveReader<R> {
                 return Err(reader.truncated_content());
             }
             Ok(len)
+        })
+    }
+
+    /// Takes some data of the current entry's content, holes skipped, and says where in the content
+    /// it begins; `None` at its end. To be held are pieces of at most
+    /// [`HOLDABLE`](super::HOLDABLE) at a time.
+    pub(crate) fn next_piece(&mut self) -> Result<Option<(u64, Piece)>, ArchiveError> {
+        self.guarded(|reader| {
+            let run = reader.next_run();
+            reader.position = reader.position.max(run.start);
+            let left = run.end - reader.position;
+            if left == 0 {
+                return Ok(None);
+            }
+            let Some(piece) = reader.stream.take(left)? else {
+                return Err(reader.truncated_content());
+            };
+            let at = reader.position;
+            reader.position += piece.len() as u64;
+            reader.content_left -= piece.len() as u64;
+            Ok(Some((at, piece)))
         })
     }
 
@@ -189,13 +211,9 @@ impl<R: Read> ArchiveReader<R> {
         })?;
         Ok(ArchiveSummary {
             uncompressed_bytes: self.stream.offset(),
-            compressed_bytes: self.stream.decoder().compressed_bytes(),
+            compressed_bytes: self.stream.compressed_bytes(),
             entries: self.entries,
-            compression: self
-                .stream
-                .decoder()
-                .compression()
-                .unwrap_or(Compression::None),
+            compression: self.stream.compression().unwrap_or(Compression::None),
             warnings: self.warnings,
             diff_id: self.stream.diff_id(),
         })

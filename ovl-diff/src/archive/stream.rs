@@ -1,28 +1,34 @@
 //! The uncompressed stream: counted, hashed and buffered.
 
 use std::io::Read;
-
-use sha2::{Digest as _, Sha256};
+use std::sync::Arc;
 
 use super::Fault;
-use super::decode::Decoder;
+use super::ahead::Ahead;
+use super::buffers::{Buffer, Buffers, Piece};
+use super::decode::{Compression, Decoder};
 use super::diff_id::DiffId;
+use super::digest::Digester;
 use super::header::BLOCK;
 use super::limits::ReadLimits;
 
-/// Bytes that are decoded and hashed at once: digests and decoders are slow in small steps.
-const BUFFER: usize = 128 * 1024;
-/// From this length on a read goes into the caller's buffer directly.
-const DIRECT: usize = 64 * 1024;
+/// What decodes to less is not worth a thread.
+const SHORT: u64 = 1 << 20;
 
 pub(super) struct Stream<R> {
-    decoder: Decoder<R>,
-    hasher: Sha256,
-    // Decoded and hashed; start..end is not consumed yet.
-    buffer: Box<[u8]>,
-    start: usize,
-    end: usize,
+    source: Source<R>,
+    buffers: Arc<Buffers>,
+    digester: Digester,
+    /// Decoded, hashed, and not consumed yet.
+    piece: Option<Piece>,
     offset: u64,
+}
+
+enum Source<R> {
+    Here(Box<Decoder<R>>),
+    Ahead(Ahead<R>),
+    /// Only while it becomes the other.
+    Moving,
 }
 
 /// What is at the place where a header may be.
@@ -35,11 +41,10 @@ pub(super) enum Block<'a> {
 impl<R: Read> Stream<R> {
     pub(super) fn new(reader: R, limits: ReadLimits) -> Self {
         Self {
-            decoder: Decoder::new(reader, limits),
-            hasher: Sha256::new(),
-            buffer: vec![0; BUFFER].into_boxed_slice(),
-            start: 0,
-            end: 0,
+            source: Source::Here(Box::new(Decoder::new(reader, limits))),
+            buffers: Arc::default(),
+            digester: Digester::default(),
+            piece: None,
             offset: 0,
         }
     }
@@ -47,7 +52,7 @@ impl<R: Read> Stream<R> {
     /// The next block, not consumed.
     pub(super) fn block(&mut self) -> Result<Block<'_>, Fault> {
         self.fill(BLOCK)?;
-        let buffered = &self.buffer[self.start..self.end];
+        let buffered = self.buffered();
         Ok(match buffered.first_chunk() {
             Some(block) => Block::Full(block),
             None if buffered.is_empty() => Block::End,
@@ -57,25 +62,30 @@ impl<R: Read> Stream<R> {
 
     /// Consumes bytes that [`block`](Self::block) showed.
     pub(super) fn consume(&mut self, len: usize) {
-        self.start += len;
+        if let Some(piece) = &mut self.piece {
+            piece.skip(len);
+        }
         self.offset += len as u64;
     }
 
     /// Reads some bytes; 0 only at the end or for an empty buffer.
     pub(super) fn read(&mut self, out: &mut [u8]) -> Result<usize, Fault> {
-        if self.start == self.end {
-            if out.len() >= DIRECT {
-                let len = self.decoder.read(out)?;
-                self.hasher.update(&out[..len]);
-                self.offset += len as u64;
-                return Ok(len);
-            }
-            self.fill(1)?;
-        }
-        let len = out.len().min(self.end - self.start);
-        out[..len].copy_from_slice(&self.buffer[self.start..self.start + len]);
+        let available = self.fill(1)?;
+        let len = out.len().min(available);
+        out[..len].copy_from_slice(&self.buffered()[..len]);
         self.consume(len);
         Ok(len)
+    }
+
+    /// Takes some bytes, at most `max`, without copying them; none only at the end.
+    pub(super) fn take(&mut self, max: u64) -> Result<Option<Piece>, Fault> {
+        let available = self.fill(1)?;
+        let len = usize::try_from(max).map_or(available, |max| max.min(available));
+        let Some(piece) = self.piece.as_mut().filter(|_| len > 0) else {
+            return Ok(None);
+        };
+        self.offset += len as u64;
+        Ok(Some(piece.split(len)))
     }
 
     /// Fills `out`, and returns how much of it when the archive ends before.
@@ -94,10 +104,11 @@ impl<R: Read> Stream<R> {
     pub(super) fn skip(&mut self, len: u64) -> Result<u64, Fault> {
         let mut left = len;
         while left > 0 {
-            if self.fill(1)? == 0 {
+            let available = self.fill(1)?;
+            if available == 0 {
                 break;
             }
-            let step = left.min((self.end - self.start) as u64);
+            let step = left.min(available as u64);
             self.consume(step as usize);
             left -= step;
         }
@@ -107,48 +118,89 @@ impl<R: Read> Stream<R> {
     /// Reads to the end and returns where the first byte is that is not zero.
     pub(super) fn drain(&mut self) -> Result<Option<u64>, Fault> {
         let mut first = None;
-        while self.fill(1)? > 0 {
+        loop {
+            let available = self.fill(1)?;
+            if available == 0 {
+                return Ok(first);
+            }
             if first.is_none() {
-                let rest = &self.buffer[self.start..self.end];
-                let place = rest.iter().position(|byte| *byte != 0);
+                let place = self.buffered().iter().position(|byte| *byte != 0);
                 first = place.map(|place| self.offset + place as u64);
             }
-            self.consume(self.end - self.start);
+            self.consume(available);
         }
-        Ok(first)
     }
 
-    /// Buffers at least `want` bytes, or all that is left, and returns how many are buffered.
+    /// Buffers at least `want` bytes, at most a block, or all that is left, and returns how many
+    /// are buffered.
     fn fill(&mut self, want: usize) -> Result<usize, Fault> {
-        if self.end - self.start < want {
-            self.buffer.copy_within(self.start..self.end, 0);
-            self.end -= self.start;
-            self.start = 0;
-            while self.end < want {
-                let len = self.decoder.read(&mut self.buffer[self.end..])?;
-                if len == 0 {
-                    break;
-                }
-                self.hasher.update(&self.buffer[self.end..self.end + len]);
-                self.end += len;
-            }
+        while self.buffered().len() < want {
+            // Its buffer may be needed.
+            self.piece.take_if(|piece| piece.is_empty());
+            let Some((buffer, len)) = self.next()? else {
+                break;
+            };
+            let (piece, known) = buffer.filled(self.buffered(), len);
+            self.digester.update(piece.after(known));
+            self.piece = Some(piece);
         }
-        Ok(self.end - self.start)
+        Ok(self.buffered().len())
+    }
+
+    fn next(&mut self) -> Result<Option<(Buffer, usize)>, Fault> {
+        if let Source::Here(decoder) = &self.source
+            && decoder.output() >= SHORT
+            && let Some(compression) = decoder.compression()
+            && compression != Compression::None
+            && let Source::Here(decoder) = std::mem::replace(&mut self.source, Source::Moving)
+        {
+            self.source = match Ahead::start(decoder, compression, &self.buffers) {
+                Ok(ahead) => Source::Ahead(ahead),
+                Err(decoder) => Source::Here(decoder),
+            };
+        }
+        match &mut self.source {
+            Source::Here(decoder) => {
+                let mut buffer = self.buffers.take();
+                let len = decoder.read(buffer.room())?;
+                Ok((len > 0).then_some((buffer, len)))
+            }
+            Source::Ahead(ahead) => ahead.next(),
+            Source::Moving => Ok(None),
+        }
     }
 }
 
 impl<R> Stream<R> {
+    fn buffered(&self) -> &[u8] {
+        self.piece.as_deref().unwrap_or_default()
+    }
+
     /// Bytes consumed so far.
     pub(super) fn offset(&self) -> u64 {
         self.offset
     }
 
-    pub(super) fn decoder(&self) -> &Decoder<R> {
-        &self.decoder
+    /// The compression, once something was read.
+    pub(super) fn compression(&self) -> Option<Compression> {
+        match &self.source {
+            Source::Here(decoder) => decoder.compression(),
+            Source::Ahead(ahead) => Some(ahead.compression()),
+            Source::Moving => None,
+        }
+    }
+
+    /// Bytes of the source that were decoded.
+    pub(super) fn compressed_bytes(&self) -> u64 {
+        match &self.source {
+            Source::Here(decoder) => decoder.compressed_bytes(),
+            Source::Ahead(ahead) => ahead.compressed_bytes(),
+            Source::Moving => 0,
+        }
     }
 
     /// The digest of everything that was decoded.
     pub(super) fn diff_id(self) -> DiffId {
-        DiffId::from_bytes(self.hasher.finalize().into())
+        self.digester.finish()
     }
 }

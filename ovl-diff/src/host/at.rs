@@ -8,7 +8,9 @@ use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
-use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, Statx, StatxFlags, StatxTimestamp};
+use rustix::fs::{
+    Access, AtFlags, CWD, FileType, Mode, OFlags, Stat, Statx, StatxFlags, StatxTimestamp,
+};
 use rustix::io::{Errno, retry_on_intr};
 
 use crate::tree::{DeviceNumber, FileKind, Metadata, Timestamp};
@@ -21,6 +23,8 @@ pub(super) const OPEN_DIR: OFlags = OFlags::RDONLY
     .union(OFlags::CLOEXEC);
 /// Where the open descriptors are found as paths.
 const DESCRIPTORS: &str = "/proc/self/fd";
+/// Where the kernel describes them.
+const DESCRIPTIONS: &str = "/proc/thread-self/fdinfo";
 
 /// A name that is one path component and stays in its directory.
 pub(super) fn component(name: &OsStr) -> io::Result<&OsStr> {
@@ -55,45 +59,92 @@ pub(super) fn open_dir_same_mount(dir: &File, name: &OsStr) -> io::Result<OwnedF
     Ok(opened)
 }
 
+/// By `statx(2)` (Linux 5.8), or as `/proc` has it.
 fn mount_id(open: BorrowedFd<'_>) -> io::Result<u64> {
-    let stat = rustix::fs::statx(open, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?;
-    if !StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::MNT_ID) {
-        return Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            "directories cannot be opened without leaving the mount: \
-             that needs openat2(2) (Linux 5.6) or mount ids in statx(2) (Linux 5.8)",
-        ));
+    match rustix::fs::statx(open, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID) {
+        Ok(stat) if StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::MNT_ID) => {
+            return Ok(stat.stx_mnt_id);
+        }
+        Err(error) if !is_denied(error) => return Err(error.into()),
+        _ => {}
     }
-    Ok(stat.stx_mnt_id)
+    let told = std::fs::read_to_string(format!("{DESCRIPTIONS}/{}", open.as_raw_fd()));
+    let line = told.as_ref().ok().and_then(|told| {
+        let mut lines = told.lines();
+        lines.find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
+    });
+    line.ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::Unsupported,
+            "directories cannot be opened without leaving the mount: that needs openat2(2) \
+             (Linux 5.6), mount ids in statx(2) (Linux 5.8) or a mounted /proc",
+        )
+    })
+}
+
+/// What an old kernel answers, and what a filter of system calls answers; the calls that are asked
+/// here give neither for any other reason.
+fn is_denied(error: Errno) -> bool {
+    error == Errno::NOSYS || error == Errno::PERM
 }
 
 pub(super) fn entry_metadata(dir: &File, name: &OsStr) -> io::Result<Metadata> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-    metadata_from(&rustix::fs::statx(
-        dir,
-        name,
-        flags,
-        StatxFlags::BASIC_STATS,
-    )?)
+    match rustix::fs::statx(dir, name, flags, StatxFlags::BASIC_STATS) {
+        Err(error) if is_denied(error) => metadata_of(&rustix::fs::statat(dir, name, flags)?),
+        stat => metadata_from(&stat?),
+    }
 }
 
 pub(super) fn open_metadata(open: impl AsFd) -> io::Result<Metadata> {
-    metadata_from(&rustix::fs::statx(
-        open,
-        c"",
-        AtFlags::EMPTY_PATH,
-        StatxFlags::BASIC_STATS,
-    )?)
+    match rustix::fs::statx(&open, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS) {
+        Err(error) if is_denied(error) => metadata_of(&rustix::fs::fstat(open)?),
+        stat => metadata_from(&stat?),
+    }
+}
+
+/// The same from `fstatat(2)`, which every kernel has.
+fn metadata_of(stat: &Stat) -> io::Result<Metadata> {
+    let device = |number| DeviceNumber {
+        major: rustix::fs::major(number),
+        minor: rustix::fs::minor(number),
+    };
+    let time = |secs, nanos| -> io::Result<Timestamp> {
+        let nanos = u32::try_from(nanos).map_err(|_| malformed("time"))?;
+        Ok(Timestamp { secs, nanos })
+    };
+    Ok(Metadata {
+        kind: kind_of(stat.st_mode)?,
+        mode: stat.st_mode & PERMISSIONS,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        nlink: u32::try_from(stat.st_nlink).map_err(|_| malformed("count of links"))?,
+        size: u64::try_from(stat.st_size).map_err(|_| malformed("size"))?,
+        blocks: u64::try_from(stat.st_blocks).map_err(|_| malformed("count of blocks"))?,
+        ino: stat.st_ino,
+        dev: device(stat.st_dev),
+        rdev: device(stat.st_rdev),
+        mtime: time(stat.st_mtime, stat.st_mtime_nsec)?,
+        ctime: time(stat.st_ctime, stat.st_ctime_nsec)?,
+    })
+}
+
+fn malformed(what: &str) -> io::Error {
+    let message = format!("the kernel tells a {what} that cannot be");
+    io::Error::new(io::ErrorKind::InvalidData, message)
+}
+
+fn kind_of(mode: u32) -> io::Result<FileKind> {
+    file_kind(FileType::from_raw_mode(mode)).ok_or_else(|| {
+        let message = format!("the kernel knows no file type {:#o}", mode & !PERMISSIONS);
+        io::Error::new(io::ErrorKind::InvalidData, message)
+    })
 }
 
 fn metadata_from(stat: &Statx) -> io::Result<Metadata> {
     let mode = u32::from(stat.stx_mode);
-    let Some(kind) = file_kind(FileType::from_raw_mode(mode)) else {
-        let message = format!("the kernel knows no file type {:#o}", mode & !PERMISSIONS);
-        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
-    };
     Ok(Metadata {
-        kind,
+        kind: kind_of(mode)?,
         mode: mode & PERMISSIONS,
         uid: stat.stx_uid,
         gid: stat.stx_gid,

@@ -1,9 +1,11 @@
 //! Odd shapes of real images, which must be accepted.
 
+use std::ffi::OsStr;
 use std::io::Write as _;
 use std::path::Path;
 
-use ovl_diff::{ArchiveWarning, Compression, EntryKind, FileKind, Progress};
+use ovl_diff::{ApplyOptions, ArchiveWarning, Compression, EntryKind, FileKind, Progress};
+use ovl_layout::XattrNamespace;
 
 use crate::support::{Entry, archive, at, each, members};
 
@@ -117,6 +119,103 @@ fn section_1_12_a_device_directory_of_a_real_image() {
             (applied.at("dev/ptmx").mode, applied.at("dev/ptmx").kind),
             (0o666, FileKind::CharDevice)
         );
+    });
+}
+
+#[test]
+fn section_1_12_files_through_var_run() {
+    each(|scene| {
+        let base = [Entry::dir("run"), Entry::symlink("var/run", "/run")];
+        let below = scene.stack(&[&base]);
+        let applied = below.apply(&[Entry::file("var/run/lock/pid", b"1")]);
+        assert_eq!(applied.at("run/lock/pid").contents, b"1");
+        let together = [&base[..], &[Entry::file("var/run/pid", b"1")]].concat();
+        let applied = scene.stack(&[]).apply(&together);
+        assert_eq!(applied.names("run"), ["pid"]);
+    });
+}
+
+#[test]
+fn section_1_12_attributes_that_podman_leaked() {
+    each(|scene| {
+        let origin = [0, 0xfb, 0x1d, 0, 1];
+        let entries = [
+            Entry::dir("./").xattr("user.overlay.origin", origin),
+            Entry::dir("d").xattr("user.overlay.impure", b"y"),
+            Entry::file("d/f", b"1").xattr("user.overlay.origin", origin),
+        ];
+        for xattrs in [XattrNamespace::Trusted, XattrNamespace::User] {
+            let options = ApplyOptions::new(xattrs);
+            let applied = scene.stack(&[]).try_apply(&archive(&entries), &options);
+            let applied = applied.unwrap();
+            let seen = applied.at("d/f").xattr("user.overlay.origin");
+            assert_eq!(seen, Some(&origin[..]), "as the container sees it");
+            let raw = &scene.raw(&applied.upper)[Path::new("d/f")].xattrs;
+            let escaped = raw.contains_key(OsStr::new("user.overlay.overlay.origin"));
+            assert_eq!(escaped, xattrs == XattrNamespace::User);
+        }
+    });
+}
+
+#[test]
+fn section_1_12_a_layer_of_the_time_of_aufs() {
+    each(|scene| {
+        let base = [Entry::file("etc/passwd", b"old"), Entry::file("gone", b"")];
+        let applied = scene.stack(&[&base]).apply(&[
+            Entry::dir("./"),
+            Entry::marker(".wh..wh.aufs"),
+            Entry::dir(".wh..wh.orph/"),
+            Entry::dir(".wh..wh.plnk/"),
+            Entry::file(".wh..wh.plnk/261.1234", b"new").mode(0o600),
+            Entry::hard_link(".wh.gone", ".wh..wh.aufs"),
+            Entry::dir("etc/"),
+            Entry::hard_link("etc/passwd", ".wh..wh.plnk/261.1234"),
+            Entry::hard_link("etc/passwd-", ".wh..wh.plnk/261.1234"),
+        ]);
+        assert_eq!(applied.names(""), ["etc"]);
+        let (one, other) = (applied.at("etc/passwd"), applied.at("etc/passwd-"));
+        assert_eq!((one, one.mode, &*one.contents), (other, 0o600, &b"new"[..]));
+    });
+}
+
+#[test]
+fn section_1_12_whiteouts_for_files_that_are_nowhere() {
+    each(|scene| {
+        let applied = scene.stack(&[&[Entry::file("etc/f", b"")]]).apply(&[
+            Entry::marker("etc/.wh.resolv.conf"),
+            Entry::marker("var/cache/.wh.apt"),
+            Entry::file("etc/g", b""),
+        ]);
+        assert_eq!(applied.names("etc"), ["f", "g"]);
+    });
+}
+
+#[test]
+fn section_1_12_names_of_more_than_100_and_of_more_than_256_bytes() {
+    each(|scene| {
+        let short = format!("usr/share/{}/f", "n".repeat(120));
+        let long = format!("{}/{}/f", "d".repeat(200), "e".repeat(200));
+        let applied = scene.stack(&[]).apply(&[
+            Entry::file(&short, b"1"),
+            Entry::file(&long, b"2"),
+            Entry::symlink("link", &long),
+            Entry::hard_link("hard", &long),
+        ]);
+        assert_eq!(applied.at(&short).contents, b"1");
+        assert_eq!(applied.at("hard"), applied.at(&long));
+        assert_eq!(applied.at("link").contents, long.as_bytes());
+    });
+}
+
+#[test]
+fn section_1_12_owners_beyond_2097151() {
+    each(|scene| {
+        let applied = scene.stack(&[]).apply(&[
+            Entry::file("f", b"").owner(2_097_152, 1_234_567_890),
+            Entry::dir("d").owner(4_294_967_294, 2_097_151),
+        ]);
+        assert_eq!(applied.at("f").owner(), (2_097_152, 1_234_567_890));
+        assert_eq!(applied.at("d").owner(), (4_294_967_294, 2_097_151));
     });
 }
 

@@ -9,19 +9,27 @@ use ovl_diff::{BadReason, FileKind};
 use crate::support::{Entry, at, each};
 
 #[test]
-fn row_001_and_002_a_name_with_dots_that_lead_up_is_refused() {
+fn row_001_a_name_that_leads_up_from_the_root_is_refused() {
+    escape(&["../victim/hello", "..", "../../../../../../etc/passwd"]);
+}
+
+#[test]
+fn row_002_a_name_that_leads_up_from_anywhere_is_refused_before_any_cleaning() {
+    escape(&[
+        "/../victim/hello",
+        "a/../../victim/hello",
+        "./../victim/hello",
+        "a/..",
+        "up/../x",
+        ".wh.a/../x",
+    ]);
+}
+
+/// Whatever the kind, and whether cleaning would keep the name inside or not.
+fn escape(names: &[&str]) {
     each(|scene| {
         let stack = scene.stack(&[&[Entry::dir("a"), Entry::symlink("up", "..")]]);
-        for name in [
-            "../victim/hello",
-            "/../victim/hello",
-            "a/../../victim/hello",
-            "./../victim/hello",
-            "a/..",
-            "..",
-            "up/../x",
-            ".wh.a/../x",
-        ] {
+        for name in names.iter().copied() {
             for entry in [
                 Entry::file(name, b"bad"),
                 Entry::dir(name),
@@ -93,6 +101,15 @@ fn row_008_names_are_bytes() {
             applied.shown.0[&Path::new(name).join("through")].contents,
             b"2"
         );
+    });
+}
+
+#[test]
+fn row_007_control_bytes_in_names_are_kept_and_errors_escape_them() {
+    each(|scene| {
+        let name = "a\nb\u{1b}[31m\r\u{7f}\u{202e}";
+        let applied = scene.stack(&[]).apply(&[Entry::file(name, b"1")]);
+        assert_eq!(applied.at(name).contents, b"1");
         let bad = Path::new("..").join(name);
         let bad = scene.stack(&[]).blame(
             &crate::support::archive(&[Entry::file(bad, b"")]),

@@ -20,10 +20,21 @@ fn base() -> Vec<Entry> {
 }
 
 #[test]
-fn row_041_and_042_a_whiteout_of_nothing_or_of_dots_is_refused() {
+fn row_041_a_whiteout_of_nothing_is_refused() {
     each(|scene| {
         let stack = scene.stack(&[&base()]);
-        for name in [".wh.", "d/.wh.", ".wh..", ".wh...", "d/.wh..", "d/.wh..."] {
+        for name in [".wh.", "./.wh.", "d/.wh."] {
+            let reason = stack.refused(&[Entry::marker(name)]);
+            assert_eq!(reason, BadReason::BadWhiteout, "{name}");
+        }
+    });
+}
+
+#[test]
+fn row_042_a_whiteout_of_dots_is_refused() {
+    each(|scene| {
+        let stack = scene.stack(&[&base()]);
+        for name in [".wh..", ".wh...", "d/.wh..", "d/.wh..."] {
             assert_eq!(
                 stack.refused(&[Entry::marker(name)]),
                 BadReason::BadWhiteout,
@@ -135,6 +146,58 @@ fn row_045_the_bookkeeping_of_aufs_is_skipped() {
             Entry::hard_link("h", ".wh..wh.plnk/2"),
         ];
         assert_eq!(scene.stack(&[]).refused(&link), BadReason::DanglingHardLink);
+    });
+}
+
+#[test]
+fn row_045_hard_links_to_files_that_aufs_kept_are_one_file() {
+    each(|scene| {
+        let applied = scene.stack(&[&base()]).apply(&[
+            Entry::dir("./").mode(0o2755).owner(1, 2).mtime(3, 4),
+            Entry::dir(".wh..wh.plnk/"),
+            Entry::file(".wh..wh.plnk/12.34", b"first"),
+            Entry::file(".wh..wh.plnk/56.78", b"second")
+                .mode(0o750)
+                .owner(5, 6)
+                .mtime(7, 8),
+            Entry::file(".wh..wh.plnk/90.12", b"of no use"),
+            Entry::marker(".wh..wh..opq"),
+            Entry::hard_link("usr/bin/a", ".wh..wh.plnk/56.78"),
+            Entry::hard_link("usr/bin/b", "/.wh..wh.plnk/56.78"),
+            Entry::hard_link("c", "./.wh..wh.plnk/12.34"),
+            Entry::file("own", b"").owner(1, 0),
+        ]);
+        assert_eq!(applied.names(""), ["c", "own", "usr"]);
+        assert_eq!(applied.names("usr/bin"), ["a", "b"]);
+        let (a, b) = (applied.at("usr/bin/a"), applied.at("usr/bin/b"));
+        assert_eq!((a, &*a.contents), (b, &b"second"[..]));
+        assert_eq!((a.mode, a.owner(), a.mtime), (0o750, (5, 6), at(7, 8)));
+        assert_eq!(applied.at("c").contents, b"first");
+        assert_eq!(applied.at("own").owner(), (1, 0));
+        assert_eq!(
+            (applied.at("").mode, applied.at("").mtime),
+            (0o2755, at(3, 4))
+        );
+        let raw = scene.raw(&applied.upper);
+        let hidden = |path: &Path| path.to_string_lossy().contains(".wh.");
+        assert!(!raw.keys().any(|path| hidden(path)), "{raw:?}");
+    });
+}
+
+#[test]
+fn row_045_no_link_leads_to_a_name_like_a_marker() {
+    each(|scene| {
+        for text in [".wh.x", ".wh..wh.plnk", "/.wh..wh..opq/x", "d/.wh.old"] {
+            for last in [
+                Entry::file("l/f", b""),
+                Entry::dir("l/f"),
+                Entry::marker("l/.wh.f"),
+            ] {
+                let entries = [Entry::symlink("l", text), last];
+                let reason = scene.stack(&[&base()]).refused(&entries);
+                assert_eq!(reason, BadReason::BadWhiteout, "{text}");
+            }
+        }
     });
 }
 

@@ -1,10 +1,17 @@
 //! Archives made byte by byte, so that they can be wrong.
 
+use std::ffi::OsStr;
 use std::io::{Read, Write};
+use std::mem::discriminant;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Component, Path, PathBuf};
 
 use ovl_diff::{
-    ArchiveEntry, ArchiveError, ArchiveReader, ArchiveSummary, BadArchive, BadReason, ReadLimits,
+    ApplyError, ApplyOptions, ArchiveEntry, ArchiveError, ArchiveReader, ArchiveSummary,
+    BadArchive, BadReason, EntryKind, ReadLimits,
 };
+
+use crate::support::each;
 
 /// The end of an archive.
 pub(super) const END: [u8; 1024] = [0; 1024];
@@ -148,7 +155,54 @@ pub(super) fn entries(bytes: &[u8]) -> Vec<ArchiveEntry> {
 pub(super) fn entry(parts: &[&[u8]]) -> ArchiveEntry {
     let mut entries = entries(&archive(parts));
     assert_eq!(entries.len(), 1, "{entries:?}");
+    arrives(&archive(parts), &entries[0]);
     entries.remove(0)
+}
+
+/// What the reader says of an entry is what an apply makes on every backend, if it takes it at all.
+fn arrives(bytes: &[u8], entry: &ArchiveEntry) {
+    if entry.path.len() > 4096 {
+        // Too deep for what looks at the result.
+        return;
+    }
+    each(|scene| {
+        let options = ApplyOptions::new(scene.xattrs);
+        let stack = scene.stack(&[]);
+        let applied = match stack.try_apply(bytes, &options) {
+            Ok(applied) => applied,
+            Err(ApplyError::Archive(ArchiveError::Bad(bad))) => {
+                assert_eq!(
+                    (bad.index, bad.offset),
+                    (entry.index, entry.offset),
+                    "{bad}"
+                );
+                return;
+            }
+            Err(error) => panic!("on {}: {error:?}", scene.backend),
+        };
+        assert_eq!(applied.summary.archive.entries, 1);
+        let path = Path::new(OsStr::from_bytes(&entry.path)).components();
+        let path: PathBuf = path
+            .filter(|part| matches!(part, Component::Normal(_)))
+            .collect();
+        let Some(seen) = applied.shown.0.get(&path) else {
+            assert!(entry.path.starts_with(b".wh."), "{entry:?}");
+            return;
+        };
+        assert_eq!(seen.owner(), (entry.uid, entry.gid));
+        if applied.summary.clamped_times == 0 {
+            assert_eq!(seen.mtime, entry.mtime);
+        }
+        if !matches!(entry.kind, EntryKind::Symlink { .. }) {
+            assert_eq!(seen.mode, entry.mode);
+        }
+        if applied.summary.skipped_xattrs == 0 {
+            let names: Vec<_> = seen.xattrs.keys().collect();
+            let mut expected: Vec<_> = entry.xattrs.iter().map(|(name, _)| name).collect();
+            expected.sort();
+            assert_eq!(names, expected);
+        }
+    });
 }
 
 /// What a bad archive is blamed for.
@@ -158,10 +212,25 @@ pub(super) fn blame(bytes: &[u8]) -> BadArchive {
 
 pub(super) fn blame_with(bytes: &[u8], limits: ReadLimits) -> BadArchive {
     match read_with(bytes, limits) {
-        Err(ArchiveError::Bad(bad)) => *bad,
+        Err(ArchiveError::Bad(bad)) => {
+            everywhere(bytes, limits, &bad);
+            *bad
+        }
         Err(other) => panic!("expected a bad archive, got {other:?}"),
         Ok((_, summary)) => panic!("expected a bad archive, got {summary:?}"),
     }
+}
+
+/// An apply on every backend refuses it for the same, or before, and changes nothing outside the
+/// layer.
+fn everywhere(bytes: &[u8], limits: ReadLimits, expected: &BadArchive) {
+    each(|scene| {
+        let mut options = ApplyOptions::new(scene.xattrs);
+        options.limits = limits;
+        let bad = scene.stack(&[]).blame(bytes, &options);
+        let same = discriminant(&bad.reason) == discriminant(&expected.reason);
+        assert!(same || bad.index < expected.index, "{bad}, not {expected}");
+    });
 }
 
 /// Why an archive of these parts is refused.

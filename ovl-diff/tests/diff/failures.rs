@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::io::{self, Write};
 
-use ovl_diff::{DiffError, Node, NodeKind, View};
+use ovl_diff::{DiffError, DirHandle, Node, NodeKind, TreeBackend, View};
 
 use super::{assert_cut_short, refused, set_xattr};
 use crate::support::{Entry, each};
@@ -120,16 +120,16 @@ impl<F: FnMut()> Write for Meddler<F> {
 #[test]
 fn a_file_that_changes_while_it_is_read_is_an_error() {
     each(|scene| {
-        let meddlings: [fn(&crate::support::Scene, &ovl_diff::DirHandle); 5] = [
-            |scene, upper| {
+        let meddlings: [fn(&dyn TreeBackend, &DirHandle); 5] = [
+            |tree, upper| {
                 let node = Node::Entry(upper, OsStr::new("f"));
-                scene.tree().set_mode(node, 0o600).unwrap();
+                tree.set_mode(node, 0o600).unwrap();
             },
-            |scene, upper| rewrite(scene, upper, 10),
-            |scene, upper| rewrite(scene, upper, 3_000_000),
-            |scene, upper| rewrite(scene, upper, 2_000_000),
-            |scene, upper| {
-                scene.tree().unlink(upper, OsStr::new("f")).unwrap();
+            |tree, upper| rewrite(tree, upper, 10),
+            |tree, upper| rewrite(tree, upper, 3_000_000),
+            |tree, upper| rewrite(tree, upper, 2_000_000),
+            |tree, upper| {
+                tree.unlink(upper, OsStr::new("f")).unwrap();
             },
         ];
         for meddle in meddlings {
@@ -142,9 +142,10 @@ fn a_file_that_changes_while_it_is_read_is_an_error() {
             // Outlives the name.
             let name = OsStr::new("f");
             let _open = scene.tree().open_file(&upper, name).unwrap();
+            let tree = scene.tree();
             let mut output = Meddler {
                 bytes: Vec::new(),
-                meddle: Some(|| meddle(scene, &upper)),
+                meddle: Some(|| meddle(tree, &upper)),
             };
             let result = ovl_diff::diff(scene.view(), &upper, &[], false, &mut output);
             assert!(
@@ -156,12 +157,12 @@ fn a_file_that_changes_while_it_is_read_is_an_error() {
     });
 }
 
-fn rewrite(scene: &crate::support::Scene, upper: &ovl_diff::DirHandle, len: u64) {
+fn rewrite(tree: &dyn TreeBackend, upper: &DirHandle, len: u64) {
     // The name of a new inode, and the old one without it.
     let name = OsStr::new("f");
-    scene.tree().unlink(upper, name).unwrap();
-    let file = scene.tree().create_file(upper, name, 0o600).unwrap();
-    scene.tree().set_len(&file, len).unwrap();
+    tree.unlink(upper, name).unwrap();
+    let file = tree.create_file(upper, name, 0o600).unwrap();
+    tree.set_len(&file, len).unwrap();
 }
 
 /// Fails after some bytes.

@@ -2,14 +2,14 @@
 //! hand, and everything that a stack of layers shows.
 
 mod archive;
+mod recorder;
 mod shown;
 
-use std::cell::Cell;
 use std::ffi::OsStr;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use ovl_diff::{
     ApplyError, ApplyOptions, ApplySummary, ArchiveError, BadArchive, BadReason, DeviceNumber,
@@ -21,6 +21,7 @@ use ovl_testkit::{KernelProfile, MockKernel, Snapshot, differences, snapshot};
 use tempfile::TempDir;
 
 pub(crate) use archive::{Entry, archive, members};
+pub(crate) use recorder::Recorder;
 pub(crate) use shown::{Seen, Shown};
 
 /// A directory on some backend, with layers in it and, next to them, what nobody may touch.
@@ -34,7 +35,7 @@ pub(crate) struct Scene {
     pub(crate) cases: u32,
     pub(crate) has_sockets: bool,
     pub(crate) has_acls: bool,
-    layers: Cell<u32>,
+    layers: AtomicU32,
     _temp: Option<TempDir>,
 }
 
@@ -85,7 +86,7 @@ impl Scene {
             cases: if temp.is_some() { 64 } else { 256 },
             has_sockets: temp.is_some(),
             has_acls,
-            layers: Cell::new(0),
+            layers: AtomicU32::new(0),
             _temp: temp,
         };
         let victim = scene.make_dir(&scene.dir, "victim");
@@ -113,8 +114,7 @@ impl Scene {
 
     /// A new empty layer.
     pub(crate) fn layer(&self) -> DirHandle {
-        let number = self.layers.get();
-        self.layers.set(number + 1);
+        let number = self.layers.fetch_add(1, Ordering::Relaxed);
         self.make_dir(&self.dir, &format!("layer-{number}"))
     }
 
@@ -135,6 +135,34 @@ impl Scene {
         let layer = self.layer();
         self.tree().set_mtime(Node::Dir(&layer), time).unwrap();
         self.tree().metadata(Node::Dir(&layer)).unwrap().mtime == time
+    }
+
+    fn takes_device(&self, kind: NodeKind) -> bool {
+        let layer = self.layer();
+        self.tree()
+            .create_node(&layer, OsStr::new("n"), kind, 0)
+            .is_ok()
+    }
+
+    /// The largest device number of the file system: Linux's, or that of XFS.
+    pub(crate) fn last_device(&self) -> DeviceNumber {
+        let [linux, xfs] = [(4095, 0xf_ffff), (511, 0x3_ffff)];
+        let number = |(major, minor)| DeviceNumber { major, minor };
+        match self.takes_device(NodeKind::CharDevice(number(linux))) {
+            true => number(linux),
+            false => number(xfs),
+        }
+    }
+
+    /// The longest text of a symbolic link that the file system has, in bytes: Linux's, or that of
+    /// XFS.
+    pub(crate) fn longest_link(&self) -> usize {
+        let (layer, longest) = (self.layer(), "x".repeat(4095));
+        let target = OsStr::new(&longest);
+        match self.tree().create_symlink(&layer, OsStr::new("l"), target) {
+            Ok(()) => 4095,
+            Err(_) => 1023,
+        }
     }
 
     /// What the kernel leaves where a name was removed.
@@ -350,7 +378,18 @@ pub(crate) const DEFAULT_ACL: &[u8] = &[
     32, 0, 0, 0, 255, 255, 255, 255, // others
 ];
 
+/// Names a directory on the file system to test on.
+const TEST_DIR: &str = "OVL_TEST_DIR";
+
+/// Whether somebody has named a file system to test on, and so asks for what only depends on it.
+pub(crate) fn file_system_is_chosen() -> bool {
+    std::env::var_os(TEST_DIR).is_some()
+}
+
 fn temp_dir() -> TempDir {
+    if let Some(dir) = std::env::var_os(TEST_DIR) {
+        return tempfile::tempdir_in(dir).unwrap();
+    }
     // Many small files: memory where there is some.
     tempfile::tempdir_in("/dev/shm")
         .or_else(|_| tempfile::tempdir())

@@ -189,6 +189,10 @@ fn xattrs(
     let mut found = BTreeMap::new();
     for stored in tree.list_xattrs(node).unwrap() {
         let bytes = stored.as_bytes();
+        // How XFS itself keeps access control lists, which are there under their own names too.
+        if bytes.starts_with(b"trusted.SGI_ACL_") {
+            continue;
+        }
         let rest = private.and_then(|prefix| bytes.strip_prefix(prefix));
         let seen = match rest.map(|rest| rest.strip_prefix(b"overlay.")) {
             None => bytes.to_vec(),

@@ -178,7 +178,7 @@ impl Overlay2 {
         &self,
         id: &LayerId,
         base: &Base,
-        output: impl Write,
+        output: impl Write + Send,
     ) -> Result<DiffSummary, Error> {
         self.diff_with(id, base, ExportOptions::new(), output)
     }
@@ -193,7 +193,7 @@ impl Overlay2 {
         id: &LayerId,
         base: &Base,
         options: ExportOptions,
-        output: impl Write,
+        output: impl Write + Send,
     ) -> Result<DiffSummary, Error> {
         let layer = self.layer(id)?;
         let against = self.against(&layer, base)?;

@@ -1,7 +1,7 @@
 use std::ffi::OsStr;
 use std::io;
 
-use ovl_diff::Node;
+use ovl_diff::{Node, sync_layer};
 use ovl_layout::{LayerId, LowerChain, names};
 use ovl_mount::Access;
 
@@ -120,11 +120,18 @@ impl Overlay2 {
         ))
     }
 
-    /// Marks a layer as one whose contents no longer change.
+    /// Marks a layer as one whose contents no longer change. What was written through its mounts
+    /// nobody has waited for yet: a layer on it is on disk only if that is too.
     pub(super) fn seal(&self, id: &LayerId) -> Result<(), Error> {
         let (tree, path) = (self.kernel.tree(), self.layout.layer(id).dir().to_owned());
         let dir = tree.open_dir(&self.home, id.as_ref());
         let dir = dir.map_err(|error| Error::io("open", &path, error))?;
+        let is_sealed = files::exists(tree, &dir, names::COMMITTED);
+        if self.durable() && !is_sealed.map_err(|error| Error::io("seal", &path, error))? {
+            let diff = tree.open_dir(&dir, names::DIFF.as_ref());
+            let diff = diff.map_err(|error| Error::io("open", path.join(names::DIFF), error))?;
+            sync_layer(tree, &diff).map_err(|error| Error::tree(&path.join(names::DIFF), error))?;
+        }
         match tree.create_file(&dir, OsStr::new(names::COMMITTED), 0o600) {
             // Whoever made it may not have waited for the disk yet.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}

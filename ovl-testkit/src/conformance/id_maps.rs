@@ -395,7 +395,7 @@ fn access_control_lists_have_host_ids_on_disk_only(subject: &Subject) {
         chain(&error)
     );
     subject.set_xattr(&root.join("f"), access, &acl(7, ROOT.1));
-    let error = store.diff(&id("base"), &Base::Parent, &mut Vec::new());
+    let error = store.diff(&id("base"), &Base::Parent, Vec::new());
     let error = error.expect_err("an id that nobody inside has");
     assert!(chain(&error).contains("uid 7 on disk"), "{}", chain(&error));
     subject.assert_clean(&store);

@@ -1,15 +1,21 @@
 //! What is left behind in a home, by whom, and who takes it away. Row numbers are those of the
 //! catalogue of bad inputs.
 
+use std::path::Path;
+
 use ovl_driver::{Error, ErrorKind, FindingKind, MountRequest, Remedy, Severity, UpkeepOptions};
 use ovl_layout::names;
 use ovl_mount::UnmountMode;
+use tar::EntryType;
 
 use super::damage::{as_docker, assert_shows_base, findings, kinds, layer_file, stack};
-use super::support::{create, id, mount, unmount, with_mount};
+use super::support::{create, id, import, layer, mount, unmount, with_mount};
 use super::{Subject, list};
+use crate::archive::ArchiveBuilder;
 
 list! {
+    row_112_what_a_layer_holds_is_out_of_reach_for_others,
+    row_112_a_home_and_layers_that_others_may_enter_are_told,
     row_128_one_newline_after_a_lower_file_is_tolerated_and_told,
     row_131_a_dangling_link_is_told_and_reclaimed,
     row_132_a_second_link_is_told_and_reclaimed,
@@ -25,6 +31,49 @@ list! {
     a_leftover_that_cannot_go_is_in_nobodys_way,
     a_mount_with_a_damaged_link_file_can_be_unmounted,
     an_unrelated_layer_that_is_damaged_hides_no_child,
+}
+
+fn row_112_what_a_layer_holds_is_out_of_reach_for_others(subject: &Subject) {
+    let store = stack(subject);
+    // Its root is open, and it has a program of root's in it.
+    let archive = ArchiveBuilder::new()
+        .dir("./", 0o777)
+        .entry("su", EntryType::Regular, 0o4755, "", b"#!")
+        .finish();
+    import(&store, "imported", Some("base"), &archive);
+    let writable = store.create_writable(&layer("writable", Some("base")));
+    writable.expect("create");
+    let layers = ["base", "middle", "top", "imported", "writable"];
+    let closed = |dir: &Path| subject.mode(dir) & 0o007 == 0;
+    for name in layers {
+        let layer = store.layout().layer(&id(name));
+        assert!(closed(layer.dir()), "{name}");
+        subject.chmod(layer.diff(), 0o777);
+        with_mount(&store, name, |_| assert!(closed(layer.dir()), "{name}"));
+    }
+    for dir in [store.home(), &store.layout().store_dir()] {
+        assert!(closed(dir), "{}", dir.display());
+    }
+    // Docker's first homes let others pass, and closed each layer.
+    subject.chmod(store.home(), 0o711);
+    assert_eq!(kinds(&store), []);
+}
+
+fn row_112_a_home_and_layers_that_others_may_enter_are_told(subject: &Subject) {
+    let store = stack(subject);
+    for name in ["base", "top"] {
+        subject.chmod(store.layout().layer(&id(name)).dir(), 0o701);
+    }
+    assert_eq!(kinds(&store), [], "nobody comes as far as that");
+    subject.chmod(store.home(), 0o701);
+    let found = findings(&store);
+    assert_eq!(kinds(&store), [FindingKind::Enterable], "{found:#?}");
+    assert_eq!(found[0].path, store.home());
+    let problem = &found[0].problem;
+    assert!(
+        problem.contains("0701") && problem.contains("2 of"),
+        "{problem}"
+    );
 }
 
 fn row_128_one_newline_after_a_lower_file_is_tolerated_and_told(subject: &Subject) {

@@ -143,6 +143,8 @@ impl Image {
         unmount(&self.path, UnmountFlags::empty())
             .with_context(|| format!("something is still using {}", self.path.display()))?;
         self.mounted = false;
+        // The next one may have the same name.
+        std::fs::remove_dir(&self.path)?;
         Ok(())
     }
 }

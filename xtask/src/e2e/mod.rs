@@ -11,6 +11,7 @@ mod images;
 mod mounts;
 mod peak;
 mod random;
+mod rows;
 mod scenarios;
 mod storm;
 
@@ -32,8 +33,11 @@ use deny::{Answer, Denial, Denied};
 use images::{Image, Scratch};
 use mounts::unmount_below;
 pub(crate) use peak::{PeakOptions, peak};
+pub(crate) use random::Random;
 pub(crate) use scenarios::{ScriptsOptions, in_namespace};
-pub(crate) use storm::{WorkerOptions, work};
+pub(crate) use storm::{
+    Ending, Home, Log, Model, Step, WorkerOptions, assert_clean, work, work_with,
+};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -43,7 +47,7 @@ pub(crate) struct Options {
     /// Only these file systems
     #[arg(long, value_enum)]
     fs: Vec<FsKind>,
-    /// Only cases and scenarios whose name holds this
+    /// Only cases and scenarios whose name holds this; `rows` means the tests of archives
     #[arg(long, value_name = "NAME")]
     filter: Option<String>,
     /// The scenarios beside a real Docker daemon instead of all others
@@ -230,6 +234,12 @@ fn on_scratch(options: &Options, programs: &Programs, scratch: &Path) -> Result<
     };
     let (mut failed, mut images) = (Vec::new(), Vec::new());
     let seed = options.seed.map_or_else(random_seed, Ok)?;
+    let only_rows = options.filter.as_deref() == Some(rows::NAME);
+    let rows = !options.docker && options.deny.is_empty();
+    let rows = only_rows || rows && options.filter.is_none();
+    if rows {
+        step("build of the rows' tests", rows::build)?;
+    }
     let denials = match options.deny.is_empty() {
         true => vec![None],
         false => {
@@ -240,6 +250,13 @@ fn on_scratch(options: &Options, programs: &Programs, scratch: &Path) -> Result<
     let runs = FsKind::ALL.into_iter().filter(chosen);
     for (fs, denial) in runs.flat_map(|fs| denials.iter().map(move |denial| (fs, denial))) {
         let image = Image::mount(scratch, fs)?;
+        if rows && step(rows::NAME, || rows::run(image.path())).is_err() {
+            failed.push(format!("{} of {}", fs.name(), rows::NAME));
+        }
+        if only_rows {
+            image.unmount()?;
+            continue;
+        }
         let mut suite = match options.docker {
             true => docker::confined(&programs.xtask),
             false => Command::new(&programs.xtask),

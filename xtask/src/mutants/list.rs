@@ -22,11 +22,9 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "publish onto an existing name",
         file: "ovl-driver/src/blocking/staging.rs",
-        from: r#"        self.linked = true;
-        sync(&store.links, &store.layout.link_dir())?;
+        from: r#"        sync(&store.links, &store.layout.link_dir())?;
         let mode = RenameMode::NoReplace;"#,
-        to: r#"        self.linked = true;
-        sync(&store.links, &store.layout.link_dir())?;
+        to: r#"        sync(&store.links, &store.layout.link_dir())?;
         let mode = RenameMode::Exchange;"#,
     },
     Mutant {
@@ -101,6 +99,12 @@ pub(super) const MUTANTS: &[Mutant] = &[
         to: r#"            record.as_bytes(),
             durable && self.published,
         )"#,
+    },
+    Mutant {
+        name: "seal what is not on disk",
+        file: "ovl-driver/src/blocking/create.rs",
+        from: r#"        if self.durable() && !is_sealed"#,
+        to: r#"        if !self.durable() && !is_sealed"#,
     },
     Mutant {
         name: "drop the lock of the parent early",
@@ -214,16 +218,14 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "turn the lower layers round",
         file: "ovl-mount/src/call.rs",
-        from: r#"        own.into_iter()
-            .chain(links.map(move |link|"#,
-        to: r#"        own.into_iter()
-            .chain(links.rev().map(move |link|"#,
+        from: r#"            .chain(links.map(|link|"#,
+        to: r#"            .chain(links.rev().map(|link|"#,
     },
     Mutant {
         name: "take settings of one byte too many",
         file: "ovl-mount/src/call.rs",
-        from: r#"value.len() > MAX_SETTING_LEN"#,
-        to: r#"value.len() > MAX_SETTING_LEN + 1"#,
+        from: r#"            if len > MAX_SETTING_LEN {"#,
+        to: r#"            if len > MAX_SETTING_LEN + 1 {"#,
     },
     Mutant {
         name: "mount a read-only layer without its own contents",
@@ -269,19 +271,15 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "forget the hole at the end",
-        file: "ovl-diff/src/apply.rs",
-        from: r#"        if written < offset {
-            self.tree.set_len"#,
-        to: r#"        if written == 0 && offset == 1 {
-            self.tree.set_len"#,
+        file: "ovl-diff/src/apply/files.rs",
+        from: r#"        if end < size {"#,
+        to: r#"        if end + 1 == size {"#,
     },
     Mutant {
         name: "leave the times of directories",
         file: "ovl-diff/src/place.rs",
-        from: r#"(&frame.upper, frame.mtime, frame.touched) {
-            self"#,
-        to: r#"(&frame.upper, frame.mtime, frame.touched && index > 0) {
-            self"#,
+        from: r#"(&frame.upper, frame.mtime, frame.touched) {"#,
+        to: r#"(&frame.upper, frame.mtime, frame.touched && index > 0) {"#,
     },
     Mutant {
         name: "keep what an opaque directory hides",

@@ -16,11 +16,11 @@ pub(super) fn check(files: &Files) -> Vec<Finding> {
 }
 
 fn table(name: &str, text: &str, files: &Files, found: &mut Vec<Finding>) {
-    let range = text.lines().find_map(range);
-    let Some((first, last)) = range else {
+    let expected: Vec<String> = text.lines().filter_map(range).flatten().collect();
+    if expected.is_empty() {
         found.push(Finding::new(name, 1, "it does not say which rows it has"));
         return;
-    };
+    }
     let mut rows = Vec::new();
     for (line, number, tests) in text.lines().enumerate().filter_map(row) {
         rows.push(number);
@@ -37,23 +37,37 @@ fn table(name: &str, text: &str, files: &Files, found: &mut Vec<Finding>) {
             }
         }
     }
-    for number in first..=last {
-        if !rows.contains(&number) {
-            found.push(Finding::new(name, 1, format!("row {number} is missing")));
+    for row in expected {
+        if !rows.contains(&&*row) {
+            found.push(Finding::new(name, 1, format!("row {row} is missing")));
         }
     }
 }
 
-fn range(line: &str) -> Option<(u32, u32)> {
+/// All rows of a range; only the last of several numbers with dots counts up.
+fn range(line: &str) -> Option<Vec<String>> {
     let rows = line.trim().strip_prefix(RANGE)?.strip_suffix(" -->")?;
     let (first, last) = rows.split_once(" to ")?;
-    Some((first.parse().ok()?, last.parse().ok()?))
+    let start = first.rfind('.').map_or(0, |dot| dot + 1);
+    let (section, first) = first.split_at(start);
+    let (first, last): (u32, u32) = (
+        first.parse().ok()?,
+        last.strip_prefix(section)?.parse().ok()?,
+    );
+    Some(
+        (first..=last)
+            .map(|row| format!("{section}{row}"))
+            .collect(),
+    )
 }
 
 /// Line, number and named tests of a table's row.
-fn row((index, line): (usize, &str)) -> Option<(usize, u32, Vec<&str>)> {
+fn row((index, line): (usize, &str)) -> Option<(usize, &str, Vec<&str>)> {
     let mut cells = line.strip_prefix('|')?.split('|').map(str::trim);
-    let number = cells.next()?.parse().ok()?;
+    let number = cells.next()?;
+    if !number.starts_with(|digit: char| digit.is_ascii_digit()) {
+        return None;
+    }
     let tests = cells.nth(1)?.split('`').skip(1).step_by(2);
     Some((index + 1, number, tests.collect()))
 }
@@ -86,6 +100,8 @@ mod tests {
         let head = "<!-- rows 7 to 8 -->\n| row | outcome | test |\n|---|---|---|\n";
         let good = format!("{head}| 7 | x | `one`, `two` |\n| 8 | y | `two` |\n");
         assert_eq!(rules(&good), [""; 0]);
+        let sections = format!("{good}<!-- rows 1.2.9 to 1.2.10 -->\n| 1.2.9 | z | `one` |\n");
+        assert_eq!(rules(&sections), ["row 1.2.10 is missing"]);
         let lost = format!("{head}| 7 | x | `one` |\n");
         assert_eq!(rules(&lost), ["row 8 is missing"]);
         let other = format!("{head}| 7 | x | `three` |\n| 8 | y | |\n");

@@ -86,6 +86,17 @@ pub(crate) fn run(options: &GuestOptions) -> Result<()> {
 }
 
 fn run_parts(options: &GuestOptions) -> Result<()> {
+    prepare()?;
+    for part in &options.parts {
+        println!("{BEGIN}{}", part.name());
+        let passed = run_part(part, options)?;
+        println!("{END}{}", if passed { "passed" } else { "failed" });
+    }
+    Ok(())
+}
+
+/// What every guest needs before it can use a disk.
+pub(super) fn prepare() -> Result<()> {
     for (source, target) in [
         ("devtmpfs", "/dev"),
         ("proc", "/proc"),
@@ -95,13 +106,7 @@ fn run_parts(options: &GuestOptions) -> Result<()> {
         mount(source, target, source, MountFlags::empty(), None)
             .with_context(|| format!("cannot mount {target}"))?;
     }
-    load_modules()?;
-    for part in &options.parts {
-        println!("{BEGIN}{}", part.name());
-        let passed = run_part(part, options)?;
-        println!("{END}{}", if passed { "passed" } else { "failed" });
-    }
-    Ok(())
+    load_modules()
 }
 
 fn load_modules() -> Result<()> {

@@ -115,6 +115,33 @@ impl Machine {
     }
 }
 
+/// What came of listening for a while.
+#[derive(Debug)]
+pub(super) enum Heard {
+    Line(String),
+    Nothing,
+    /// The guest has ended.
+    End,
+}
+
+impl Machine {
+    /// Listens to the console for so long.
+    pub(super) fn hear(&self, patience: Duration) -> Heard {
+        match self.lines.recv_timeout(patience) {
+            Ok(line) => Heard::Line(line),
+            Err(mpsc::RecvTimeoutError::Timeout) => Heard::Nothing,
+            Err(mpsc::RecvTimeoutError::Disconnected) => Heard::End,
+        }
+    }
+
+    /// Ends the guest at once, and gives what it has said by then. The last line may be cut off.
+    pub(super) fn kill(mut self) -> Result<Vec<String>> {
+        self.process.kill()?;
+        self.process.wait()?;
+        Ok(self.lines.iter().collect())
+    }
+}
+
 impl Drop for Machine {
     fn drop(&mut self) {
         let _ = self.process.kill();

@@ -8,6 +8,7 @@ mod guest;
 mod initramfs;
 mod kernel;
 mod machine;
+mod power;
 mod report;
 
 use std::time::Instant;
@@ -20,6 +21,8 @@ use guest::Part;
 pub(crate) use guest::{GuestOptions, run as guest};
 use kernel::{Kernel, Release};
 use machine::{Machine, make_disk, scratch_drive};
+use power::PowerCut;
+pub(crate) use power::{PowerGuestOptions, guest as power_guest};
 use report::{DONE, Report};
 
 #[derive(Debug, Args)]
@@ -34,6 +37,8 @@ enum Suite {
     Quota(Run),
     /// Everything of `e2e` that needs no Debian root, on XFS, ext4 and tmpfs
     E2e(Run),
+    /// A store on disks that forget what was not flushed, cut off at random moments; on XFS and ext4
+    PowerCut(PowerCut),
 }
 
 #[derive(Debug, Args)]
@@ -80,6 +85,16 @@ impl Options {
             }),
         }
     }
+
+    /// The power cuts that the gate asks for.
+    pub(crate) fn power_cuts_for_ci(quick: bool) -> Vec<Self> {
+        let mut all = vec![PowerCut::of_rounds(if quick { 6 } else { 50 })];
+        if !quick {
+            all.extend(PowerCut::broken(50));
+        }
+        let suites = all.into_iter().map(Suite::PowerCut);
+        suites.map(|suite| Self { suite }).collect()
+    }
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -91,6 +106,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let (run, parts) = match &options.suite {
         Suite::Quota(run) => (run, quota_parts()),
         Suite::E2e(run) => (run, e2e_parts()),
+        Suite::PowerCut(options) => return power::run(options),
     };
     let programs = e2e::build()?;
     let cache = e2e::target_dir()?.join("vm");

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use ovl_diff::{DirHandle, FileKind};
+use ovl_diff::{DirHandle, FileKind, Node};
 use ovl_layout::{DOCKER_MAX_DEPTH, LINK_ID_LEN, LayerId, LinkId, names};
 
 use super::Overlay2;
@@ -466,6 +466,7 @@ impl Findings<'_> {
     /// What else is in the home.
     fn home(&mut self) -> Result<(), Error> {
         let store = self.store;
+        self.entrance()?;
         for (name, kind) in &self.scan.others {
             let path = store.home().join(name);
             let text = name.to_string_lossy();
@@ -486,6 +487,28 @@ impl Findings<'_> {
                 let problem = "no layer store puts this here";
                 self.add(FindingKind::Unknown, None, path, problem, Remedy::Nothing);
             }
+        }
+        Ok(())
+    }
+
+    /// One closed door, the home's or each layer's, is enough.
+    fn entrance(&mut self) -> Result<(), Error> {
+        let home = self.store.home().to_owned();
+        let found = self
+            .store
+            .kernel
+            .tree()
+            .metadata(Node::Dir(&self.store.home));
+        let mode = found.map_err(|error| Error::io("read", &home, error))?.mode & 0o7777;
+        let layers = self.scan.layers.values();
+        let open = layers.filter(|seen| seen.enterable).count();
+        if mode & 0o001 != 0 && open > 0 {
+            let problem = format!(
+                "others may enter it (mode {mode:04o}) and {open} of its layers, and run setuid \
+                 programs in them; chmod o-x takes that away"
+            );
+            let kind = FindingKind::Enterable;
+            self.add(kind, None, home, problem, Remedy::Nothing);
         }
         Ok(())
     }

@@ -60,6 +60,8 @@ pub(super) struct Seen {
     pub(super) volatile: bool,
     /// Of the directory and the small files.
     pub(super) writable: Vec<(&'static str, u32)>,
+    /// Others may enter the layer's directory.
+    pub(super) enterable: bool,
 }
 
 impl Seen {
@@ -304,6 +306,7 @@ impl Overlay2 {
             contents,
             volatile: self.is_volatile(&dir)?,
             writable: Vec::new(),
+            enterable: false,
             dir,
             names,
         };
@@ -317,8 +320,11 @@ impl Overlay2 {
                 name => Node::Entry(&seen.dir, OsStr::new(name)),
             };
             match tree.metadata(node) {
-                Ok(found) if found.mode & 0o022 != 0 && found.kind != FileKind::Symlink => {
-                    seen.writable.push((name, found.mode & 0o7777));
+                Ok(found) if found.kind != FileKind::Symlink => {
+                    if found.mode & 0o022 != 0 {
+                        seen.writable.push((name, found.mode & 0o7777));
+                    }
+                    seen.enterable |= found.mode & 0o001 != 0;
                 }
                 _ => {}
             }

@@ -8,10 +8,11 @@ use ovl_driver::blocking::Overlay2;
 use ovl_driver::{Kernel, OpenOptions};
 use ovl_layout::{LayerId, names};
 
-use super::{Place, kill_storm};
+use super::Place;
 use crate::e2e::crowd::Event;
 use crate::e2e::mounts::mounts_below;
 use crate::e2e::random::Random;
+use crate::e2e::storm::assert_clean;
 
 const PROCESSES: usize = 8;
 const THREADS: u64 = 8;
@@ -75,7 +76,7 @@ pub(super) fn eight_of_eight(place: &Place) -> Result<()> {
     let holds = fs::read_dir(store.layout().store_dir().join(names::HOLDS))?.count();
     ensure!(holds == 0, "{holds} notes of holds are left");
     store.reclaim()?;
-    kill_storm::assert_clean(&store)?;
+    assert_clean(&store)?;
     println!(
         "{made} layers were made and {removed} removed by {PROCESSES} processes of {THREADS} threads"
     );

@@ -7,6 +7,9 @@ use std::io::{self, Read as _};
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
+use ovl_driver::blocking::Overlay2;
+use ovl_driver::{Base, Error};
+use ovl_layout::LayerId;
 use ovl_testkit::ArchiveBuilder;
 
 use crate::e2e::random::Random;
@@ -158,6 +161,26 @@ pub(super) fn written(seed: u64, files: &mut Files) {
 /// The files that [`write()`] changes.
 pub(super) fn touched(seed: u64) -> BTreeSet<String> {
     writes(seed).into_iter().map(|(path, _)| path).collect()
+}
+
+/// A hash of the archive of what a layer changes.
+pub(super) fn digest(store: &Overlay2, id: &LayerId) -> std::result::Result<u64, Error> {
+    let mut hashed = Hashed(DefaultHasher::new());
+    store.diff(id, &Base::Parent, &mut hashed)?;
+    Ok(hashed.0.finish())
+}
+
+struct Hashed(DefaultHasher);
+
+impl io::Write for Hashed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The files in an archive of all that a layer shows.

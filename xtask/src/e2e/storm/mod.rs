@@ -4,6 +4,7 @@
 //! from the seeds of the contents alone follows what every layer has to show.
 
 mod contents;
+mod home;
 mod model;
 mod worker;
 
@@ -13,12 +14,13 @@ use std::str::FromStr;
 use anyhow::{Context as _, Error, Result, bail};
 use ovl_layout::LayerId;
 
-pub(in crate::e2e) use model::Model;
-pub(crate) use worker::{WorkerOptions, work};
+pub(crate) use home::{Home, assert_clean};
+pub(crate) use model::{Ending, Model};
+pub(crate) use worker::{WorkerOptions, work, work_with};
 
 /// What the process does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Step {
+pub(crate) enum Step {
     Open,
     List,
     Import {
@@ -59,10 +61,15 @@ pub(super) enum Step {
     Diff {
         id: LayerId,
     },
+    /// Tells what was found by the diff.
+    Digest {
+        id: LayerId,
+        digest: u64,
+    },
 }
 
 impl Step {
-    pub(super) fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Open => "open",
             Self::List => "list",
@@ -78,7 +85,20 @@ impl Step {
             Self::Reclaim => "reclaim",
             Self::Gc => "gc",
             Self::Diff { .. } => "diff",
+            Self::Digest { .. } => "digest",
         }
+    }
+
+    /// Whether it makes a layer, or takes one away, so that it is so after a power cut too.
+    pub(crate) fn is_lasting(&self) -> bool {
+        matches!(
+            self,
+            Self::Import { .. }
+                | Self::Create { .. }
+                | Self::CreateWritable { .. }
+                | Self::Apply { .. }
+                | Self::Remove { .. }
+        )
     }
 }
 
@@ -102,6 +122,7 @@ impl fmt::Display for Step {
             }
             Self::Remove { id, force } => write!(f, "{name} {id} {force}"),
             Self::Unmount { id } | Self::Diff { id } => write!(f, "{name} {id}"),
+            Self::Digest { id, digest } => write!(f, "{name} {id} {digest}"),
         }
     }
 }
@@ -133,6 +154,10 @@ impl FromStr for Step {
             "remove" => Self::Remove {
                 id: id()?,
                 force: word()?.parse()?,
+            },
+            "digest" => Self::Digest {
+                id: id()?,
+                digest: word()?.parse()?,
             },
             "write" => Self::Write {
                 id: id()?,
@@ -166,15 +191,15 @@ impl FromStr for Step {
 
 /// What a log says.
 #[derive(Debug, Default)]
-pub(super) struct Log {
+pub(crate) struct Log {
     /// What was done, in order.
-    pub(super) done: Vec<Step>,
+    pub(crate) done: Vec<Step>,
     /// What was begun and not finished.
-    pub(super) pending: Option<Step>,
+    pub(crate) pending: Option<Step>,
     /// How many steps were refused because of what others do or hold.
-    pub(super) refused: usize,
+    pub(crate) refused: usize,
     /// An error that must not happen.
-    pub(super) bug: Option<String>,
+    pub(crate) bug: Option<String>,
 }
 
 impl FromStr for Log {

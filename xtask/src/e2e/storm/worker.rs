@@ -1,12 +1,12 @@
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::Args;
 use ovl_driver::blocking::Overlay2;
 use ovl_driver::{
-    Base, CreateLayer, Durability, Error, ErrorKind, Hold, ImportOptions, Kernel, LayerSummary,
+    CreateLayer, Durability, Error, ErrorKind, Hold, ImportOptions, Kernel, LayerSummary,
     MountRequest, OpenOptions, UpkeepOptions,
 };
 use ovl_layout::LayerId;
@@ -34,32 +34,41 @@ pub(crate) struct WorkerOptions {
 
 /// Works until it is killed.
 pub(crate) fn work(options: &WorkerOptions) -> Result<()> {
-    let log = File::options()
+    let mut log = File::options()
         .create(true)
         .append(true)
         .open(&options.log)?;
-    let mut log = Log(log);
-    let open = OpenOptions::new()
-        .create(true)
-        .durability(options.durability);
-    let store = log.step(&Step::Open, || {
-        Overlay2::open(Kernel::host(), &options.home, open)
-    })?;
+    // One write a line, so that a kill leaves whole lines.
+    let mut tell = |line: &str| log.write_all(format!("{line}\n").as_bytes());
+    let (durability, seed) = (options.durability, options.seed);
+    work_with(Kernel::host(), &options.home, durability, seed, &mut tell)
+}
+
+/// Works on a home until an error that must not happen, and tells every line of the log.
+pub(crate) fn work_with(
+    kernel: Kernel,
+    home: &Path,
+    durability: Durability,
+    seed: u64,
+    tell: &mut dyn FnMut(&str) -> io::Result<()>,
+) -> Result<()> {
+    let mut log = Teller(tell);
+    let open = OpenOptions::new().create(true).durability(durability);
+    let store = log.step(&Step::Open, || Overlay2::open(kernel, home, open))?;
     let Some(store) = store else {
         bail!("the home was refused");
     };
-    let mut random = Random::new(options.seed);
+    let mut random = Random::new(seed);
     loop {
         turn(&store, &mut log, &mut random)?;
     }
 }
 
-struct Log(File);
+struct Teller<'a>(&'a mut dyn FnMut(&str) -> io::Result<()>);
 
-impl Log {
-    /// One write a line, so that a kill leaves whole lines.
+impl Teller<'_> {
     fn line(&mut self, line: &str) -> io::Result<()> {
-        self.0.write_all(format!("{line}\n").as_bytes())
+        (self.0)(line)
     }
 
     /// Does a step between two lines. `None` when the store refuses it because of what others do.
@@ -87,7 +96,7 @@ impl Log {
     }
 }
 
-fn turn(store: &Overlay2, log: &mut Log, random: &mut Random) -> Result<()> {
+fn turn(store: &Overlay2, log: &mut Teller<'_>, random: &mut Random) -> Result<()> {
     let Some(list) = log.step(&Step::List, || store.layers())? else {
         return Ok(());
     };
@@ -146,12 +155,21 @@ fn turn(store: &Overlay2, log: &mut Log, random: &mut Random) -> Result<()> {
         92..94 => do_it(store, log, Step::Gc),
         94..96 => do_it(store, log, Step::UnmountAll),
         _ => match random.pick(&layers) {
-            Some(layer) => {
-                let id = layer.id.clone();
-                do_it(store, log, Step::Diff { id })
-            }
+            Some(layer) => look_at(store, log, &layer.id),
             None => Ok(()),
         },
+    }
+}
+
+/// Tells what a layer holds, down to the last byte and time.
+fn look_at(store: &Overlay2, log: &mut Teller<'_>, id: &LayerId) -> Result<()> {
+    let diff = Step::Diff { id: id.clone() };
+    match log.step(&diff, || contents::digest(store, id))? {
+        Some(digest) => {
+            let id = id.clone();
+            log.step(&Step::Digest { id, digest }, || Ok(())).map(drop)
+        }
+        None => Ok(()),
     }
 }
 
@@ -175,7 +193,7 @@ fn parent(layers: &[LayerSummary], random: &mut Random) -> Option<LayerId> {
 /// Mounts a layer, uses it, and mostly unmounts it.
 fn use_mount(
     store: &Overlay2,
-    log: &mut Log,
+    log: &mut Teller<'_>,
     random: &mut Random,
     layer: &LayerSummary,
 ) -> Result<()> {
@@ -217,7 +235,7 @@ fn use_mount(
     }
 }
 
-fn do_it(store: &Overlay2, log: &mut Log, step: Step) -> Result<()> {
+fn do_it(store: &Overlay2, log: &mut Teller<'_>, step: Step) -> Result<()> {
     let layer = |id: &LayerId, parent: &Option<LayerId>| {
         CreateLayer::new(id.clone()).parent(parent.clone())
     };
@@ -239,8 +257,12 @@ fn do_it(store: &Overlay2, log: &mut Log, step: Step) -> Result<()> {
         Step::Remove { id, force } => store.remove(id, *force),
         Step::Reclaim => store.reclaim().map(drop),
         Step::Gc => store.gc(UpkeepOptions::new()).map(drop),
-        Step::Diff { id } => store.diff(id, &Base::Parent, io::sink()).map(drop),
-        Step::Open | Step::List | Step::Mount { .. } | Step::Write { .. } => Ok(()),
+        Step::Open
+        | Step::List
+        | Step::Mount { .. }
+        | Step::Write { .. }
+        | Step::Diff { .. }
+        | Step::Digest { .. } => Ok(()),
     };
     log.step(&step, work).map(drop)
 }
