@@ -61,9 +61,12 @@ struct Layer {
 }
 
 impl Layer {
+    /// Without whiteouts, which can be one inode.
     fn of_contents(&self) -> (u64, u64) {
         let bytes = self.contents.values().map(|object| object.bytes()).sum();
-        (bytes, self.contents.len() as u64)
+        let objects = self.contents.values();
+        let objects = objects.filter(|object| **object != Object::Whiteout);
+        (bytes, objects.count() as u64)
     }
 
     fn has_below(&self, name: &str) -> bool {
@@ -243,7 +246,25 @@ impl World {
 
     fn used(&self, slot: u8) -> (u64, u64) {
         let (own, contents) = (self.of_store(slot), self.layers[&slot].of_contents());
-        (own.0 + contents.0, own.1 + contents.1)
+        (
+            own.0 + contents.0,
+            own.1 + contents.1 + self.whiteouts(slot),
+        )
+    }
+
+    /// The inodes of a layer's whiteouts, counted by looking.
+    fn whiteouts(&self, slot: u8) -> u64 {
+        let contents = self.layers[&slot].contents.iter();
+        let whiteouts = contents.filter(|(_, object)| **object == Object::Whiteout);
+        let inodes: BTreeSet<u64> = whiteouts
+            .map(|(name, _)| {
+                let path = self.dir(slot).join("diff").join(name);
+                let dir = self.kernel.open_root(path.parent().unwrap()).unwrap();
+                let node = Node::Entry(&dir, path.file_name().unwrap());
+                self.kernel.metadata(node).unwrap().ino
+            })
+            .collect();
+        inodes.len() as u64
     }
 
     fn room(&self, slot: u8) -> Room {
@@ -436,9 +457,12 @@ impl World {
             room.inodes -= 1;
             contents.insert(LOWER_DIR.to_owned(), Object::Dir);
         }
-        // A whiteout takes the place of what is here, or an inode of its own.
-        if here.is_none() && room.inodes == 0 {
-            return self.assert_full(&result.unwrap_err());
+        // A whiteout takes the place of what is here, or is one with another, or an inode of its own.
+        if here.is_none()
+            && room.inodes == 0
+            && let Err(error) = &result
+        {
+            return self.assert_full(error);
         }
         result.unwrap();
         contents.insert(name.to_owned(), Object::Whiteout);
@@ -524,8 +548,9 @@ impl World {
         // While the copy is made, what it replaces in it may count as well, and what is made and
         // goes again.
         let slack = layer.contents.get(name).map_or(0, |object| object.bytes());
-        let fits =
-            room.bytes >= bytes + more + slack + 2 * PAGE && room.inodes >= inodes + files + 3;
+        let hidden = layer.contents.len() as u64;
+        let fits = room.bytes >= bytes + more + slack + 2 * PAGE
+            && room.inodes >= inodes + files + hidden + 3;
         let cannot = room.bytes < more || room.inodes < files;
         match result {
             Ok(()) => {
