@@ -474,6 +474,11 @@ impl Script<'_> {
                 return Ok(format!("{:?} {:o} {size}", found.kind, found.mode));
             }
         }
+        if kind < 10 {
+            // Clocks tick more or less often: what is new must differ in its time from what is not.
+            let secs = SET + i64::try_from(self.lines.len()).unwrap_or(0);
+            tree.set_mtime(node, Timestamp { secs, nanos: 5 })?;
+        }
         Ok("ok".to_owned())
     }
 
@@ -568,7 +573,7 @@ fn fields(object: &Object) -> String {
         return "whiteout".to_owned();
     }
     let time = match object.mtime.secs {
-        secs if (SET..SET + 100).contains(&secs) => format!("{:?}", object.mtime),
+        secs if (SET..SET + 100_000).contains(&secs) => format!("{:?}", object.mtime),
         _ => "now".to_owned(),
     };
     let notes = [".origin", ".impure", ".uuid", ".nlink", ".protattr"];
