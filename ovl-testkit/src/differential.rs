@@ -74,7 +74,15 @@ pub fn run(subject: &Subject, number: u64) -> io::Result<Transcript> {
     let store = Overlay2::open(subject.kernel().clone(), &home, options);
     let store = store.map_err(io::Error::other)?;
     let tree = subject.kernel().tree();
+    let settings: &[&str] = match number % 4 {
+        0 => &["redirect_dir=on"],
+        1 => &["redirect_dir=on", "metacopy=on"],
+        _ => &[],
+    };
+    let options = OverlayOptions::default();
+    let options = settings.iter().try_fold(options, |all, one| all.with(one));
     let mut script = Script {
+        options: options.map_err(io::Error::other)?,
         tree,
         store: &store,
         random: Random::new(number),
@@ -101,6 +109,9 @@ struct Script<'s> {
     store: &'s Overlay2,
     random: Random,
     lines: Vec<String>,
+    /// Of all its mounts: how a directory is read that has redirects which are not followed depends
+    /// on the order of its entries.
+    options: OverlayOptions,
     /// Where something may be.
     known: Vec<PathBuf>,
 }
@@ -177,19 +188,13 @@ impl Script<'_> {
     }
 
     fn mount(&mut self, name: &str) {
-        let settings: &[&str] = match self.random.below(4) {
-            0 => &["redirect_dir=on"],
-            1 => &["redirect_dir=on", "metacopy=on"],
-            _ => &[],
-        };
-        let options = settings
-            .iter()
-            .try_fold(OverlayOptions::default(), |all, one| all.with(one))
-            .unwrap_or_default();
+        let nodev = self.random.one_in(8);
+        let mut options = self.options;
+        options.nodev = nodev;
         let request = MountRequest::new().options(options);
         let mounted = self.store.mount(&id(name), &request);
         let mounted = mounted.map_err(|error| refusal(&error)).err();
-        self.say(format!("mount {name} with {settings:?}: {mounted:?}"));
+        self.say(format!("mount {name}, {nodev}: {mounted:?}"));
     }
 
     fn step(&mut self) {
@@ -531,8 +536,8 @@ impl Script<'_> {
     fn end(&mut self) {
         self.dump();
         for name in LAYERS {
-            let shown = self.store.mount(&id(name), &MountRequest::new());
-            match shown {
+            let request = MountRequest::new().options(self.options);
+            match self.store.mount(&id(name), &request) {
                 Err(error) => self.say(format!("at the end, mount {name}: {}", refusal(&error))),
                 Ok(root) => {
                     self.tree_at(&format!("{name} shows at the end"), &root);

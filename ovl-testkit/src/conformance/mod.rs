@@ -16,6 +16,7 @@ mod rows;
 mod scripts;
 mod strategies;
 mod support;
+mod trees;
 mod upkeep;
 mod volatile;
 
@@ -87,6 +88,7 @@ pub fn cases() -> Vec<Case> {
         mounts::CASES,
         strategies::CASES,
         volatile::CASES,
+        trees::CASES,
         archives::CASES,
         damage::CASES,
         upkeep::CASES,

@@ -157,19 +157,17 @@ impl State {
                 true => layer + 1 == roots.len(),
                 false => next == stack.len(),
             };
-            let had_metacopy = search.metacopy;
+            // So since Linux 6.16; before, only where the layer had the name.
+            let refused = search.metacopy && !overlay.metacopy || search.redirected && !follow;
+            if refused {
+                return Err(Errno::PERM);
+            }
             let Some(ino) = self.lookup_layer(overlay, base, &mut search)? else {
                 continue;
             };
-            if (had_metacopy || search.metacopy) && !overlay.metacopy {
-                return Err(Errno::PERM);
-            }
             match search.is_dir {
                 true => merged.lowers.push((layer, ino)),
                 false => objects.push((ino, false)),
-            }
-            if search.redirected && !follow {
-                return Err(Errno::PERM);
             }
             if search.absolute && !at_roots {
                 (stack, at_roots, next) = (&roots, true, layer + 1);
@@ -187,6 +185,26 @@ impl State {
             };
         }
         Ok(merged.top().map(|_| Entry::Directory(merged)))
+    }
+
+    /// What a reader of a directory gets. In one with objects that were copied up, each is looked up
+    /// for its inode number, and one that cannot be is left out.
+    pub(super) fn overlay_list(
+        &self,
+        overlay: &Overlay,
+        path: &[OsString],
+    ) -> Result<BTreeMap<OsString, Ino>> {
+        let dir = self.overlay_dir(overlay, path)?;
+        let mut names = self.overlay_names(&dir)?;
+        if let Some(upper) = dir.upper
+            && self.overlay_xattr(overlay, upper, "impure")?.is_some()
+        {
+            let above = self.entries(upper)?;
+            names.retain(|name, _| {
+                !above.contains_key(name) || self.overlay_lookup(overlay, &dir, name).is_ok()
+            });
+        }
+        Ok(names)
     }
 
     /// What one layer has at the end of the way, and what that says of the layers below.
@@ -533,7 +551,18 @@ impl State {
             self.set_redirect(overlay, (from_path, from), true)?;
         }
         let (upper, _) = self.make_room(overlay, path, name)?;
-        self.link(ino, upper, name)
+        self.link(ino, upper, name)?;
+        self.note_impure(overlay, ino, upper)
+    }
+
+    /// Marks a directory that gets an object which was copied up.
+    fn note_impure(&mut self, overlay: &Overlay, ino: Ino, dir: Ino) -> Result<()> {
+        if self.overlay_xattr(overlay, ino, "origin")?.is_some() {
+            let impure = OsString::from([overlay.xattrs.prefix(), "impure"].concat());
+            let xattrs = &mut self.inode_mut(dir)?.xattrs;
+            xattrs.insert(impure, b"y".to_vec());
+        }
+        Ok(())
     }
 
     pub(super) fn overlay_rename(
@@ -601,6 +630,7 @@ impl State {
         if occupied {
             return Err(self.occupied);
         }
+        self.note_impure(overlay, ino, target)?;
         let leaves_whiteout = self.below_has(overlay, &source, from)?;
         match there {
             None if leaves_whiteout && self.child(target, name)?.is_some() => {

@@ -356,7 +356,7 @@ impl TreeBackend for MockKernel {
         let (state, here) = (self.state(), dir(handle)?);
         let names = match here.overlay() {
             None => state.entries(here.plain()?)?.clone(),
-            Some((overlay, path)) => state.overlay_names(&state.overlay_dir(overlay, path)?)?,
+            Some((overlay, path)) => state.overlay_list(overlay, path)?,
         };
         let mut entries = Vec::with_capacity(names.len());
         // Backwards, so that nobody relies on an order.

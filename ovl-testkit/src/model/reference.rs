@@ -154,7 +154,7 @@ impl Model {
     }
 
     fn publish(&mut self, id: &str, layer: Layer) {
-        if let Some(parent) = layer.parent.as_ref()
+        if let Some(parent) = &layer.parent
             && let Some(parent) = self.layers.get_mut(parent)
         {
             parent.sealed = true;

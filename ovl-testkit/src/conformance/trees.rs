@@ -1,0 +1,176 @@
+//! What a mounted tree answers to changes: rules of Linux that the differential run has found.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use ovl_diff::{Node, RenameMode};
+use ovl_driver::blocking::Overlay2;
+use ovl_driver::{Base, MountRequest};
+use ovl_mount::OverlayOptions;
+use rustix::io::Errno;
+
+use super::support::{create, id, mount, unmount, with_mount};
+use super::{Subject, list};
+
+list! {
+    redirects_are_refused_by_mounts_that_do_not_follow_them,
+    renames_onto_what_is_there_are_refused_as_by_the_kernel,
+    what_exists_is_told_before_what_is_read_only,
+    new_objects_take_the_group_of_a_setgid_directory,
+    whiteouts_of_one_mount_are_one_inode,
+}
+
+/// A directory of this layer and one of the layer below, on a writable mount.
+fn two_directories(subject: &Subject) -> (Overlay2, PathBuf) {
+    let store = subject.store();
+    create(&store, "base", None);
+    with_mount(&store, "base", |path| {
+        subject.mkdir(&path.join("lower"), 0o755);
+        subject.write(&path.join("lower/file"), b"");
+        subject.write(&path.join("file"), b"");
+    });
+    create(&store, "top", Some("base"));
+    let path = mount(&store, "top");
+    subject.mkdir(&path.join("upper"), 0o755);
+    subject.write(&path.join("upper/file"), b"");
+    (store, path)
+}
+
+fn try_rename(subject: &Subject, from: &Path, to: &Path) -> Option<Errno> {
+    let open = |path: &Path| {
+        let parent = path.parent().expect("a path with a parent");
+        subject.tree().open_root(parent).expect("it is there")
+    };
+    let (from_dir, to_dir) = (open(from), open(to));
+    let (from, to) = (
+        from.file_name().unwrap_or_default(),
+        to.file_name().unwrap_or_default(),
+    );
+    let renamed = subject
+        .tree()
+        .rename(&from_dir, from, &to_dir, to, RenameMode::Replace);
+    renamed.err().and_then(|error| Errno::from_io_error(&error))
+}
+
+fn redirects_are_refused_by_mounts_that_do_not_follow_them(subject: &Subject) {
+    let identity = subject.kernel().system().identity().expect("an identity");
+    if identity.user_namespace {
+        // Attributes that anybody can write are never followed.
+        return;
+    }
+    let (store, _) = two_directories(subject);
+    unmount(&store, "top");
+    let options = OverlayOptions::default()
+        .with("redirect_dir=on")
+        .expect("it is one");
+    let request = MountRequest::new().options(options);
+    let path = store.mount(&id("top"), &request).expect("mount");
+    subject.rename(&path.join("lower"), &path.join("moved"));
+    assert_eq!(subject.names(&path.join("moved")), ["file"]);
+    unmount(&store, "top");
+    with_mount(&store, "top", |path| {
+        let dir = subject.tree().open_root(path).expect("open");
+        let opened = subject.tree().open_dir(&dir, "moved".as_ref());
+        let error = opened.expect_err("it would show what is below another name");
+        assert_eq!(Errno::from_io_error(&error), Some(Errno::PERM), "{error}");
+    });
+    subject.assert_clean(&store);
+}
+
+fn renames_onto_what_is_there_are_refused_as_by_the_kernel(subject: &Subject) {
+    let (store, path) = two_directories(subject);
+    let at = |name: &str| path.join(name);
+    subject.link(&at("upper/file"), &at("same"));
+    for (from, to, expected) in [
+        ("lower", "lower", None),
+        ("upper", "upper", None),
+        ("same", "upper/file", None),
+        ("missing", "upper", Some(Errno::NOENT)),
+        ("upper", "upper/inside", Some(Errno::INVAL)),
+        ("upper/file", "upper", Some(Errno::NOTEMPTY)),
+        ("file", "upper", Some(Errno::ISDIR)),
+        ("upper", "file", Some(Errno::NOTDIR)),
+        ("lower", "file", Some(Errno::NOTDIR)),
+        ("lower", "moved", Some(Errno::XDEV)),
+        ("upper", "lower", Some(Errno::NOTEMPTY)),
+    ] {
+        let found = try_rename(subject, &at(from), &at(to));
+        assert_eq!(found, expected, "{from} to {to}");
+    }
+    // Two names of one inode: nothing was done.
+    assert_eq!(subject.names(&path), ["file", "lower", "same", "upper"]);
+    unmount(&store, "top");
+    subject.assert_clean(&store);
+}
+
+fn what_exists_is_told_before_what_is_read_only(subject: &Subject) {
+    let (store, _) = two_directories(subject);
+    unmount(&store, "top");
+    create(&store, "child", Some("top"));
+    for layer in ["base", "top"] {
+        let path = mount(&store, layer);
+        let tree = subject.tree();
+        let dir = tree.open_root(&path).expect("open");
+        let name = |name: &'static str| OsStr::new(name);
+        let told = |result: std::io::Result<()>| {
+            result.err().and_then(|error| Errno::from_io_error(&error))
+        };
+        let file = |name| tree.create_file(&dir, name, 0o600).map(drop);
+        assert_eq!(told(file(name("file"))), Some(Errno::EXIST));
+        assert_eq!(told(file(name("new"))), Some(Errno::ROFS));
+        assert_eq!(
+            told(tree.create_dir(&dir, name("file"), 0o700)),
+            Some(Errno::EXIST)
+        );
+        let link = |from, to| told(tree.hard_link(&dir, name(from), &dir, name(to)));
+        assert_eq!(link("missing", "file"), Some(Errno::NOENT));
+        assert_eq!(link("file", "lower"), Some(Errno::EXIST));
+        assert_eq!(link("file", "new"), Some(Errno::ROFS));
+        let gone = |at| told(tree.remove_xattr(Node::Entry(&dir, name(at)), name("user.none")));
+        assert_eq!(gone("file"), Some(Errno::ROFS));
+        assert_eq!(gone("missing"), Some(Errno::NOENT));
+        drop(dir);
+        unmount(&store, layer);
+    }
+    let path = mount(&store, "child");
+    let dir = subject.tree().open_root(&path).expect("open");
+    let linked = subject
+        .tree()
+        .hard_link(&dir, "lower".as_ref(), &dir, "file".as_ref());
+    let error = linked.expect_err("it exists, and is a directory");
+    assert_eq!(Errno::from_io_error(&error), Some(Errno::EXIST), "{error}");
+    drop(dir);
+    unmount(&store, "child");
+    subject.assert_clean(&store);
+}
+
+fn new_objects_take_the_group_of_a_setgid_directory(subject: &Subject) {
+    let identity = subject.kernel().system().identity().expect("an identity");
+    if !identity.gids.iter().any(|ids| ids.contains(&7)) {
+        return;
+    }
+    let (store, path) = two_directories(subject);
+    for dir in ["lower", "upper"] {
+        let dir = path.join(dir);
+        subject.chown(&dir, 0, 7);
+        subject.chmod(&dir, 0o2755);
+        subject.write(&dir.join("new"), b"");
+        subject.mkdir(&dir.join("dir"), 0o755);
+        assert_eq!(subject.owner(&dir.join("new")), (0, 7));
+        assert_eq!(subject.owner(&dir.join("dir")), (0, 7));
+        assert_eq!(subject.owner(&dir.join("file")), (0, 0));
+    }
+    unmount(&store, "top");
+    subject.assert_clean(&store);
+}
+
+fn whiteouts_of_one_mount_are_one_inode(subject: &Subject) {
+    let (store, path) = two_directories(subject);
+    subject.unlink(&path.join("lower/file"));
+    subject.unlink(&path.join("file"));
+    unmount(&store, "top");
+    let size = store.size(&id("top"), &Base::Parent).expect("size");
+    // Two directories, a file, and both whiteouts.
+    assert_eq!(size.inodes, 4);
+    subject.assert_clean(&store);
+}
