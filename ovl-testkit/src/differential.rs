@@ -2,7 +2,8 @@
 //! the other must, too.
 //!
 //! What no two kernels share is not in a [`Transcript`]: inode numbers, times that nobody has set,
-//! link counts of directories and whiteouts, and what overlayfs notes for itself. The scripts do
+//! link counts of directories, more of a whiteout than that it is one, and what overlayfs notes for
+//! itself. The scripts do
 //! nothing that the mock refuses on purpose where Linux does not.
 
 use std::collections::BTreeMap;
@@ -563,11 +564,13 @@ fn is_whiteout(object: &Object) -> bool {
 }
 
 fn fields(object: &Object) -> String {
+    if is_whiteout(object) {
+        return "whiteout".to_owned();
+    }
     let time = match object.mtime.secs {
         secs if (SET..SET + 100).contains(&secs) => format!("{:?}", object.mtime),
         _ => "now".to_owned(),
     };
-    let nlink = if is_whiteout(object) { 0 } else { object.nlink };
     let notes = [".origin", ".impure", ".uuid", ".nlink", ".protattr"];
     let xattrs = object.xattrs.iter().filter(|(name, _)| {
         let name = name.to_string_lossy();
@@ -587,7 +590,7 @@ fn fields(object: &Object) -> String {
     };
     let DeviceNumber { major, minor } = object.rdev;
     format!(
-        "{:?} {:o} {}:{} {nlink} {major}:{minor} {time} {xattrs:?} {contents}",
-        object.kind, object.mode, object.uid, object.gid
+        "{:?} {:o} {}:{} {} {major}:{minor} {time} {xattrs:?} {contents}",
+        object.kind, object.mode, object.uid, object.gid, object.nlink
     )
 }

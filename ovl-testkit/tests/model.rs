@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use ovl_driver::blocking::Overlay2;
 use ovl_driver::{CreateLayer, OpenOptions};
-use ovl_testkit::model::{MockMachine, Step, Summary, replay, scripts, shrink};
+use ovl_testkit::model::{MockMachine, Script, Step, Summary, replay, scripts, shrink};
 use ovl_testkit::{Faulty, KernelProfile, MockKernel};
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
@@ -50,28 +50,40 @@ fn config(cases: u32) -> Config {
 
 #[test]
 fn any_script_does_what_the_model_predicts() {
-    let profile = KernelProfile::modern();
+    // With quotas of two kinds, and with none.
+    let profiles = [
+        KernelProfile::modern(),
+        KernelProfile::xfs(),
+        KernelProfile::rootless(),
+    ];
     if let Ok(seconds) = env::var(SECONDS) {
         let (start, time) = (
             Instant::now(),
             Duration::from_secs(seconds.parse().unwrap()),
         );
         let mut scripts = 0;
-        while start.elapsed() < time {
+        for profile in profiles.iter().cycle() {
             // Every runner has a seed of its own.
-            run(TestRunner::new(config(64)), &profile);
+            run(TestRunner::new(config(64)), profile);
             scripts += 64;
+            if start.elapsed() >= time {
+                break;
+            }
         }
         let line = format!(
             "fuzz model: {scripts} scripts in {} s, no failure\n",
-            time.as_secs()
+            start.elapsed().as_secs()
         );
         return io::stderr().write_all(line.as_bytes()).unwrap();
     }
-    let cases = env::var(CASES).map_or(300, |text| text.parse().unwrap());
-    // The same scripts each time: a run of the tests says whether a change is good.
-    let same = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
-    let summary = run(TestRunner::new_with_rng(config(cases), same), &profile);
+    let cases = env::var(CASES).map_or(600, |text| text.parse().unwrap());
+    let mut summary = Summary::default();
+    for profile in &profiles {
+        // The same scripts each time: a run of the tests says whether a change is good.
+        let same = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+        let runner = TestRunner::new_with_rng(config(cases / 3), same);
+        summary.add(&run(runner, profile));
+    }
     // Chance has to reach what there is to prove.
     for step in [
         "Create",
@@ -98,13 +110,43 @@ fn any_script_does_what_the_model_predicts() {
         "SetMode",
         "SetColour",
     ] {
+        let done = summary.done.contains_key(step);
+        assert!(done, "no {step} was done: {summary:#?}");
+    }
+    let faults: u64 = summary.faults.values().sum();
+    assert!(faults > 20, "{summary:#?}");
+    println!(
+        "model: {cases} scripts, {faults} faults, {:?}",
+        summary.done
+    );
+}
+
+/// What a failure prints is this, but for the name and what is not used.
+#[test]
+fn an_archive_over_itself_leaves_no_mark_in_a_base_layer() {
+    use ovl_testkit::model::{Archive, Edit::*, Put::*, Step::*};
+    let mut machine = MockMachine::new(KernelProfile::modern());
+    #[rustfmt::skip]
+    let script = [
+        Create { user: 0, layer: "c", parent: None },
+        Apply { user: 0, layer: "c", archive: Archive { hide: vec![], opaque: vec![], put: vec![Dir { path: "x", mode: 493 }], cut: false } },
+        Apply { user: 0, layer: "c", archive: Archive { hide: vec![], opaque: vec!["x"], put: vec![], cut: false } },
+        Mount { user: 1, layer: "c", own: true, noexec: false },
+        Write { layer: "c", edits: vec![MakeDir { path: "x/x", mode: 448 }, Delete { path: "x" }] },
+        Kill { user: 1 },
+    ];
+    let printed = Script(script.to_vec()).to_string();
+    replay(&mut machine, &script).unwrap();
+    for step in include_str!("model.rs")
+        .lines()
+        .filter(|line| line.contains("layer: \"c\""))
+    {
+        let is_step = !step.contains("filter");
         assert!(
-            summary.done.contains_key(step),
-            "no {step} was done: {summary:#?}"
+            !is_step || printed.contains(step),
+            "{step}\nis not in\n{printed}"
         );
     }
-    assert!(summary.faults.values().sum::<u64>() > 20, "{summary:#?}");
-    println!("{summary:?}");
 }
 
 /// Found by such a script: nobody but `gc` with Docker stopped took the link away.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 
 use ovl_diff::{DeviceNumber, FileKind, Metadata, NodeKind, Timestamp};
+use ovl_driver::FsType;
 use rustix::io::Errno;
 
 use super::State;
@@ -284,7 +285,7 @@ impl State {
                 return Err(Errno::NOTEMPTY);
             }
             match (self.inode(ino)?.is_dir(), self.inode(target)?.is_dir()) {
-                (true, true) if !self.entries(target)?.is_empty() => return Err(self.occupied),
+                (true, true) if !self.entries(target)?.is_empty() => return Err(self.occupied()),
                 (true, true) => self.rmdir(to_dir, to)?,
                 (false, false) => self.unlink(to_dir, to)?,
                 (true, false) => return Err(Errno::NOTDIR),
@@ -300,6 +301,14 @@ impl State {
         Ok(())
     }
 
+    /// What a directory with something in it is called when another is renamed onto it.
+    pub(super) fn occupied(&self) -> Errno {
+        match self.fs_type {
+            FsType::XFS => Errno::EXIST,
+            _ => Errno::NOTEMPTY,
+        }
+    }
+
     pub(super) fn exchange(
         &mut self,
         (from_dir, from): (Ino, &OsStr),
@@ -312,6 +321,16 @@ impl State {
         }
         self.entries_mut(from_dir)?.insert(from.to_owned(), other);
         self.entries_mut(to_dir)?.insert(to.to_owned(), one);
+        if self.fs_type == FsType::XFS && from_dir != to_dir {
+            // Its parent is part of a directory there.
+            let now = self.tick();
+            for ino in [one, other] {
+                let moved = self.inode_mut(ino)?;
+                if moved.is_dir() {
+                    moved.mtime = now;
+                }
+            }
+        }
         Ok(())
     }
 

@@ -82,8 +82,7 @@ struct State {
     whiteouts: BTreeMap<Ino, Ino>,
     /// What an exceeded limit is called here.
     full: Errno,
-    /// What a directory with something in it is called here when another is renamed onto it.
-    occupied: Errno,
+    fs_type: FsType,
 }
 
 impl MockKernel {
@@ -109,10 +108,7 @@ impl MockKernel {
             limits: BTreeMap::new(),
             whiteouts: BTreeMap::new(),
             full: Self::full(profile.fs_type),
-            occupied: match profile.fs_type {
-                FsType::XFS => Errno::EXIST,
-                _ => Errno::NOTEMPTY,
-            },
+            fs_type: profile.fs_type,
         };
         let shared = Shared {
             profile,

@@ -628,7 +628,7 @@ impl State {
             self.set_opaque(overlay, ino)?;
         }
         if occupied {
-            return Err(self.occupied);
+            return Err(self.occupied());
         }
         self.note_impure(overlay, ino, target)?;
         let leaves_whiteout = self.below_has(overlay, &source, from)?;

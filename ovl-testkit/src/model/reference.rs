@@ -526,7 +526,8 @@ fn renamed(tree: Tree, from: &Path, to: &Path) -> Answer {
             (true, false) => return Refused(&[Errno::NOTDIR]),
             (false, true) => return Refused(&[Errno::ISDIR]),
             (true, true) if !is_empty(&tree, to) => {
-                return Refused(&[Errno::NOTEMPTY, Errno::XDEV]);
+                // As POSIX has it, either: XFS says that it exists.
+                return Refused(&[Errno::NOTEMPTY, Errno::EXIST, Errno::XDEV]);
             }
             _ => {}
         }

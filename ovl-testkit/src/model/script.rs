@@ -194,7 +194,7 @@ impl fmt::Display for Script {
             f,
             "    let mut machine = MockMachine::new(KernelProfile::modern());"
         )?;
-        writeln!(f, "    let script = [")?;
+        writeln!(f, "    #[rustfmt::skip]\n    let script = [")?;
         for step in &self.0 {
             writeln!(f, "        {},", as_code(step))?;
         }
