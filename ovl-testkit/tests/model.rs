@@ -10,7 +10,7 @@ use ovl_driver::blocking::Overlay2;
 use ovl_driver::{CreateLayer, OpenOptions};
 use ovl_testkit::model::{MockMachine, Script, Step, Summary, replay, scripts, shrink};
 use ovl_testkit::{Faulty, KernelProfile, MockKernel};
-use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
 /// How long to go on, in seconds, and with it that this is a run of `cargo xtask fuzz`.
 const SECONDS: &str = "OVL_FUZZ_SECONDS";
@@ -79,7 +79,10 @@ fn any_script_does_what_the_model_predicts() {
     let cases = env::var(CASES).map_or(600, |text| text.parse().unwrap());
     let mut summary = Summary::default();
     for profile in &profiles {
-        summary.add(&run(TestRunner::new(config(cases / 3)), profile));
+        // The same scripts each time: a run of the tests says whether a change is good.
+        let same = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+        let runner = TestRunner::new_with_rng(config(cases / 3), same);
+        summary.add(&run(runner, profile));
     }
     // Chance has to reach what there is to prove.
     for step in [
