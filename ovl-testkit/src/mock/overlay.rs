@@ -633,9 +633,13 @@ impl State {
         self.note_impure(overlay, ino, target)?;
         let leaves_whiteout = self.below_has(overlay, &source, from)?;
         match there {
-            None if leaves_whiteout && self.child(target, name)?.is_some() => {
-                // The whiteout takes the place of what it makes place for.
-                return self.exchange((upper, from), (target, name));
+            None if (leaves_whiteout || is_dir) && self.child(target, name)?.is_some() => {
+                // The whiteout takes the place of what it makes place for, for good or until it goes.
+                self.exchange((upper, from), (target, name))?;
+                return match leaves_whiteout {
+                    true => Ok(()),
+                    false => self.unlink(upper, from),
+                };
             }
             None => {
                 self.make_room(overlay, path, name)?;
