@@ -16,6 +16,6 @@ mod snapshot;
 pub use archive::ArchiveBuilder;
 pub use faulty::{Fault, Faulty, Journal, Operation, Outcome};
 pub use listing::listing_at;
-pub use mock::{KernelProfile, MockKernel};
+pub use mock::{Fate, KernelProfile, MockKernel, Pending, PendingKind, Survivors};
 pub use schedule::{Actor, Interleaved, Trace, interleave};
 pub use snapshot::{Object, Snapshot, differences, snapshot, snapshot_at};

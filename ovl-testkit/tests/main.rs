@@ -15,6 +15,7 @@ mod faults;
 mod locks;
 mod model;
 mod overlay;
+mod power;
 mod quota;
 mod quota_properties;
 mod rows;

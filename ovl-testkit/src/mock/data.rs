@@ -68,6 +68,13 @@ impl Data {
         self.len = len;
     }
 
+    /// Leaves the first half, and zeros.
+    pub(super) fn tear(&mut self) {
+        let len = self.len;
+        self.set_len(len / 2);
+        self.len = len;
+    }
+
     pub(super) fn next_extent(&self, offset: u64) -> Option<Range<u64>> {
         if offset >= self.len {
             return None;

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 
 use super::State;
 use super::data::Data;
+use super::disk::OnDisk;
 
 pub(super) type Ino = u64;
 pub(super) type Result<T> = std::result::Result<T, Errno>;
@@ -29,8 +30,7 @@ pub(super) struct Inode {
     pub(super) xattrs: BTreeMap<OsString, Vec<u8>>,
     pub(super) project: u32,
     pub(super) inherits: bool,
-    /// Changed since it was last synced; a new time of change alone does not count.
-    pub(super) unsynced: bool,
+    pub(super) disk: OnDisk,
 }
 
 #[derive(Clone, Debug)]
@@ -59,7 +59,7 @@ impl Inode {
             xattrs: BTreeMap::new(),
             project: 0,
             inherits: false,
-            unsynced: true,
+            disk: OnDisk::default(),
         }
     }
 
@@ -154,7 +154,7 @@ impl State {
 
     pub(super) fn inode_mut(&mut self, ino: Ino) -> Result<&mut Inode> {
         let inode = self.inodes.get_mut(&ino).ok_or(Errno::STALE)?;
-        inode.unsynced = true;
+        inode.disk.touched = self.clock;
         Ok(inode)
     }
 
@@ -180,7 +180,7 @@ impl State {
         Ok(self.entries(dir)?.get(name).copied())
     }
 
-    fn entries_mut(&mut self, dir: Ino) -> Result<&mut BTreeMap<OsString, Ino>> {
+    pub(super) fn entries_mut(&mut self, dir: Ino) -> Result<&mut BTreeMap<OsString, Ino>> {
         let now = self.tick();
         let inode = self.inode_mut(dir)?;
         (inode.mtime, inode.ctime) = (now, now);
@@ -212,8 +212,9 @@ impl State {
         self.charge(inode.project, 1, inode.blocks() * 512)?;
         let ino = self.next_ino;
         self.next_ino += 1;
+        inode.settle_new(self.clock);
         self.inodes.insert(ino, inode);
-        self.entries_mut(dir)?.insert(name.to_owned(), ino);
+        self.set_names(&[(dir, name, Some(ino))])?;
         Ok(ino)
     }
 
@@ -229,7 +230,7 @@ impl State {
         if self.inode(ino)?.nlink >= MAX_LINKS {
             return Err(Errno::MLINK);
         }
-        self.entries_mut(dir)?.insert(name.to_owned(), ino);
+        self.set_names(&[(dir, name, Some(ino))])?;
         let now = self.tick();
         let inode = self.inode_mut(ino)?;
         inode.nlink += 1;
@@ -243,7 +244,8 @@ impl State {
         if self.inode(ino)?.is_dir() {
             return Err(Errno::ISDIR);
         }
-        self.drop_name(dir, name, ino)
+        self.set_names(&[(dir, name, None)])?;
+        self.drop_link(ino)
     }
 
     pub(super) fn rmdir(&mut self, dir: Ino, name: &OsStr) -> Result<()> {
@@ -254,11 +256,11 @@ impl State {
         if self.is_mount_point(ino) {
             return Err(Errno::BUSY);
         }
-        self.drop_name(dir, name, ino)
+        self.set_names(&[(dir, name, None)])?;
+        self.drop_link(ino)
     }
 
-    fn drop_name(&mut self, dir: Ino, name: &OsStr, ino: Ino) -> Result<()> {
-        self.entries_mut(dir)?.remove(name);
+    fn drop_link(&mut self, ino: Ino) -> Result<()> {
         let now = self.tick();
         let inode = self.inode_mut(ino)?;
         inode.nlink -= 1;
@@ -277,7 +279,8 @@ impl State {
         if self.is_below(to_dir, ino) {
             return Err(Errno::INVAL);
         }
-        if let Some(target) = self.child(to_dir, to)? {
+        let replaced = self.child(to_dir, to)?;
+        if let Some(target) = replaced {
             if target == ino {
                 return Ok(());
             }
@@ -286,14 +289,16 @@ impl State {
             }
             match (self.inode(ino)?.is_dir(), self.inode(target)?.is_dir()) {
                 (true, true) if !self.entries(target)?.is_empty() => return Err(self.occupied()),
-                (true, true) => self.rmdir(to_dir, to)?,
-                (false, false) => self.unlink(to_dir, to)?,
+                (true, true) if self.is_mount_point(target) => return Err(Errno::BUSY),
+                (true, true) | (false, false) => {}
                 (true, false) => return Err(Errno::NOTDIR),
                 (false, true) => return Err(Errno::ISDIR),
             }
         }
-        self.entries_mut(from_dir)?.remove(from);
-        self.entries_mut(to_dir)?.insert(to.to_owned(), ino);
+        self.set_names(&[(from_dir, from, None), (to_dir, to, Some(ino))])?;
+        if let Some(target) = replaced {
+            self.drop_link(target)?;
+        }
         let now = self.tick();
         if let Some(moved) = self.inodes.get_mut(&ino) {
             moved.ctime = now;
@@ -319,8 +324,7 @@ impl State {
         if self.is_below(to_dir, one) || self.is_below(from_dir, other) {
             return Err(Errno::INVAL);
         }
-        self.entries_mut(from_dir)?.insert(from.to_owned(), other);
-        self.entries_mut(to_dir)?.insert(to.to_owned(), one);
+        self.set_names(&[(from_dir, from, Some(other)), (to_dir, to, Some(one))])?;
         if self.fs_type == FsType::XFS && from_dir != to_dir {
             // Its parent is part of a directory there.
             let now = self.tick();

@@ -1,6 +1,7 @@
 //! A kernel in memory, with Linux's semantics.
 
 mod data;
+mod disk;
 mod inode;
 mod mounts;
 mod overlay;
@@ -20,6 +21,7 @@ use ovl_diff::{FileKind, Node, TreeBackend as _};
 use ovl_driver::{FsType, Kernel, ProcessId};
 use rustix::io::Errno;
 
+pub use disk::{Fate, Pending, PendingKind, Survivors};
 use inode::{Ino, Inode, ROOT};
 use mounts::Mount;
 pub use profile::KernelProfile;
@@ -49,8 +51,8 @@ pub use profile::KernelProfile;
 ///
 /// # What it does not have
 ///
-/// Handles of overlay directories name a path: they do not follow a rename. Nothing is lost at
-/// [`reboot`](Self::reboot) but mounts, locks and processes. Access is not checked against modes.
+/// Handles of overlay directories name a path: they do not follow a rename. Access is not checked
+/// against modes.
 #[derive(Clone)]
 pub struct MockKernel {
     shared: Arc<Shared>,
@@ -78,6 +80,8 @@ struct State {
     locks: system::Locks,
     processes: BTreeSet<u32>,
     limits: BTreeMap<u32, ovl_quota::Limits>,
+    /// Changes of names that are not on disk, in their order.
+    pending: Vec<disk::NameChange>,
     /// The whiteout that a mounted upper layer makes all others of.
     whiteouts: BTreeMap<Ino, Ino>,
     /// What an exceeded limit is called here.
@@ -93,8 +97,10 @@ impl MockKernel {
             pid: 1000,
             start_time: 1000,
         };
+        let mut root = Inode::directory(0o755, 0);
+        root.settle_new(0);
         let state = State {
-            inodes: BTreeMap::from([(ROOT, Inode::directory(0o755, 0))]),
+            inodes: BTreeMap::from([(ROOT, root)]),
             next_ino: ROOT + 1,
             clock: 0,
             clock_step: if profile.coarse_time { 1000 } else { 1 },
@@ -106,6 +112,7 @@ impl MockKernel {
             locks: system::Locks::default(),
             processes: BTreeSet::from([process.pid]),
             limits: BTreeMap::new(),
+            pending: Vec::new(),
             whiteouts: BTreeMap::new(),
             full: Self::full(profile.fs_type),
             fs_type: profile.fs_type,
@@ -155,15 +162,37 @@ impl MockKernel {
         self.shared.unlocked.notify_all();
     }
 
-    /// Starts the machine anew: mounts, locks and processes are gone, the tree is as it was.
+    /// Starts the machine anew, after everything was put on disk: mounts, locks and processes are
+    /// gone, the tree is as it was.
     pub fn reboot(&self) {
+        self.sync_all();
+        self.restart();
+    }
+
+    fn restart(&self) {
         let mut state = self.state();
         state.boot += 1;
         state.mounts.truncate(1);
         state.detached.clear();
+        state.whiteouts.clear();
         state.locks = system::Locks::default();
         state.processes = BTreeSet::from([self.process.pid]);
         self.shared.unlocked.notify_all();
+    }
+
+    /// Another kernel with the same tree, mounts and processes, of which each goes its own way from
+    /// here. What is open or locked in this one is not in the other.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let shared = Shared {
+            profile: self.profile().clone(),
+            state: Mutex::new(self.state().fork()),
+            unlocked: Condvar::new(),
+        };
+        Self {
+            shared: Arc::new(shared),
+            process: self.process,
+        }
     }
 
     /// Makes a directory and those above it.
@@ -219,14 +248,16 @@ impl MockKernel {
         let mut found = Vec::new();
         let mut next = vec![(PathBuf::new(), self.open_root(root)?)];
         while let Some((path, dir)) = next.pop() {
-            if self.is_unsynced(Node::Dir(&dir))? {
+            if self.path_is_unsynced(Node::Dir(&dir))? {
                 found.push(path.clone());
             }
             for entry in self.read_dir(&dir)? {
                 let path = path.join(&entry.name);
                 match entry.kind {
                     FileKind::Directory => next.push((path, self.open_dir(&dir, &entry.name)?)),
-                    FileKind::Regular if self.is_unsynced(Node::Entry(&dir, &entry.name))? => {
+                    FileKind::Regular
+                        if self.path_is_unsynced(Node::Entry(&dir, &entry.name))? =>
+                    {
                         found.push(path);
                     }
                     _ => {}
@@ -237,17 +268,27 @@ impl MockKernel {
         Ok(found)
     }
 
-    fn is_unsynced(&self, node: Node<'_>) -> io::Result<bool> {
-        let state = self.state();
-        let (ino, ..) = self.locate(&state, node)?;
-        Ok(state.inode(ino)?.unsynced)
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         self.shared
             .state
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn fork(&self) -> Self {
+        Self {
+            inodes: self.inodes.clone(),
+            mounts: self.mounts.iter().map(|mount| mount.fork()).collect(),
+            detached: Vec::new(),
+            locks: system::Locks::default(),
+            processes: self.processes.clone(),
+            limits: self.limits.clone(),
+            pending: self.pending.clone(),
+            whiteouts: self.whiteouts.clone(),
+            ..*self
+        }
     }
 }
 

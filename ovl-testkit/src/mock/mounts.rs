@@ -64,7 +64,7 @@ impl Deref for Use {
     }
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Kind {
     /// Directories of the file system itself, from this one down.
     Plain(Ino),
@@ -82,6 +82,16 @@ impl Mount {
             kind: Kind::Plain(ROOT),
             uses: Mutex::default(),
         }
+    }
+
+    /// The same mount, with nothing open on it.
+    pub(super) fn fork(&self) -> Arc<Self> {
+        Arc::new(Self {
+            target: self.target.clone(),
+            kind: self.kind.clone(),
+            uses: Mutex::default(),
+            ..*self
+        })
     }
 
     fn open_uses(&self) -> std::sync::MutexGuard<'_, Vec<Weak<Use>>> {

@@ -13,7 +13,7 @@ use super::data::Data;
 use super::inode::{Body, Ino, Inode, Result, check_name};
 
 /// One overlay. Its directories are named by the path from its root.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Overlay {
     pub(super) upper: Option<Ino>,
     pub(super) work: Option<Ino>,

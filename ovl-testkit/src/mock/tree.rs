@@ -441,11 +441,13 @@ impl TreeBackend for MockKernel {
         };
         let (project, pages) = (inode.project, contents.new_pages(offset, data.len()));
         state.charge(project, 0, pages * 4096)?;
+        let clock = state.clock;
         let inode = state.inode_mut(file.ino)?;
         (inode.mtime, inode.ctime) = (now, now);
         if let Body::Regular(contents) = &mut inode.body {
             contents.write(offset, data);
         }
+        inode.note_write(clock);
         Ok(())
     }
 
@@ -456,12 +458,14 @@ impl TreeBackend for MockKernel {
         }
         let mut state = self.state();
         let now = state.tick();
+        let clock = state.clock;
         let inode = state.inode_mut(file.ino)?;
         (inode.mtime, inode.ctime) = (now, now);
         match &mut inode.body {
             Body::Regular(contents) => contents.set_len(len),
             _ => return Err(Errno::INVAL.into()),
         }
+        inode.note_write(clock);
         Ok(())
     }
 
@@ -732,18 +736,7 @@ impl TreeBackend for MockKernel {
     }
 
     fn sync(&self, node: Node<'_>) -> io::Result<()> {
-        let mut state = self.state();
-        let (ino, ..) = self.locate(&state, node)?;
-        match state.inode(ino)?.kind() {
-            FileKind::Regular | FileKind::Directory => {
-                if let Some(inode) = state.inodes.get_mut(&ino) {
-                    inode.unsynced = false;
-                }
-                Ok(())
-            }
-            FileKind::Symlink => Err(Errno::LOOP.into()),
-            _ => Err(Errno::INVAL.into()),
-        }
+        self.sync_node(node)
     }
 }
 
