@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ovl_diff::TreeBackend as _;
 use ovl_driver::blocking::Overlay2;
-use ovl_driver::{Base, CreateLayer, ImportOptions, OpenOptions};
+use ovl_driver::{Base, CreateLayer, ImportOptions, OpenOptions, UpkeepOptions};
 use ovl_layout::LayerId;
 use ovl_mount::UnmountMode;
 use ovl_testkit::{ArchiveBuilder, Faulty, KernelProfile, MockKernel};
@@ -149,4 +149,70 @@ fn a_mount_that_fails_at_any_operation_is_gone_or_held() {
         at += 1;
     }
     assert!(at > 20, "{at} operations");
+}
+
+/// Otherwise only `gc` with Docker stopped takes the link away: nobody knows any more whose it is.
+#[test]
+fn a_link_stays_ours_when_its_layer_cannot_be_looked_at() {
+    for errno in [EIO, EACCES, EMFILE] {
+        let (_, faulty, store) = two_layers();
+        let mut calls = 0;
+        // From the link on everything fails, so that nothing is taken back.
+        faulty.order_where(move |call, _| {
+            calls += u32::from(call == "create_symlink" || calls > 0);
+            (calls > 1).then_some(errno)
+        });
+        store.create(&layer("half", Some("base"))).unwrap_err();
+        faulty.heal();
+        let mut looked = false;
+        faulty.order_where(move |call, subject| {
+            let now = call == "open_dir" && subject == "half" && !looked;
+            looked |= now;
+            now.then_some(errno)
+        });
+        let _ = store.gc(UpkeepOptions::new());
+        faulty.heal();
+        store.gc(UpkeepOptions::new()).unwrap();
+        let report = store.check().unwrap();
+        assert!(report.is_clean(), "{report:#?}");
+    }
+}
+
+#[test]
+fn a_create_that_cannot_take_its_link_back_leaves_what_gc_takes() {
+    let (_, faulty, store) = two_layers();
+    let mut renames = 0;
+    faulty.order_where(move |call, subject| {
+        // The one that publishes, and the look at whether it did.
+        let publishes = call == "rename" && subject.ends_with(" to half");
+        renames += u32::from(publishes);
+        (publishes || (renames > 0 && call == "open_dir" && subject == "half")).then_some(EIO)
+    });
+    store.create(&layer("half", Some("base"))).unwrap_err();
+    assert!(faulty.has_fired());
+    faulty.heal();
+    store.gc(UpkeepOptions::new()).unwrap();
+    let report = store.check().unwrap();
+    assert!(report.is_clean(), "{report:#?}");
+}
+
+/// A look at the home saw the read error, the next one the damage; neither saw the same twice.
+#[test]
+fn a_read_error_that_does_not_last_hides_no_damage() {
+    for at in 1.. {
+        let (mock, faulty, store) = two_layers();
+        let base = mock.open_root(Path::new("/home/base")).unwrap();
+        mock.unlink(&base, OsStr::new("committed")).unwrap();
+        let mut count = 0;
+        faulty.order_where(move |call, subject| {
+            let here = call == "open_file" && subject == ".ovl-layer";
+            count += u32::from(here);
+            (here && count == at).then_some(EIO)
+        });
+        let report = store.check().unwrap();
+        assert!(!report.is_sound(), "record {at}: {report:#?}");
+        if !faulty.has_fired() {
+            break;
+        }
+    }
 }

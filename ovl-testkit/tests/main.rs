@@ -11,6 +11,7 @@ mod conformance;
 mod differential;
 mod durability;
 mod dying;
+mod exhaustive;
 mod faults;
 mod locks;
 mod model;

@@ -176,8 +176,11 @@ impl Overlay2 {
             }
             // A kill may have come between the layer and its link.
             let link = name.as_encoded_bytes().get(..LINK_ID_LEN);
-            if let Some(link) = link.and_then(|bytes| LinkId::parse_file(bytes).ok()) {
-                self.unlink_staged(&own, OsStr::new(link.as_str()))?;
+            if let Some(link) = link.and_then(|bytes| LinkId::parse_file(bytes).ok())
+                && let Err(error) = self.unlink_staged(&own, OsStr::new(link.as_str()))
+            {
+                failed.get_or_insert(error);
+                continue;
             }
             if let Err(error) = self.release_project(&own, &path.join(&name)) {
                 failed.get_or_insert(error);

@@ -323,6 +323,7 @@ impl Overlay2 {
     }
 
     /// Removes the link of a layer that was never published; a link that leads to a layer stays.
+    /// After an error its directory has to stay as well: nothing else says whose the link is.
     pub(super) fn unlink_staged(&self, own: &OwnDirs, name: &OsStr) -> Result<(), Error> {
         let tree = self.kernel.tree();
         let target = match tree.read_link(&self.links, name) {
@@ -332,12 +333,17 @@ impl Overlay2 {
         };
         let published = match parse_link_target(target.as_encoded_bytes()) {
             Err(_) => return Ok(()),
-            Ok(id) => match files::open_dir(tree, &self.home, id.as_str()) {
-                Ok(Some(dir)) => files::read(tree, &dir, names::LINK)
-                    .is_ok_and(|link| link.as_deref() == Some(name.as_encoded_bytes())),
-                Ok(None) => false,
-                Err(_) => true,
-            },
+            Ok(id) => {
+                let link = match files::open_dir(tree, &self.home, id.as_str()) {
+                    Ok(Some(dir)) => files::read(tree, &dir, names::LINK),
+                    Ok(None) => Ok(None),
+                    Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(None),
+                    Err(error) => Err(error),
+                };
+                let path = self.layout.layer(&id).dir().to_owned();
+                let link = link.map_err(|error| Error::io("look at", path, error))?;
+                link.as_deref() == Some(name.as_encoded_bytes())
+            }
         };
         if published {
             return Ok(());
@@ -515,8 +521,8 @@ impl Drop for Staged<'_> {
         if self.published {
             return;
         }
-        if self.linked {
-            let _ = self.store.unlink_staged(&self.own, &self.name);
+        if self.linked && self.store.unlink_staged(&self.own, &self.name).is_err() {
+            return;
         }
         if self.releases {
             let _ = self.store.release_project(&self.own, &self.path());

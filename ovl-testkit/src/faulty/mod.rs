@@ -1,6 +1,7 @@
 //! A kernel whose operations fail when they are told to.
 
 mod backends;
+mod errors;
 
 use std::fmt;
 use std::io;

@@ -540,6 +540,44 @@ impl MockKernel {
         pending.into_iter().map(|(_, change)| change).collect()
     }
 
+    /// What a power cut could leave: nothing, everything, and as many of the
+    /// [pending](Self::pending) changes of names and attributes as a journal may have written; then,
+    /// and `true`, every combination where there are at most `limit`, otherwise `samples` that chance
+    /// decides by `seed`.
+    #[must_use]
+    pub fn power_cuts(&self, limit: usize, samples: u64, seed: u64) -> (Vec<Survivors>, bool) {
+        let pending = self.pending();
+        let fates = |change: &Pending| match change.kind {
+            PendingKind::Data => &[Fate::Lost, Fate::Kept, Fate::Torn][..],
+            _ => &[Fate::Lost, Fate::Kept],
+        };
+        let names = pending
+            .iter()
+            .filter(|change| change.kind != PendingKind::Data);
+        let mut cuts = vec![Survivors::Nothing, Survivors::Everything];
+        cuts.extend((1..names.count()).map(|changes| Survivors::Journal {
+            changes,
+            seed: seed.wrapping_add(changes as u64),
+        }));
+        let counts = pending.iter().map(|change| fates(change).len());
+        let exhausts = counts.fold(1_usize, usize::saturating_mul) <= limit;
+        if exhausts {
+            let mut chosen = vec![Vec::new()];
+            for change in &pending {
+                let longer = chosen.iter().flat_map(|before: &Vec<Fate>| {
+                    let more = fates(change).iter();
+                    more.map(|fate| [&**before, &[*fate]].concat())
+                });
+                chosen = longer.collect();
+            }
+            cuts.extend(chosen.into_iter().map(Survivors::Chosen));
+        } else {
+            let seeds = (0..samples).map(|sample| seed.wrapping_add(sample));
+            cuts.extend(seeds.map(Survivors::Random));
+        }
+        (cuts, exhausts)
+    }
+
     /// How many changes are not on disk.
     #[must_use]
     pub fn pending_changes(&self) -> usize {

@@ -15,8 +15,11 @@ use super::Overlay2;
 use super::home::NEW_SETTINGS;
 use super::mounting::Found;
 use crate::error::Error;
-use crate::findings::{CheckReport, Finding, FindingKind, Remedy};
+use crate::findings::{CheckReport, Finding, FindingKind, Remedy, Severity};
 use scan::{Part, Scan, Seen};
+
+/// Looks after the first one, at most, for as long as each shows other damage.
+const LOOKS: usize = 4;
 
 impl Overlay2 {
     /// Looks at everything in the home but the layers' contents, and says what is wrong. Nothing is
@@ -27,10 +30,22 @@ impl Overlay2 {
     /// [`Error::Io`] for what the system refuses. Damage is no error here.
     pub fn check(&self) -> Result<CheckReport, Error> {
         let (_, mut report) = self.look()?;
-        if !report.is_clean() {
-            // What is gone, or different, at a second look was somebody's work.
-            let again: BTreeSet<Finding> = self.look()?.1.findings.into_iter().collect();
-            report.findings.retain(|finding| again.contains(finding));
+        for look in 1..=LOOKS {
+            if report.is_clean() {
+                break;
+            }
+            // What is gone, or different, at another look was somebody's work.
+            let again = self.look()?.1;
+            let is_new = |finding: &Finding| {
+                finding.severity() == Severity::Damage && !report.findings.contains(finding)
+            };
+            if look == LOOKS || !again.findings.iter().any(is_new) {
+                let again: BTreeSet<Finding> = again.findings.into_iter().collect();
+                report.findings.retain(|finding| again.contains(finding));
+                break;
+            }
+            // Or something could not be read for once, and looked like other damage.
+            report = again;
         }
         Ok(report)
     }
