@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 
 use ovl_diff::{DirHandle, FileKind, Node, RenameMode, TreeBackend};
+use ovl_layout::names;
 
 /// None of the store's own files is longer: a `lower` file of 499 entries has 14,471 bytes.
 const MAX_FILE_LEN: usize = 64 * 1024;
@@ -76,6 +77,14 @@ pub(crate) fn replace(
         let _ = remove(tree, dir, &temporary);
     }
     result
+}
+
+/// Whether a layer's directory can have such a name: one of a layer store, or of a file that was
+/// never [put in place](replace).
+pub(crate) fn is_of_layer(name: &OsStr) -> bool {
+    let text = name.to_string_lossy();
+    let text = text.strip_prefix(".tmp-").unwrap_or(&text);
+    names::LAYER.contains(&text)
 }
 
 /// Removes a file; none is fine.

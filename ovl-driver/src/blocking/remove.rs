@@ -141,11 +141,10 @@ impl Overlay2 {
             result => result.map_err(failed)?,
         };
         let entries = tree.read_dir(&dir).map_err(failed)?;
-        let foreign = |name: &OsStr| !names::LAYER.iter().any(|known| name == *known);
         let named = |wanted: &str| entries.iter().any(|entry| entry.name == wanted);
         Ok(!named(names::LINK)
             && !named(names::RECORD)
-            && entries.iter().any(|entry| foreign(&entry.name)))
+            && entries.iter().any(|entry| !files::is_of_layer(&entry.name)))
     }
 
     /// Frees the space of removed layers, and their projects. Several callers share the work.

@@ -271,9 +271,10 @@ impl State {
         if now == *disk {
             return false;
         }
-        let cells = self.pending.iter().rev().flat_map(|change| &change.cells);
+        let changes = self.pending.iter().rev();
+        let mut cells = changes.flat_map(|change| change.cells.iter().rev());
         let names = match &inode.body {
-            Body::Directory(_) => cells.filter(|cell| cell.dir == ino).next(),
+            Body::Directory(_) => cells.find(|cell| cell.dir == ino),
             _ => None,
         };
         let written = inode.disk.written.map(|written| written.mtime);

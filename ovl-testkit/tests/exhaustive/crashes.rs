@@ -153,7 +153,8 @@ impl Plug<'_> {
         for broken in &list.broken {
             let said = |id: &Option<_>| id.as_ref() == Some(&broken.id);
             if !report.findings.iter().any(|finding| said(&finding.layer)) {
-                return Err(format!("{} is broken, and check is silent", broken.id));
+                let (id, error) = (&broken.id, words(&broken.error));
+                return Err(format!("{id} is broken: {error}; but check: {report:#?}"));
             }
         }
         match report.is_clean() && !list.broken.is_empty() {
@@ -268,5 +269,11 @@ fn no_power_cut_takes_a_published_layer() {
 #[test]
 fn a_power_cut_under_a_mount_leaves_a_sound_home() {
     let counts = run(MOUNTS, Durability::Layer, (ALL, SAMPLES, 2));
+    assert!(counts.cuts > 1000, "{} cuts", counts.cuts);
+}
+
+#[test]
+fn no_power_cut_takes_what_a_store_of_full_durability_has_done() {
+    let counts = run(LAYERS, Durability::Full, (ALL / 4, SAMPLES / 4, 3));
     assert!(counts.cuts > 1000, "{} cuts", counts.cuts);
 }

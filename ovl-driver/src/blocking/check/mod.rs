@@ -15,6 +15,7 @@ use super::Overlay2;
 use super::home::NEW_SETTINGS;
 use super::mounting::Found;
 use crate::error::Error;
+use crate::files;
 use crate::findings::{CheckReport, Finding, FindingKind, Remedy, Severity};
 use scan::{Part, Scan, Seen};
 
@@ -179,8 +180,7 @@ impl Findings<'_> {
 
     /// A directory that is not, or not yet, or no longer a layer.
     fn half(&mut self, id: &LayerId, seen: &Seen, dir: PathBuf) {
-        let known = |name: &std::ffi::OsString| names::LAYER.iter().any(|known| name == known);
-        if !seen.names.iter().all(known) {
+        if !seen.names.iter().all(|name| files::is_of_layer(name)) {
             let problem = "not a layer: it has no link file, and holds what no layer store knows";
             self.add(FindingKind::Unknown, None, dir, problem, Remedy::Nothing);
             return;
