@@ -9,6 +9,11 @@ use ovl_layout::names;
 /// None of the store's own files is longer: a `lower` file of 499 entries has 14,471 bytes.
 const MAX_FILE_LEN: usize = 64 * 1024;
 
+/// Holds contents that are still to be folded into those of a staged layer.
+pub(crate) const SCRATCH: &str = "incoming";
+/// Names the layer that a staged one will be swapped with.
+pub(crate) const REPLACES: &str = "replaces";
+
 /// The contents of a small file, `None` when there is none.
 pub(crate) fn read(
     tree: &dyn TreeBackend,
@@ -79,12 +84,13 @@ pub(crate) fn replace(
     result
 }
 
-/// Whether a layer's directory can have such a name: one of a layer store, or of a file that was
-/// never [put in place](replace).
+/// Whether a layer's directory can have such a name: one of a layer store, or of what only a layer
+/// has that is being built, or of a file that was never [put in place](replace). The machine may
+/// have stopped before the disk had it otherwise.
 pub(crate) fn is_of_layer(name: &OsStr) -> bool {
     let text = name.to_string_lossy();
     let text = text.strip_prefix(".tmp-").unwrap_or(&text);
-    names::LAYER.contains(&text)
+    names::LAYER.contains(&text) || [SCRATCH, REPLACES].contains(&text)
 }
 
 /// Removes a file; none is fine.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use ovl_driver::blocking::Overlay2;
 use ovl_driver::{
-    CreateLayer, Durability, ImportOptions, MountRequest, OpenOptions, UpkeepOptions,
+    CreateLayer, Durability, FindingKind, ImportOptions, MountRequest, OpenOptions, UpkeepOptions,
 };
 use ovl_mount::UnmountMode;
 use ovl_testkit::{ArchiveBuilder, KernelProfile, MockKernel};
@@ -125,5 +125,25 @@ fn what_a_repair_writes_is_not_at_risk() {
     for layer in ["base", "top"] {
         let risk = kernel.unsynced(&store.home().join(layer)).unwrap();
         assert_eq!(risk, [""; 0].map(PathBuf::from), "{layer}");
+    }
+}
+
+/// Found by a power cut without durability: such a directory was nothing but a note to `check`, and
+/// its home clean.
+#[test]
+fn a_layer_whose_small_files_were_lost_half_written_is_told_as_half_a_layer() {
+    for name in [".tmp-.ovl-layer", ".tmp-lower", "replaces", "incoming"] {
+        let (kernel, store) = store(Durability::None);
+        store.create(&layer("base", None)).unwrap();
+        let dir = store.home().join("half");
+        kernel.mkdir_all(&dir.join("diff")).unwrap();
+        kernel.write_file(&dir.join(name), b"").unwrap();
+        let report = store.check().unwrap();
+        let kinds: Vec<_> = report.findings.iter().map(|one| one.kind).collect();
+        assert_eq!(kinds, [FindingKind::HalfLayer], "{name}: {report:#?}");
+        assert!(!report.is_clean());
+        store.remove(&"half".parse().unwrap(), false).unwrap();
+        store.reclaim().unwrap();
+        assert!(store.check().unwrap().is_clean());
     }
 }

@@ -31,6 +31,8 @@ enum Target {
     Apply,
     /// Scripts of operations on the mock kernel, against the model of the store
     Model,
+    /// Power cuts of the mock kernel before every call of every operation
+    Power,
 }
 
 impl Target {
@@ -40,6 +42,7 @@ impl Target {
             Self::Apply => "apply",
             Self::MountLength => "mount-length",
             Self::Model => "model",
+            Self::Power => "power",
         }
     }
 
@@ -69,12 +72,19 @@ impl Target {
                 "ovl-testkit",
                 &["--exact", "model::any_script_does_what_the_model_predicts"],
             ),
+            Self::Power => (
+                "ovl-testkit",
+                &[
+                    "--exact",
+                    "exhaustive::crashes::no_power_cut_takes_a_published_layer",
+                ],
+            ),
         }
     }
 
     /// Whether `ovl-diff/fuzz` has it.
     fn is_guided(self) -> bool {
-        !matches!(self, Self::MountLength | Self::Model)
+        !matches!(self, Self::MountLength | Self::Model | Self::Power)
     }
 }
 

@@ -25,10 +25,6 @@ use crate::error::Error;
 use crate::files;
 use crate::system::{Lock, LockKind};
 
-const SCRATCH: &str = "incoming";
-/// Names the layer that a staged one will be swapped with.
-const REPLACES: &str = "replaces";
-
 /// How often a new directory is made again when it goes at once.
 const TRIES: usize = 16;
 
@@ -173,7 +169,7 @@ impl Overlay2 {
         .map_err(failed)?;
         if plan.replaces.is_some() {
             let id = plan.id.as_str().as_bytes();
-            files::create(tree, &dir, REPLACES, 0o600, id, false).map_err(failed)?;
+            files::create(tree, &dir, files::REPLACES, 0o600, id, false).map_err(failed)?;
         }
         let keeps = self.tag(own, plan.id, &path, plan.project)?;
         let diff = files::ensure_dir(tree, &dir, names::DIFF, 0o755).map_err(failed)?;
@@ -237,7 +233,7 @@ impl Overlay2 {
             let parent = read(names::RECORD)?
                 .and_then(|contents| LayerRecord::parse_file(&contents).ok())
                 .and_then(|record| record.parent);
-            let replaced = read(REPLACES)?;
+            let replaced = read(files::REPLACES)?;
             let concerns =
                 parent.as_ref() == Some(id) || replaced.as_deref() == Some(id.as_str().as_bytes());
             if !concerns {
@@ -310,7 +306,7 @@ impl Overlay2 {
             return false;
         };
         let of = |dir: &Path| self.kernel.quota().project_of(dir).ok().flatten();
-        let replaced = files::read(tree, &dir, REPLACES).ok().flatten();
+        let replaced = files::read(tree, &dir, files::REPLACES).ok().flatten();
         let replaced = replaced.and_then(|id| String::from_utf8(id).ok()?.parse().ok());
         match replaced {
             Some(id) => {
@@ -435,14 +431,18 @@ impl Staged<'_> {
 
     /// An empty directory beside the layer's own, for contents that are still to be folded in.
     pub(super) fn scratch(&self) -> Result<DirHandle, Error> {
-        files::ensure_dir(self.store.kernel.tree(), &self.dir, SCRATCH, 0o755)
+        files::ensure_dir(self.store.kernel.tree(), &self.dir, files::SCRATCH, 0o755)
             .map_err(self.failed("create"))
     }
 
     /// Takes the directory of [`scratch`](Self::scratch) away.
     pub(super) fn remove_scratch(&self) -> Result<(), Error> {
-        remove_tree(self.store.kernel.tree(), &self.dir, OsStr::new(SCRATCH))
-            .map_err(|error| self.failed(error.operation)(error.source))
+        remove_tree(
+            self.store.kernel.tree(),
+            &self.dir,
+            OsStr::new(files::SCRATCH),
+        )
+        .map_err(|error| self.failed(error.operation)(error.source))
     }
 
     /// Makes the complete layer visible as `id`, or says that the id is taken.
@@ -496,7 +496,7 @@ impl Staged<'_> {
     pub(super) fn exchange(mut self, id: &LayerId, lock: Lock) -> Result<(), Error> {
         let store = self.store;
         let (tree, path) = (store.kernel.tree(), store.layout.layer(id).dir().to_owned());
-        files::remove(tree, &self.dir, REPLACES).map_err(self.failed("remove"))?;
+        files::remove(tree, &self.dir, files::REPLACES).map_err(self.failed("remove"))?;
         let mode = RenameMode::Exchange;
         tree.rename(
             &self.own.staging,

@@ -1,16 +1,23 @@
 //! The power goes before every operation of the kernel, and of what was not on disk survives what
 //! chance wants.
 
+use std::env;
+use std::fmt;
+use std::io::{self, Write as _};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
 use ovl_driver::{Durability, Finding, FindingKind, Severity, UpkeepOptions};
 use ovl_testkit::{Fault, MockKernel, Survivors};
 
-use super::cases::{Case, LAYERS, MOUNTS, NO_FAULT, SCRIPTS};
+use super::cases::{Case, LAYERS, MOUNTS, SCRIPTS, all};
 use super::scene::{Scene, World, is_between, is_same, kind, words};
 
 /// Every combination is tried where there are no more than this.
 const ALL: usize = 64;
 /// Otherwise nothing, everything, every state of a journal, and as many more by chance.
 const SAMPLES: u64 = 16;
+/// How long to go on, in seconds, and with it that this is a run of `cargo xtask fuzz`.
+const SECONDS: &str = "OVL_FUZZ_SECONDS";
 
 #[derive(Default)]
 struct Counts {
@@ -21,6 +28,30 @@ struct Counts {
     /// Those at which every combination was tried.
     exhausted: u64,
     cuts: u64,
+}
+
+impl Counts {
+    fn add(&mut self, other: &Self) {
+        self.points += other.points;
+        self.different += other.different;
+        self.exhausted += other.exhausted;
+        self.cuts += other.cuts;
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            points,
+            different,
+            exhausted,
+            cuts,
+        } = self;
+        write!(
+            f,
+            "before {points} operations, {different} states, {exhausted} of them exhausted, {cuts} cuts"
+        )
+    }
 }
 
 /// A machine on which the power goes.
@@ -188,10 +219,7 @@ fn run_case(
     let mut before = None;
     for at in 1.. {
         let scene = prepared.fork(durability);
-        match at {
-            0 => scene.faulty.order(NO_FAULT),
-            at => scene.faulty.order(Fault::Crash { at }),
-        }
+        scene.faulty.order(Fault::Crash { at });
         let results = case.steps.iter().map(|step| step(&scene));
         let done = results.take_while(Result::is_ok).count();
         let fired = scene.faulty.has_fired();
@@ -226,19 +254,18 @@ fn run_case(
     counts
 }
 
-fn run(cases: &[Case], durability: Durability, amount: (usize, u64, u64)) -> Counts {
+fn run<'c>(
+    cases: impl IntoIterator<Item = &'c Case>,
+    durability: Durability,
+    amount: (usize, u64, u64),
+) -> Counts {
     let home = Scene::new(durability);
-    let (mut sum, mut problems) = (Counts::default(), Vec::new());
+    let (mut sum, mut problems, mut cases_run) = (Counts::default(), Vec::new(), 0);
     for case in cases {
         let counts = run_case(case, &home, durability, amount, &mut problems);
-        println!(
-            "power cuts: {}, {durability:?}: before {} operations, {} states, {} of them exhausted, {} cuts",
-            case.name, counts.points, counts.different, counts.exhausted, counts.cuts
-        );
-        sum.points += counts.points;
-        sum.different += counts.different;
-        sum.exhausted += counts.exhausted;
-        sum.cuts += counts.cuts;
+        println!("power cuts, {durability:?}: {}: {counts}", case.name);
+        sum.add(&counts);
+        cases_run += 1;
     }
     let shown: Vec<_> = problems.iter().take(3).map(String::as_str).collect();
     assert!(
@@ -247,33 +274,61 @@ fn run(cases: &[Case], durability: Durability, amount: (usize, u64, u64)) -> Cou
         problems.len(),
         shown.join("\n\n")
     );
-    println!(
-        "power cuts: {} cases, {durability:?}: before {} operations, {} states, {} of them exhausted, {} cuts",
-        cases.len(),
-        sum.points,
-        sum.different,
-        sum.exhausted,
-        sum.cuts
-    );
+    println!("power cuts, {durability:?}: {cases_run} cases: {sum}");
     sum
+}
+
+/// For as long as there is time, with other samples each time.
+fn go_on(time: Duration) {
+    let start = Instant::now();
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let mut seed = since.map_or(1, |since| since.as_secs() << 16);
+    let mut sum = Counts::default();
+    while start.elapsed() < time {
+        for durability in [Durability::Layer, Durability::Full, Durability::None] {
+            println!("power cuts, {durability:?}: samples of seed {seed}");
+            sum.add(&run(all(), durability, (4 * ALL, 4 * SAMPLES, seed)));
+            seed += 1 << 8;
+            if start.elapsed() >= time {
+                break;
+            }
+        }
+    }
+    let seconds = start.elapsed().as_secs();
+    let line = format!("fuzz power: {sum}, in {seconds} s, no failure\n");
+    io::stderr().write_all(line.as_bytes()).unwrap();
 }
 
 #[test]
 fn no_power_cut_takes_a_published_layer() {
+    if let Ok(seconds) = env::var(SECONDS) {
+        return go_on(Duration::from_secs(seconds.parse().unwrap()));
+    }
     let counts = run(LAYERS, Durability::Layer, (ALL, SAMPLES, 1));
-    assert!(counts.cuts > 1000, "{} cuts", counts.cuts);
-    let counts = run(SCRIPTS, Durability::Layer, (ALL, SAMPLES, 1));
-    assert!(counts.cuts > 1000, "{} cuts", counts.cuts);
+    assert!(counts.points > 3000 && counts.cuts > 10_000, "{counts}");
+}
+
+#[test]
+fn no_power_cut_in_a_script_takes_what_was_done_before() {
+    let counts = run(SCRIPTS, Durability::Layer, (ALL / 2, SAMPLES / 2, 2));
+    assert!(counts.points > 1500 && counts.cuts > 5000, "{counts}");
 }
 
 #[test]
 fn a_power_cut_under_a_mount_leaves_a_sound_home() {
-    let counts = run(MOUNTS, Durability::Layer, (ALL, SAMPLES, 2));
-    assert!(counts.cuts > 1000, "{} cuts", counts.cuts);
+    let counts = run(MOUNTS, Durability::Layer, (ALL, SAMPLES, 3));
+    assert!(counts.points > 500 && counts.cuts > 2000, "{counts}");
 }
 
 #[test]
-fn no_power_cut_takes_what_a_store_of_full_durability_has_done() {
-    let counts = run(LAYERS, Durability::Full, (ALL / 4, SAMPLES / 4, 3));
-    assert!(counts.cuts > 1000, "{} cuts", counts.cuts);
+fn no_power_cut_brings_back_what_a_store_of_full_durability_has_removed() {
+    let removing = LAYERS.iter().filter(|case| case.name.starts_with("remove"));
+    let counts = run(removing, Durability::Full, (ALL, SAMPLES, 4));
+    assert!(counts.points > 100 && counts.cuts > 500, "{counts}");
+}
+
+#[test]
+fn without_durability_what_a_power_cut_damages_is_told() {
+    let counts = run(&SCRIPTS[..2], Durability::None, (ALL / 4, SAMPLES / 4, 5));
+    assert!(counts.points > 500 && counts.cuts > 1000, "{counts}");
 }
