@@ -534,7 +534,15 @@ impl MockKernel {
     ///   with what was removed from it.
     /// - The time of a directory goes with its names, and that of a file with its contents.
     /// - Changes of different names, attributes and contents survive in any combination; so a later
-    ///   one can be there without an earlier one. Limits of projects are on disk at once.
+    ///   one can be there without an earlier one. That is harsher than any file system with a
+    ///   journal, which keeps the order of names and attributes, as [`Survivors::Journal`] does, but
+    ///   what was synced for itself: a file system may write that alone, without what came before.
+    /// - Limits of projects are on disk at once, and so is what project a directory has from its
+    ///   parent.
+    ///
+    /// What a store of layers promises holds for any combination, but for two things that rely on
+    /// the order: the index of children, of which nothing is synced, since no operation shall pay
+    /// for it; and that a link of a layer that was never finished is known as the store's own.
     #[must_use]
     pub fn pending(&self) -> Vec<Pending> {
         let pending = self.state().list_pending();

@@ -60,6 +60,8 @@ struct Plug<'a> {
     /// Before the first step, and after each.
     worlds: &'a [World],
     durability: Durability,
+    /// Whether nothing was damaged before.
+    is_sound: bool,
 }
 
 impl Plug<'_> {
@@ -149,10 +151,13 @@ impl Plug<'_> {
         store
             .unmount_all(ovl_mount::UnmountMode::Now)
             .map_err(failed)?;
+        let question = |left: &Finding| self.case.volatile && left.kind == FindingKind::Volatile;
+        if self.is_sound && !found.of(Severity::Damage).all(question) {
+            return Err(format!("the home is damaged: {found:#?}"));
+        }
         if !found.is_sound() {
             store.repair(UpkeepOptions::new()).map_err(failed)?;
         }
-        let question = |left: &Finding| self.case.volatile && left.kind == FindingKind::Volatile;
         // One that was made when the layer's own name was not on disk: it could be Docker's.
         let strange = |left: &Finding| left.kind == FindingKind::DanglingLink && !left.ours;
         let after_gc = |options| -> Result<Vec<Finding>, String> {
@@ -214,6 +219,7 @@ fn run_case(
         case,
         worlds: &worlds,
         durability,
+        is_sound: prepared.store.check().unwrap().is_sound(),
     };
     let mut counts = Counts::default();
     let mut before = None;
