@@ -76,12 +76,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "leak the link of a layer not published",
         file: "ovl-driver/src/blocking/staging.rs",
-        from: r#"        if self.linked {
-            let _ = self.store.unlink_staged(&self.own, &self.name);
-        }"#,
-        to: r#"        if self.linked && self.published {
-            let _ = self.store.unlink_staged(&self.own, &self.name);
-        }"#,
+        from: r#"        if self.linked && self.store.unlink_staged(&self.own, &self.name).is_err() {"#,
+        to: r#"        if self.linked && self.published {"#,
     },
     Mutant {
         name: "leave the staging directory of a failure",
