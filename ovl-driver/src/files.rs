@@ -70,10 +70,16 @@ pub(crate) fn replace(
     contents: &[u8],
     sync: bool,
 ) -> io::Result<()> {
-    // The caller holds a lock, so a leftover of this name is from a process that is gone.
     let temporary = format!(".tmp-{name}");
-    remove(tree, dir, &temporary)?;
-    let result = create(tree, dir, &temporary, mode, contents, sync).and_then(|()| {
+    let write = || create(tree, dir, &temporary, mode, contents, sync);
+    let written = match write() {
+        // The caller holds a lock, so a leftover of this name is from a process that is gone.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            remove(tree, dir, &temporary).and_then(|()| write())
+        }
+        result => result,
+    };
+    let result = written.and_then(|()| {
         let (from, to) = (OsStr::new(&temporary), OsStr::new(name));
         tree.rename(dir, from, dir, to, RenameMode::Replace)
     });

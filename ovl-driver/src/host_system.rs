@@ -2,11 +2,12 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read as _};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::MetadataExt as _;
+use std::sync::{Arc, OnceLock};
 
 use ovl_diff::{DirHandle, HostTree, TreeBackend as _};
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags, RawDir};
@@ -35,7 +36,10 @@ const INITIAL_USER_NAMESPACE: u64 = 0xefff_fffd;
 /// ```
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
-pub struct HostSystem {}
+pub struct HostSystem {
+    /// No process outlives its boot.
+    boot_id: Arc<OnceLock<String>>,
+}
 
 impl SystemBackend for HostSystem {
     fn fill_random(&self, buffer: &mut [u8]) -> io::Result<()> {
@@ -50,13 +54,19 @@ impl SystemBackend for HostSystem {
     }
 
     fn boot_id(&self) -> io::Result<String> {
+        if let Some(id) = self.boot_id.get() {
+            return Ok(id.clone());
+        }
         let id = read("/proc/sys/kernel/random/boot_id")?;
-        Ok(id.trim_end().to_owned())
+        Ok(self
+            .boot_id
+            .get_or_init(|| id.trim_end().to_owned())
+            .clone())
     }
 
     fn this_process(&self) -> io::Result<ProcessId> {
         let path = "/proc/self/stat";
-        let stat = ProcessStat::parse(&fs::read(path).map_err(|error| at(path, error))?)
+        let stat = ProcessStat::parse(&read_bytes(path).map_err(|error| at(path, error))?)
             .ok_or_else(|| malformed(path))?;
         Ok(ProcessId {
             pid: stat.pid,
@@ -66,7 +76,7 @@ impl SystemBackend for HostSystem {
 
     fn is_alive(&self, process: ProcessId) -> io::Result<bool> {
         let path = format!("/proc/{}/stat", process.pid);
-        match fs::read(&path) {
+        match read_bytes(&path) {
             Ok(text) => {
                 let stat = ProcessStat::parse(&text).ok_or_else(|| malformed(&path))?;
                 Ok(stat.start_time == process.start_time && !stat.dead)
@@ -276,6 +286,20 @@ fn without_namespaces(error: &io::Error) -> bool {
 
 fn read(path: &str) -> io::Result<String> {
     fs::read_to_string(path).map_err(|error| at(path, error))
+}
+
+/// In pieces that hold such a file as a whole: each read makes the kernel write it anew.
+fn read_bytes(path: &str) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let (mut contents, mut buffer) = (Vec::new(), [0; 1024]);
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => return Ok(contents),
+            Ok(len) => contents.extend_from_slice(&buffer[..len]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 fn at(path: &str, error: io::Error) -> io::Error {

@@ -46,6 +46,15 @@ pub trait MountBackend: fmt::Debug + Send + Sync + 'static {
     /// When the mount table cannot be read.
     fn mount_at(&self, path: &Path) -> io::Result<Option<MountInfo>>;
 
+    /// Whether something is mounted at exactly `path`, in the caller's mount namespace. Made of
+    /// [`mount_at`](Self::mount_at), where there is no shorter way.
+    ///
+    /// # Errors
+    /// When the mount table cannot be read.
+    fn is_mounted(&self, path: &Path) -> io::Result<bool> {
+        Ok(self.mount_at(path)?.is_some())
+    }
+
     /// All mounts below `path`, not at it, in the order in which they were made.
     ///
     /// # Errors

@@ -1,8 +1,8 @@
 mod context;
 mod holders;
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -115,6 +115,15 @@ impl MountBackend for HostMount {
                 let (path, mounts) = (resolve_parent(path), mount_table()?.into_iter());
                 Ok(mounts.rev().find(|mount| mount.target == path))
             }
+        }
+    }
+
+    /// Without the table, which has all paths of every overlay in it, where `statx(2)` tells.
+    fn is_mounted(&self, path: &Path) -> io::Result<bool> {
+        match mount_root_id(path) {
+            Ok(RootId::NoMount) => Ok(false),
+            Ok(RootId::Mount(_)) => Ok(true),
+            Ok(RootId::Unknown) | Err(_) => Ok(self.mount_at(path)?.is_some()),
         }
     }
 
@@ -436,7 +445,17 @@ fn resolve_parent(path: &Path) -> PathBuf {
 }
 
 fn mount_table() -> io::Result<Vec<MountInfo>> {
-    let table = fs::read("/proc/thread-self/mountinfo")?;
+    let mut file = File::open("/proc/thread-self/mountinfo")?;
+    // In large pieces: the kernel writes a line anew that does not fit.
+    let (mut table, mut buffer) = (Vec::new(), vec![0; 64 * 1024]);
+    loop {
+        match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(len) => table.extend_from_slice(&buffer[..len]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
     mountinfo::parse(&table).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 

@@ -7,6 +7,7 @@
     reason = "tests"
 )]
 
+mod chains;
 mod conformance;
 mod differential;
 mod durability;

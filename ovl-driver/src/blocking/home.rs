@@ -13,6 +13,7 @@ use ovl_layout::{
 use ovl_quota::{Bytes, ProjectId, ProjectRange};
 
 use super::Overlay2;
+use super::known::KnownLowers;
 use super::owners::Owners;
 use super::quota::check_default_size;
 use super::status::refuse_without_d_type;
@@ -163,6 +164,7 @@ impl Overlay2 {
             quotas,
             settings,
             own: Mutex::new(None),
+            known_lowers: KnownLowers::default(),
             kernel,
         };
         Ok(store)

@@ -45,10 +45,35 @@ pub(super) struct Stack {
     pub(super) lowers: Vec<DirHandle>,
     /// Their ids.
     pub(super) ids: Vec<LayerId>,
+}
+
+/// The layers below a layer, once they agree with it and with each other.
+#[derive(Clone, Debug)]
+pub(super) struct Below {
+    /// Their ids, uppermost first.
+    pub(super) ids: Vec<LayerId>,
     /// Whether this program wrote every one of them, the layer itself included.
     pub(super) recorded: bool,
-    /// Those below that were mounted volatile, and the boots in which that was.
+    /// Those that were mounted volatile, and the boots in which that was.
     pub(super) volatile: Vec<(LayerId, String)>,
+}
+
+impl Below {
+    fn of(layer: &Layer) -> Self {
+        Self {
+            ids: Vec::with_capacity(layer.chain.depth()),
+            recorded: layer.record.is_some(),
+            volatile: Vec::new(),
+        }
+    }
+
+    fn push(&mut self, lower: Layer) {
+        self.recorded &= lower.record.is_some();
+        let noted = lower.record.and_then(|record| record.volatile);
+        self.volatile
+            .extend(noted.map(|boot| (lower.id.clone(), boot)));
+        self.ids.push(lower.id);
+    }
 }
 
 impl Overlay2 {
@@ -203,7 +228,55 @@ impl Overlay2 {
 
     /// Opens everything that a layer shows, checking that links and layers agree.
     pub(super) fn stack(&self, layer: &Layer) -> Result<Stack, Error> {
-        let result = self.stack_of(layer);
+        self.unless_gone(layer, || {
+            let depth = layer.chain.depth();
+            let mut stack = Stack {
+                upper: self.diff_dir(layer)?,
+                lowers: Vec::with_capacity(depth),
+                ids: Vec::with_capacity(depth),
+            };
+            for (at, &link) in layer.chain.links().iter().enumerate() {
+                let id = self.resolve(&layer.id, link)?;
+                let (lower, contents) = self.lower(layer, at, id)?;
+                stack.lowers.push(contents);
+                stack.ids.push(lower.id);
+            }
+            Ok(stack)
+        })
+    }
+
+    /// What a mount needs to know of the layers below. Those that have not changed since this store
+    /// found them in order are not read again.
+    pub(super) fn below(&self, layer: &Layer) -> Result<Below, Error> {
+        self.unless_gone(layer, || {
+            self.diff_dir(layer)?;
+            let mut below = Below::of(layer);
+            let (chain, moment) = (layer.chain.links(), self.moment(layer));
+            for (at, &link) in chain.iter().enumerate() {
+                let known = moment.and_then(|moment| self.known_lower(chain, at, moment));
+                if let Some((id, recorded)) = known {
+                    below.recorded &= recorded;
+                    below.ids.push(id);
+                    continue;
+                }
+                let id = self.resolve(&layer.id, link)?;
+                let seen = moment.and_then(|moment| self.see_lower(&id, moment));
+                let (lower, _) = self.lower(layer, at, id)?;
+                if let Some(seen) = seen {
+                    self.remember_lower(chain, at, seen, &lower);
+                }
+                below.push(lower);
+            }
+            Ok(below)
+        })
+    }
+
+    fn unless_gone<T>(
+        &self,
+        layer: &Layer,
+        look: impl FnOnce() -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let result = look();
         if result.is_err() && !self.is_named(&layer.id, &layer.dir)? {
             // Not damaged: taken away or replaced since it was opened.
             self.layer_dir(&layer.id)?;
@@ -214,48 +287,35 @@ impl Overlay2 {
         result
     }
 
-    fn stack_of(&self, layer: &Layer) -> Result<Stack, Error> {
-        let upper = self.diff_dir(layer)?;
-        let mut stack = Stack {
-            upper,
-            lowers: Vec::with_capacity(layer.chain.depth()),
-            ids: Vec::with_capacity(layer.chain.depth()),
-            recorded: layer.record.is_some(),
-            volatile: Vec::new(),
-        };
-        for &link in layer.chain.links() {
-            let id = self.resolve(&layer.id, link)?;
-            // It was the parent's when the layer was made, and no chain ever changes.
-            let known = &layer.chain.links()[stack.ids.len() + 1..];
-            let below = self.layer_above(&id, known).map_err(|error| match error {
-                Error::LayerNotFound { .. } => Error::damaged(
-                    &layer.id,
-                    self.layout.link(link),
-                    format!("the link points to the layer {id}, which does not exist"),
-                ),
-                error => error,
-            })?;
-            if below.link != link {
-                let file = self.layout.link(link);
-                let problem = format!("the link points to {id}, whose own link is {}", below.link);
-                return Err(Error::damaged(&layer.id, file, problem));
-            }
-            if below.chain.links() != known {
-                let file = self.layout.layer(&layer.id).dir().join(names::LOWER);
-                let problem = format!(
-                    "it names {} layers below {id}, which itself names {}",
-                    layer.chain.depth() - stack.ids.len() - 1,
-                    below.chain.depth()
-                );
-                return Err(Error::damaged(&layer.id, file, problem));
-            }
-            stack.lowers.push(self.diff_dir(&below)?);
-            stack.recorded &= below.record.is_some();
-            let noted = below.record.and_then(|record| record.volatile);
-            stack.volatile.extend(noted.map(|boot| (id.clone(), boot)));
-            stack.ids.push(id);
+    /// Reads and opens the layer at a place of another one's chain.
+    fn lower(&self, layer: &Layer, at: usize, id: LayerId) -> Result<(Layer, DirHandle), Error> {
+        let link = layer.chain.links()[at];
+        // It was the parent's when the layer was made, and no chain ever changes.
+        let known = &layer.chain.links()[at + 1..];
+        let below = self.layer_above(&id, known).map_err(|error| match error {
+            Error::LayerNotFound { .. } => Error::damaged(
+                &layer.id,
+                self.layout.link(link),
+                format!("the link points to the layer {id}, which does not exist"),
+            ),
+            error => error,
+        })?;
+        if below.link != link {
+            let file = self.layout.link(link);
+            let problem = format!("the link points to {id}, whose own link is {}", below.link);
+            return Err(Error::damaged(&layer.id, file, problem));
         }
-        Ok(stack)
+        if below.chain.links() != known {
+            let file = self.layout.layer(&layer.id).dir().join(names::LOWER);
+            let problem = format!(
+                "it names {} layers below {id}, which itself names {}",
+                known.len(),
+                below.chain.depth()
+            );
+            return Err(Error::damaged(&layer.id, file, problem));
+        }
+        let contents = self.diff_dir(&below)?;
+        Ok((below, contents))
     }
 
     /// The layer's parent: by its record, or by the first link of its chain.

@@ -6,6 +6,7 @@ mod children;
 mod create;
 mod guard;
 mod home;
+mod known;
 mod layer;
 mod mounting;
 mod owners;
@@ -62,6 +63,7 @@ pub struct Overlay2 {
     quotas: OnceLock<Result<QuotaControl, String>>,
     /// Our own directory, opened or made when it is first needed.
     own: Mutex<Option<home::OwnDirs>>,
+    known_lowers: known::KnownLowers,
 }
 
 impl Overlay2 {

@@ -1,6 +1,6 @@
 use std::ffi::OsStr;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ovl_diff::{DirHandle, FileKind, Node, remove_tree};
@@ -9,7 +9,7 @@ use ovl_mount::{Access, MountError, MountPlan, OverlaySpec, UnmountMode};
 
 use super::Overlay2;
 use super::home::OwnDirs;
-use super::layer::{Layer, Stack};
+use super::layer::{Below, Layer};
 use crate::error::Error;
 use crate::files;
 use crate::holds::{Holds, describe};
@@ -93,9 +93,9 @@ impl Overlay2 {
         }
         let layer = self.seal_parent(&own, layer)?;
         self.confirm_home()?;
-        let stack = self.stack(&layer)?;
-        self.refuse_dirty_below(&stack)?;
-        let plan = self.plan_on(&layer, &stack, request)?;
+        let below = self.below(&layer)?;
+        self.refuse_dirty_below(&below)?;
+        let plan = self.plan_on(&layer, &below, request)?;
         let writable = plan.access() == Access::Writable && !layer.chain.is_empty();
         let volatile = writable && request.options.volatile;
         if volatile {
@@ -229,12 +229,11 @@ impl Overlay2 {
         let (mut unmounted, mut failed) = (Vec::new(), None);
         for id in self.layer_ids()? {
             let target = self.layout.layer(&id).merged().to_owned();
-            let mounted = self.kernel.mount().mount_at(&target);
-            match mounted {
-                Ok(Some(_)) => {}
-                Ok(None) => continue,
+            match self.is_mounted(&target) {
+                Ok(true) => {}
+                Ok(false) => continue,
                 Err(error) => {
-                    failed.get_or_insert(Error::io("look for a mount at", &target, error));
+                    failed.get_or_insert(error);
                     continue;
                 }
             }
@@ -264,13 +263,13 @@ impl Overlay2 {
     /// [`Error::LayerNotFound`], [`Error::Damaged`], [`Error::Plan`].
     pub fn plan(&self, id: &LayerId, request: &MountRequest) -> Result<MountPlan, Error> {
         let layer = self.layer(id)?;
-        self.plan_on(&layer, &self.stack(&layer)?, request)
+        self.plan_on(&layer, &self.below(&layer)?, request)
     }
 
     fn plan_on(
         &self,
         layer: &Layer,
-        stack: &Stack,
+        below: &Below,
         request: &MountRequest,
     ) -> Result<MountPlan, Error> {
         let access = if layer.committed {
@@ -279,12 +278,12 @@ impl Overlay2 {
             Access::Writable
         };
         // Another driver's layers may hold redirects, which the explicit options would cut off.
-        let options = match stack.recorded {
+        let options = match below.recorded {
             true => request.options.explicit(),
             false => request.options,
         };
         OverlaySpec::new(&layer.id, &layer.chain, access)
-            .lower_ids(&stack.ids)
+            .lower_ids(&below.ids)
             .options(options)
             .label(request.label.as_ref())
             .strategy(request.strategy)
@@ -388,26 +387,36 @@ impl Overlay2 {
         }
     }
 
+    /// Whether something is mounted at a path.
+    pub(super) fn is_mounted(&self, target: &Path) -> Result<bool, Error> {
+        let mounted = self.kernel.mount().is_mounted(target);
+        mounted.map_err(|error| Error::io("look for a mount at", target, error))
+    }
+
     /// What is mounted for a layer, here or in another mount namespace.
     pub(super) fn read_mounted(&self, own: &OwnDirs, id: &LayerId) -> Result<Found, Error> {
         let target = self.layout.layer(id).merged().to_owned();
-        let info = self.kernel.mount().mount_at(&target);
-        let info = info.map_err(|error| Error::io("look for a mount at", &target, error))?;
+        let mounted = self.is_mounted(&target)?;
         let path = self.holds_path(id);
         let contents = files::read(self.kernel.tree(), &own.holds, id.as_str())
             .map_err(|error| Error::io("read", &path, error))?;
         let holds = contents.as_deref().map(Holds::parse);
         let boot = self.boot()?;
-        let holds = match (holds, &info) {
+        let holds = match (holds, mounted) {
             // Not ours to read, and nothing that it could speak of.
-            (Some(None), None) => None,
-            (Some(None), Some(_)) => {
+            (Some(None), false) => None,
+            (Some(None), true) => {
                 let problem = "it does not say who holds the mount; unmount that with umount(8) if nobody uses it";
                 return Err(Error::damaged(id, path, problem));
             }
             (holds, _) => holds.flatten().filter(|holds| holds.boot == boot),
         };
         let Some(mut holds) = holds else {
+            if !mounted {
+                return Ok(Found::Nothing);
+            }
+            let info = self.kernel.mount().mount_at(&target);
+            let info = info.map_err(|error| Error::io("look for a mount at", &target, error))?;
             return Ok(info.map_or(Found::Nothing, |info| Found::Foreign {
                 read_only: info.read_only,
             }));
@@ -420,7 +429,7 @@ impl Overlay2 {
             alive.extend(running.then_some((process, count)));
         }
         holds.processes = alive;
-        if info.is_some() {
+        if mounted {
             return Ok(Found::Ours(holds));
         }
         Ok(if self.is_elsewhere(id, &holds)? {

@@ -69,10 +69,7 @@ impl Overlay2 {
             None => None,
         };
         let target = self.layout.layer(id).merged().to_owned();
-        let mounted = self.kernel.mount().mount_at(&target);
-        let mounted = mounted
-            .map_err(|e| Error::io("look for a mount at", &target, e))?
-            .is_some();
+        let mounted = self.is_mounted(&target)?;
         if !force {
             let found = match &layer {
                 Some(layer) => Some(self.read_mounted(&own, &layer.id)?),

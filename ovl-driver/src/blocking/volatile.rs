@@ -15,7 +15,7 @@ use ovl_mount::{Access, UnmountMode};
 use super::Overlay2;
 use super::children::readable_record;
 use super::home::OwnDirs;
-use super::layer::{Layer, Stack};
+use super::layer::{Below, Layer};
 use crate::error::Error;
 use crate::files;
 use crate::holds::Holds;
@@ -34,12 +34,12 @@ impl Overlay2 {
     }
 
     /// The same for those below, of which only the records are asked.
-    pub(super) fn refuse_dirty_below(&self, stack: &Stack) -> Result<(), Error> {
-        if stack.volatile.is_empty() {
+    pub(super) fn refuse_dirty_below(&self, below: &Below) -> Result<(), Error> {
+        if below.volatile.is_empty() {
             return Ok(());
         }
         let boot = self.boot()?;
-        match stack.volatile.iter().find(|(_, noted)| *noted != boot) {
+        match below.volatile.iter().find(|(_, noted)| *noted != boot) {
             None => Ok(()),
             Some((id, _)) => Err(Error::Dirty {
                 id: id.clone(),

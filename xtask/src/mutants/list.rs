@@ -176,14 +176,32 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "believe a chain that the parent does not have",
         file: "ovl-driver/src/blocking/layer.rs",
-        from: r#"            if below.chain.links() != known {"#,
-        to: r#"            if below.chain.links().len() > known.len() {"#,
+        from: r#"        if below.chain.links() != known {"#,
+        to: r#"        if below.chain.links().len() > known.len() {"#,
     },
     Mutant {
         name: "believe a link that leads to another layer",
         file: "ovl-driver/src/blocking/layer.rs",
-        from: r#"            if below.link != link {"#,
-        to: r#"            if below.link != link && stack.ids.len() > 600 {"#,
+        from: r#"        if below.link != link {"#,
+        to: r#"        if below.link != link && at > 600 {"#,
+    },
+    Mutant {
+        name: "believe in a known layer whatever has become of it",
+        file: "ovl-driver/src/blocking/known.rs",
+        from: r#"known.seen.dir != self.dir_stamp(&id)?"#,
+        to: r#"self.dir_stamp(&id).is_none()"#,
+    },
+    Mutant {
+        name: "remember a layer that may change in the same tick",
+        file: "ovl-driver/src/blocking/known.rs",
+        from: r#"(!moment.is_young(dir)).then_some(Seen { links, dir })"#,
+        to: r#"Some(Seen { links, dir })"#,
+    },
+    Mutant {
+        name: "believe in a known link wherever it leads",
+        file: "ovl-driver/src/blocking/known.rs",
+        from: r#"if self.resolve(&id, link).ok()? != id {"#,
+        to: r#"if self.resolve(&id, link).is_err() {"#,
     },
     Mutant {
         name: "allow one layer too many",

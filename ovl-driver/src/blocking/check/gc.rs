@@ -165,13 +165,6 @@ impl Overlay2 {
         })
     }
 
-    /// Whether something is mounted at a path.
-    pub(super) fn is_mounted(&self, target: &std::path::Path) -> Result<bool, Error> {
-        let mounted = self.kernel.mount().mount_at(target);
-        let mounted = mounted.map_err(|e| Error::io("look for a mount at", target, e))?;
-        Ok(mounted.is_some())
-    }
-
     /// Takes away a layer's mount that nobody holds.
     pub(in crate::blocking) fn unmount_unheld(&self, id: &LayerId) -> Result<(), Error> {
         if !self.is_mounted(self.layout.layer(id).merged())? {
