@@ -9,7 +9,7 @@ use ovl_driver::{
     MountRequest, OpenOptions,
 };
 use ovl_layout::names;
-use ovl_quota::{Bytes, Enforcement, Limits, ProjectId};
+use ovl_quota::{Bytes, Enforcement, Limits, ProjectId, ProjectRange};
 
 use super::support::{chain, create, diff, id, import, layer, mount, unmount};
 use super::{Subject, list};
@@ -79,6 +79,13 @@ fn apply(store: &Overlay2, name: &str, archive: &[u8]) -> Result<(), Error> {
     store
         .apply(&id(name), archive, options, &mut |_| {})
         .map(drop)
+}
+
+/// The projects that the file system knows of.
+fn used(subject: &Subject) -> Vec<ProjectId> {
+    let range = ProjectRange::after_base(None).expect("a range");
+    let used = subject.kernel().quota().used_ids(subject.dir(), range);
+    used.expect("the projects can be listed")
 }
 
 /// What was removed may count a while longer: XFS frees files when it gets round to it.
@@ -454,6 +461,8 @@ fn a_layer_that_cannot_be_made_gives_its_project_back(subject: &Subject) {
     if !enforced(subject) {
         return assert_refused(store.create_writable(&sized("layer", 5)), "quotas");
     }
+    // What came before in this directory has to be forgotten first.
+    eventually(|| used(subject).is_empty());
     store.create_writable(&layer("first", None)).expect("made");
     // The layer's directory is one inode already.
     let tight = layer("layer", None).inodes(Some(1));
@@ -464,8 +473,10 @@ fn a_layer_that_cannot_be_made_gives_its_project_back(subject: &Subject) {
         chain(&error)
     );
     subject.assert_clean(&store);
+    let first = project(&store, "first");
+    eventually(|| used(subject) == [first]);
     store.create_writable(&layer("second", None)).expect("made");
-    let (first, second) = (project(&store, "first"), project(&store, "second"));
+    let second = project(&store, "second");
     assert_eq!(second.get(), first.get() + 1, "no id is lost");
 }
 
