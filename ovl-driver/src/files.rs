@@ -108,11 +108,21 @@ pub(crate) fn ensure_dir(
     name: &str,
     mode: u32,
 ) -> io::Result<DirHandle> {
-    match tree.create_dir(dir, OsStr::new(name), mode) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        result => result?,
-    }
+    make_dir(tree, dir, name, mode)?;
     tree.open_dir(dir, OsStr::new(name))
+}
+
+/// Creates a directory where there is none, and says whether it did.
+pub(crate) fn make_dir(
+    tree: &dyn TreeBackend,
+    dir: &DirHandle,
+    name: &str,
+    mode: u32,
+) -> io::Result<bool> {
+    match tree.create_dir(dir, OsStr::new(name), mode) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        result => result.map(|()| true),
+    }
 }
 
 /// Opens a directory, `None` when there is nothing of that name.

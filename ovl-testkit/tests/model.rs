@@ -7,9 +7,9 @@ use std::io::{self, Write as _};
 use std::time::{Duration, Instant};
 
 use ovl_driver::blocking::Overlay2;
-use ovl_driver::{CreateLayer, OpenOptions};
+use ovl_driver::{CreateLayer, Error, MountRequest, OpenOptions, UpkeepOptions};
 use ovl_testkit::model::{MockMachine, Script, Step, Summary, replay, scripts, shrink};
-use ovl_testkit::{Faulty, KernelProfile, MockKernel};
+use ovl_testkit::{Faulty, KernelProfile, MockKernel, Survivors};
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
 /// How long to go on, in seconds, and with it that this is a run of `cargo xtask fuzz`.
@@ -103,6 +103,7 @@ fn any_script_does_what_the_model_predicts() {
         "Reopen",
         "Kill",
         "Reboot",
+        "CutPower",
         "MakeDir",
         "MakeFile",
         "Rename",
@@ -165,4 +166,41 @@ fn a_layer_that_fails_after_its_link_was_made_leaves_no_link() {
     assert!(kernel.has_fired());
     kernel.heal();
     assert!(store.check().unwrap().is_clean());
+}
+
+/// Found by such a script: the directory of removed layers was not on disk when a layer was moved to
+/// it, and nobody knew the link of that layer any more.
+#[test]
+fn a_layer_removed_in_a_new_home_leaves_nothing_after_a_power_cut() {
+    let kernel = MockKernel::new(KernelProfile::modern());
+    let options = OpenOptions::new().create(true);
+    let store = Overlay2::open(kernel.kernel(), "/home".as_ref(), options).unwrap();
+    let id = "layer".parse().unwrap();
+    store.create(&CreateLayer::new(id)).unwrap();
+    store.remove(&"layer".parse().unwrap(), false).unwrap();
+    kernel.crash(&Survivors::Nothing);
+    let options = OpenOptions::new();
+    let store = Overlay2::open(kernel.kernel(), "/home".as_ref(), options).unwrap();
+    store.gc(UpkeepOptions::new()).unwrap();
+    let report = store.check().unwrap();
+    assert!(report.is_clean(), "{report:#?}");
+}
+
+/// Found by such a script: a scan for one layer made the index current, and the note that this layer
+/// itself stands on another was lost.
+#[test]
+fn a_scan_for_a_layer_notes_what_that_stands_on() {
+    let kernel = MockKernel::new(KernelProfile::modern());
+    let options = OpenOptions::new().create(true);
+    let store = Overlay2::open(kernel.kernel(), "/home".as_ref(), options).unwrap();
+    let (base, top) = ("base".parse().unwrap(), "top".parse().unwrap());
+    store.create(&CreateLayer::new(base)).unwrap();
+    let layer = CreateLayer::new(top).parent(Some("base".parse().unwrap()));
+    store.create(&layer).unwrap();
+    kernel.crash(&Survivors::Nothing);
+    let options = OpenOptions::new();
+    let store = Overlay2::open(kernel.kernel(), "/home".as_ref(), options).unwrap();
+    store.mount(&layer.id, &MountRequest::new()).unwrap();
+    let error = store.remove(&"base".parse().unwrap(), true).unwrap_err();
+    assert!(matches!(error, Error::HasChildren { .. }), "{error}");
 }

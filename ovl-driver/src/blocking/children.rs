@@ -263,6 +263,12 @@ impl Overlay2 {
             let ids: HashSet<LayerId> = self.layer_ids()?.into_iter().collect();
             let (mut whole, mut children, mut links) = (true, Vec::new(), HashSet::new());
             let mut unknown = None;
+            // It stays, perhaps, and the index is current for its parent as well.
+            if let Ok(layer) = self.layer(id)
+                && let Ok(Some(parent)) = self.parent_of(&layer)
+            {
+                self.note_child(own, &parent, layer.link)?;
+            }
             for other in ids.iter().filter(|other| *other != id) {
                 let layer = match self.layer(other) {
                     Ok(layer) => layer,

@@ -303,13 +303,21 @@ impl Overlay2 {
                 home: self.home().to_owned(),
             });
         }
-        let open = |name| files::ensure_dir(tree, &store, name, 0o700).map_err(failed);
+        let mut is_new = false;
+        let mut open = |name| {
+            is_new |= files::make_dir(tree, &store, name, 0o700).map_err(failed)?;
+            tree.open_dir(&store, OsStr::new(name)).map_err(failed)
+        };
         let own = OwnDirs {
             staging: open(names::STAGING)?,
             trash: open(names::TRASH)?,
             holds: open(names::HOLDS)?,
             children: open(names::CHILDREN)?,
         };
+        // Or what is renamed into them is nowhere after a power cut.
+        if is_new && self.durable() {
+            tree.sync(Node::Dir(&store)).map_err(failed)?;
+        }
         // Who may not do so cannot use quotas, and gets along without.
         let _ = self.leave_inherited_project();
         *cached = Some(own.clone());

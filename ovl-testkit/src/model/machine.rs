@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use ovl_driver::{Kernel, ProcessId, SystemBackend as _};
 
-use crate::mock::{KernelProfile, MockKernel};
+use crate::mock::{KernelProfile, MockKernel, Survivors};
+use crate::random::Random;
 
 /// A kernel with processes on it, for [`replay`](super::replay).
 pub trait Machine {
@@ -20,6 +21,13 @@ pub trait Machine {
 
     /// Starts the machine anew, with all that was written. `false` where that cannot be.
     fn reboot(&mut self) -> bool;
+
+    /// Cuts the power, and starts the machine anew with what was synced and as much of the rest as
+    /// chance wants by `seed`. `false`, and nothing done, where that cannot be.
+    fn cut_power(&mut self, seed: u64) -> bool {
+        let _ = seed;
+        false
+    }
 }
 
 /// A [`MockKernel`] as a [`Machine`].
@@ -66,6 +74,12 @@ impl Machine for MockMachine {
 
     fn reboot(&mut self) -> bool {
         self.kernel.reboot();
+        true
+    }
+
+    fn cut_power(&mut self, seed: u64) -> bool {
+        let changes = Random::new(seed).below(self.kernel.pending_changes() + 1);
+        self.kernel.crash(&Survivors::Journal { changes, seed });
         true
     }
 }

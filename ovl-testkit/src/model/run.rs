@@ -1,6 +1,6 @@
 //! Scripts, run on a store and on the model of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fmt;
 use std::io;
@@ -145,6 +145,8 @@ struct Run<'m> {
     model: Model,
     /// What happens in the next step.
     order: Option<Order>,
+    /// Layers that were written through a mount: nobody waits for the disk until they are sealed.
+    written: BTreeSet<String>,
     summary: Summary,
 }
 
@@ -219,6 +221,7 @@ impl<'m> Run<'m> {
                 ..Model::default()
             },
             order: None,
+            written: BTreeSet::new(),
             summary: Summary::default(),
         };
         for _ in 0..2 {
@@ -263,6 +266,12 @@ impl<'m> Run<'m> {
                     self.count(step);
                 }
             }
+            Step::CutPower { seed } => {
+                if self.machine.cut_power(*seed) {
+                    self.start_after_power_cut()?;
+                    self.count(step);
+                }
+            }
             Step::Create { user, .. }
             | Step::CreateWritable { user, .. }
             | Step::Import { user, .. }
@@ -279,6 +288,29 @@ impl<'m> Run<'m> {
             | Step::Repair { user } => self.operation(*user, step, order)?,
         }
         Ok(())
+    }
+
+    /// Everything is there but mounts, and what was written into open layers.
+    fn start_after_power_cut(&mut self) -> Result<(), String> {
+        self.model.unmount_all();
+        for user in 0..self.users.len() {
+            self.users[user] = User::start(self.machine)?;
+        }
+        let found = self.observe()?;
+        for id in std::mem::take(&mut self.written) {
+            let there = found.layers.get(&id).map(|layer| &layer.tree);
+            match (self.model.layers.get_mut(&id), there) {
+                (Some(layer), Some(there)) if !layer.sealed => layer.tree.clone_from(there),
+                _ => {}
+            }
+        }
+        match found == self.model {
+            true => Ok(()),
+            false => Err(format!(
+                "after a power cut there is {found:#?}\nand not {:#?}",
+                self.model
+            )),
+        }
     }
 
     fn count(&mut self, step: &dyn fmt::Debug) {
@@ -488,6 +520,7 @@ impl<'m> Run<'m> {
             let keeps = store.kernel().quota().keep_to_limits();
             let _keeps = keeps.map_err(|error| error.to_string())?;
             let target = store.layout().layer(&id(layer)).merged().to_owned();
+            self.written.insert(layer.to_owned());
             change(store.kernel().tree(), &target, edit)
         };
         let errno = result.as_ref().err().and_then(Errno::from_io_error);
@@ -555,7 +588,7 @@ pub(super) fn foresee(model: &mut Model, step: &Step) {
     };
     match step {
         Step::Kill { user } => model.end(process(*user)),
-        Step::Reboot => model.unmount_all(),
+        Step::Reboot | Step::CutPower { .. } => model.unmount_all(),
         Step::Write { layer, edits } => {
             if let Some(layer) = model.layers.get_mut(*layer) {
                 for edit in edits {

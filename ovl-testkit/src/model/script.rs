@@ -102,6 +102,8 @@ pub enum Step {
     Kill { user: usize },
     /// The machine is started anew.
     Reboot,
+    /// The power goes, and of what was not synced is there what a journal has by chance.
+    CutPower { seed: u64 },
     /// The process of the next step is killed before its n-th operation.
     KillAt { operation: u64 },
     /// The n-th operation of the next step fails.
@@ -289,6 +291,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => by().prop_map(|user| Step::Reopen { user }),
         1 => by().prop_map(|user| Step::Kill { user }),
         1 => Just(Step::Reboot),
+        2 => any::<u64>().prop_map(|seed| Step::CutPower { seed }),
         8 => operation().prop_map(|operation| Step::KillAt { operation }),
         8 => (operation(), select(&[5, 12, 28][..]))
             .prop_map(|(operation, errno)| Step::FailAt { operation, errno }),

@@ -23,7 +23,7 @@ pub(super) struct Case {
     pub(super) steps: &'static [Step],
     /// The errors by which a step says that it has been done already.
     pub(super) done: &'static [&'static str],
-    /// Layers whose contents nobody has waited for.
+    /// Layers whose contents nobody waits for until they are sealed.
     pub(super) unsure: &'static [&'static str],
     /// Whether it writes to a mount that is volatile.
     pub(super) volatile: bool,

@@ -33,6 +33,10 @@ impl Seen {
         self.info.as_ref()?.0.first()
     }
 
+    pub(super) fn is_sealed(&self) -> bool {
+        matches!(self.info, Some((_, true, _)))
+    }
+
     pub(super) fn forget_contents(&mut self) {
         self.contents.clear();
     }
