@@ -359,6 +359,22 @@ pub enum Error {
         /// How to make one that can do it.
         advice: &'static str,
     },
+    /// The file system keeps no attributes of the kind by which overlayfs marks what hides
+    /// something: a mount would come up, and removing a directory in it fail.
+    #[error(
+        "the file system ({}) of {} keeps no attributes {prefix}*, which no home of this user can do without; use another file system, such as ext4 or XFS",
+        fs_type.name(),
+        EscapedPath(path)
+    )]
+    #[non_exhaustive]
+    NoXattrs {
+        /// The home, or the directory that it would be made in.
+        path: PathBuf,
+        /// The file system.
+        fs_type: FsType,
+        /// What the names of these attributes begin with.
+        prefix: &'static str,
+    },
     /// The system refused a step.
     #[error("cannot {operation} {}", EscapedPath(path))]
     #[non_exhaustive]
@@ -463,7 +479,9 @@ impl Error {
             } => ErrorKind::Unsupported,
             Self::Damaged { .. } | Self::Dirty { .. } => ErrorKind::Damaged,
             Self::HomeReplaced { .. } => ErrorKind::Other,
-            Self::Unsupported { .. } | Self::NoDType { .. } => ErrorKind::Unsupported,
+            Self::Unsupported { .. } | Self::NoDType { .. } | Self::NoXattrs { .. } => {
+                ErrorKind::Unsupported
+            }
             Self::NotDurable { .. }
             | Self::Mount { .. }
             | Self::Apply { .. }
@@ -508,6 +526,7 @@ impl Error {
             | Self::NotAHome { .. }
             | Self::Unsupported { .. }
             | Self::NoDType { .. }
+            | Self::NoXattrs { .. }
             | Self::Io { .. } => None,
         }
     }

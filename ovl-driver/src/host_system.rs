@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, OnceLock};
 
 use ovl_diff::{DirHandle, HostTree, TreeBackend as _};
+use ovl_layout::XattrNamespace;
 use rustix::fs::{FileType, FlockOperation, Mode, OFlags, RawDir};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::Pid;
@@ -152,6 +153,19 @@ impl SystemBackend for HostSystem {
             }
         }
         Ok(found)
+    }
+
+    fn keeps_xattrs(&self, dir: &DirHandle, namespace: XattrNamespace) -> io::Result<bool> {
+        // The handle may be one that attributes cannot be read through.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = HostTree::dir_fd(dir)?;
+        let dir = retry_on_intr(|| rustix::fs::openat(dir, c".", flags, Mode::empty()))?;
+        let mut value = [0; 0];
+        match rustix::fs::fgetxattr(dir, namespace.opaque(), &mut value) {
+            Ok(_) | Err(Errno::NODATA) => Ok(true),
+            Err(Errno::OPNOTSUPP) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn lock(

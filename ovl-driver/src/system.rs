@@ -5,6 +5,7 @@ use std::io;
 use std::ops::Range;
 
 use ovl_diff::DirHandle;
+use ovl_layout::XattrNamespace;
 
 /// What the store asks of the system beside trees, mounts and quotas.
 pub trait SystemBackend: fmt::Debug + Send + Sync + 'static {
@@ -65,6 +66,14 @@ pub trait SystemBackend: fmt::Debug + Send + Sync + 'static {
     /// What `getdents64(2)` gives.
     #[doc(alias = "d_type")]
     fn has_d_type(&self, dir: &DirHandle) -> io::Result<bool>;
+
+    /// Whether the file system of a directory keeps attributes of a namespace, in which overlayfs
+    /// marks what hides something. The directory is only looked at.
+    ///
+    /// # Errors
+    /// What `fgetxattr(2)` gives, except `ENODATA` and `ENOTSUP`.
+    #[doc(alias = "xattr")]
+    fn keeps_xattrs(&self, dir: &DirHandle, namespace: XattrNamespace) -> io::Result<bool>;
 
     /// Locks the directory `name` inside `dir` (`dir` itself where `name` is `None`). `None` when
     /// the lock is held elsewhere and `wait` is false.

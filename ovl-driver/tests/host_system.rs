@@ -10,6 +10,7 @@ use std::sync::mpsc;
 
 use ovl_diff::{DirHandle, HostTree, TreeBackend as _};
 use ovl_driver::{FsType, HostSystem, Identity, LockKind, ProcessId, SystemBackend as _};
+use ovl_layout::XattrNamespace;
 use rustix::process::{Pid, WaitId, WaitIdOptions};
 use tempfile::TempDir;
 
@@ -289,4 +290,17 @@ fn entries_tell_their_types_and_reading_them_leaves_the_handle_alone() {
         .open_root(&temp.path().join("a"))
         .unwrap();
     assert!(system().has_d_type(&empty).unwrap());
+}
+
+#[test]
+fn a_file_system_says_which_attributes_it_keeps() {
+    let (_temp, dir) = home();
+    // Without privilege root's are not shown, but there is a place for them.
+    for namespace in [XattrNamespace::Trusted, XattrNamespace::User] {
+        assert!(system().keeps_xattrs(&dir, namespace).unwrap());
+    }
+    let proc = HostTree::default().open_root("/proc".as_ref()).unwrap();
+    for namespace in [XattrNamespace::Trusted, XattrNamespace::User] {
+        assert!(!system().keeps_xattrs(&proc, namespace).unwrap());
+    }
 }

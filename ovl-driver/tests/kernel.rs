@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sched::{CloneFlags, unshare};
 use ovl_driver::Kernel;
-use ovl_testkit::conformance::{Subject, cases};
+use ovl_testkit::conformance::{Skip, Subject, cases};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
 fn main() -> ExitCode {
@@ -57,7 +57,14 @@ fn main() -> ExitCode {
     let mut trials: Vec<Trial> = cases()
         .into_iter()
         .map(|case| {
-            let run = move |dir: &Path| (case.run)(&Subject::new(Kernel::host(), dir));
+            let run = move |dir: &Path| {
+                let subject = Subject::new(Kernel::host(), dir);
+                (case.run)(&subject);
+                for Skip { part, reason, .. } in subject.skips() {
+                    let part = part.map(|part| format!(" ({part})")).unwrap_or_default();
+                    eprintln!("SKIPPED: {}{part}: {reason}", case.name);
+                }
+            };
             trial(case.name, Box::new(run))
         })
         .collect();

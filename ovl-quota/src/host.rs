@@ -139,17 +139,21 @@ impl QuotaBackend for HostQuota {
         let mut ids = Vec::new();
         let mut from = Some(range.first());
         while let Some(id) = from.filter(|&id| range.contains(id)) {
-            let found = match sys::next_quota(home.target(), id.get()) {
-                Ok(quota) => project(quota.d_id)?,
+            let quota = match sys::next_quota(home.target(), id.get()) {
+                Ok(quota) => quota,
                 // After the last one. The manual page says ESRCH, but that is: quotas are off.
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
                 Err(error) => return Err(error),
             };
+            let found = project(quota.d_id)?;
             // An answer that is not ahead of the question would never end.
             if found < id || !range.contains(found) {
                 break;
             }
-            ids.push(found);
+            // ext4 takes its records off the disk a while after the last file is gone.
+            if !quota.is_left_over() {
+                ids.push(found);
+            }
             from = ProjectId::new(found.get() + 1);
         }
         Ok(ids)

@@ -10,6 +10,7 @@ use std::thread;
 
 use ovl_diff::DirHandle;
 use ovl_driver::{FsType, Identity, Kernel, Lock, LockKind, ProcessId, SystemBackend};
+use ovl_layout::XattrNamespace;
 use rustix::io::Errno;
 
 use crate::faulty::Faulty;
@@ -354,6 +355,10 @@ impl SystemBackend for InTurn {
 
     fn has_d_type(&self, dir: &DirHandle) -> io::Result<bool> {
         self.kernel.system().has_d_type(dir)
+    }
+
+    fn keeps_xattrs(&self, dir: &DirHandle, namespace: XattrNamespace) -> io::Result<bool> {
+        self.kernel.system().keeps_xattrs(dir, namespace)
     }
 
     fn lock(

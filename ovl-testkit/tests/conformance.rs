@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use ovl_testkit::conformance::{Subject, cases};
+use ovl_testkit::conformance::{Skip, Subject, cases};
 use ovl_testkit::{KernelProfile, MockKernel};
 
 /// They take seconds, and depend on nothing but how the kernel can be told about layers.
@@ -11,19 +11,20 @@ const DEEP: [&str; 2] = [
     "docker_deep_layer_read_of_128",
 ];
 
-/// Runs all cases, each on a kernel of its own, and names those that fail.
-fn run(profile: &KernelProfile) {
-    run_some(profile, |_| true);
+/// Runs all cases, each on a kernel of its own, and names those that fail. Gives what they left
+/// out.
+fn run(profile: &KernelProfile) -> Vec<(&'static str, Skip)> {
+    run_some(profile, |_| true)
 }
 
 /// All but those: what they use, [`KernelProfile::modern`] and
 /// [`KernelProfile::large_pages`] have between them.
-fn run_shallow(profile: &KernelProfile) {
-    run_some(profile, |name| !DEEP.contains(&name));
+fn run_shallow(profile: &KernelProfile) -> Vec<(&'static str, Skip)> {
+    run_some(profile, |name| !DEEP.contains(&name))
 }
 
-fn run_some(profile: &KernelProfile, chosen: impl Fn(&str) -> bool) {
-    let mut failed = Vec::new();
+fn run_some(profile: &KernelProfile, chosen: impl Fn(&str) -> bool) -> Vec<(&'static str, Skip)> {
+    let (mut failed, mut skips) = (Vec::new(), Vec::new());
     let all = cases();
     assert!(all.len() > 50, "the suite has {} cases", all.len());
     for deep in DEEP {
@@ -36,38 +37,58 @@ fn run_some(profile: &KernelProfile, chosen: impl Fn(&str) -> bool) {
         if catch_unwind(AssertUnwindSafe(|| (case.run)(&subject))).is_err() {
             failed.push(case.name);
         }
+        skips.extend(subject.skips().into_iter().map(|skip| (case.name, skip)));
     }
     assert!(failed.is_empty(), "failed: {failed:#?}");
+    skips
+}
+
+fn left_out(skips: &[(&str, Skip)], part: Option<&str>) -> bool {
+    skips.iter().any(|(_, skip)| skip.part.as_deref() == part)
 }
 
 #[test]
 fn all_cases_hold_on_a_modern_kernel() {
-    run(&KernelProfile::modern());
+    assert_eq!(run(&KernelProfile::modern()), []);
 }
 
 #[test]
 fn all_cases_hold_where_layers_cannot_be_open_directories() {
-    run_shallow(&KernelProfile::named_layers());
+    let skips = run_shallow(&KernelProfile::named_layers());
+    assert!(left_out(&skips, Some("layers-by-fd")), "{skips:?}");
+    assert!(!left_out(&skips, Some("lowerdir-plus")), "{skips:?}");
 }
 
 #[test]
 fn all_cases_hold_without_the_new_mount_api() {
-    run_shallow(&KernelProfile::legacy());
+    let skips = run_shallow(&KernelProfile::legacy());
+    for part in [None, Some("layers-by-fd"), Some("lowerdir-plus")] {
+        assert!(left_out(&skips, part), "{part:?}: {skips:?}");
+    }
+}
+
+#[test]
+fn all_cases_hold_where_files_take_only_the_attributes_of_root() {
+    let skips = run_shallow(&KernelProfile::legacy_tmpfs());
+    assert!(left_out(&skips, Some("user attributes")), "{skips:?}");
+    assert!(!left_out(&skips, Some("trusted attributes")), "{skips:?}");
 }
 
 #[test]
 fn all_cases_hold_in_a_user_namespace() {
-    run_shallow(&KernelProfile::rootless());
+    let skips = run_shallow(&KernelProfile::rootless());
+    assert!(left_out(&skips, None), "{skips:?}");
 }
 
 #[test]
 fn all_cases_hold_with_large_pages() {
-    run(&KernelProfile::large_pages());
+    let skips = run(&KernelProfile::large_pages());
+    assert!(left_out(&skips, Some("lowerdir-plus")), "{skips:?}");
 }
 
 #[test]
 fn all_cases_hold_on_xfs() {
-    run_shallow(&KernelProfile::xfs());
+    assert_eq!(run_shallow(&KernelProfile::xfs()), []);
 }
 
 #[test]
@@ -75,7 +96,8 @@ fn all_cases_hold_in_a_user_namespace_with_many_ids() {
     let mut profile = KernelProfile::rootless();
     profile.identity.uids = vec![0..1, 1..300_000];
     profile.identity.gids = profile.identity.uids.clone();
-    run_shallow(&profile);
+    let skips = run_shallow(&profile);
+    assert!(left_out(&skips, None), "{skips:?}");
 }
 
 #[test]

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use ovl_driver::blocking::Overlay2;
-use ovl_driver::{CreateLayer, ErrorKind, ImportOptions, OpenOptions};
+use ovl_driver::{
+    CreateLayer, Error, ErrorKind, Identity, ImportOptions, InitOptions, OpenOptions,
+};
 use ovl_testkit::{ArchiveBuilder, Faulty, KernelProfile, MockKernel};
 use tar::EntryType;
 
@@ -23,6 +25,45 @@ fn row_154_a_file_system_without_types_in_its_entries_is_refused_with_advice() {
         assert_eq!(error.kind(), ErrorKind::Unsupported);
         assert!(error.to_string().contains(advice), "{error}");
     }
+}
+
+#[test]
+fn a_home_whose_file_system_keeps_no_attributes_of_its_kind_is_neither_made_nor_opened() {
+    let home = Path::new("/scratch/home");
+    let kernel = |user_xattrs, identity| {
+        let mut profile = KernelProfile::legacy_tmpfs();
+        (profile.user_xattrs, profile.identity) = (user_xattrs, identity);
+        let kernel = MockKernel::new(profile);
+        kernel.mkdir_all(Path::new("/scratch")).unwrap();
+        kernel
+    };
+    let create = || OpenOptions::new().create(true);
+    let root = kernel(false, Identity::root());
+    Overlay2::open(root.kernel(), home, create()).expect("root has other attributes");
+
+    let rootless = kernel(false, Identity::single_id());
+    for made in [
+        Overlay2::open(rootless.kernel(), home, create()),
+        Overlay2::init(rootless.kernel(), home, &InitOptions::new()),
+    ] {
+        let error = made.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        let words = error.to_string();
+        assert!(words.contains("(tmpfs) of /scratch"), "{words}");
+        assert!(words.contains("user.overlay.*"), "{words}");
+    }
+    let scratch = rootless.kernel();
+    let scratch = scratch.tree().open_root(Path::new("/scratch")).unwrap();
+    let left = rootless.kernel().tree().read_dir(&scratch).unwrap();
+    assert!(left.is_empty(), "{left:?}");
+
+    // One that was made empty, or on a kernel that keeps them.
+    rootless.mkdir_all(home).unwrap();
+    let error = Overlay2::open(rootless.kernel(), home, create()).unwrap_err();
+    assert!(matches!(error, Error::NoXattrs { .. }), "{error}");
+    rootless.mkdir_all(&home.join("l")).unwrap();
+    let error = Overlay2::open(rootless.kernel(), home, OpenOptions::new()).unwrap_err();
+    assert!(matches!(error, Error::NoXattrs { .. }), "{error}");
 }
 
 #[test]

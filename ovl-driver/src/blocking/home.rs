@@ -16,7 +16,7 @@ use super::Overlay2;
 use super::known::KnownLowers;
 use super::owners::Owners;
 use super::quota::check_default_size;
-use super::status::refuse_without_d_type;
+use super::status::{refuse_without_d_type, refuse_without_xattrs};
 use crate::error::Error;
 use crate::files;
 use crate::kernel::Kernel;
@@ -51,7 +51,8 @@ impl Overlay2 {
     /// [`Error::Settings`] for other id maps than those asked for, and for a default size that cannot
     /// be a limit; [`Error::Unsupported`] for a relative path, for a home whose layers carry
     /// attributes that this user namespace cannot see, for id maps whose root it does not have, and
-    /// for a default size where quotas are not enforced; [`Error::NoDType`]; [`Error::MapsUnknown`];
+    /// for a default size where quotas are not enforced; [`Error::NoDType`]; [`Error::NoXattrs`];
+    /// [`Error::MapsUnknown`];
     /// [`Error::Io`].
     ///
     /// # Compatibility
@@ -92,7 +93,7 @@ impl Overlay2 {
                         home: home.to_owned(),
                     });
                 }
-                make_home_dir(&kernel, home)?;
+                make_home_dir(&kernel, home, own_xattrs)?;
                 tree.open_root(home)
                     .map_err(|error| Error::io("open", home, error))?
             }
@@ -128,6 +129,7 @@ impl Overlay2 {
                         });
                     }
                     (true, true) => {
+                        refuse_without_xattrs(&kernel, home, &home_dir, own_xattrs)?;
                         let settings = InitOptions::new().id_maps(wanted).settings(own_xattrs);
                         make_home(&kernel, home, &home_dir, &settings, owners)?
                     }
@@ -147,6 +149,7 @@ impl Overlay2 {
                 ),
             });
         }
+        refuse_without_xattrs(&kernel, home, &home_dir, settings.xattrs)?;
         refuse_other_maps(home, &settings.id_maps, options.id_maps.as_ref())?;
         let size = options.size.or(settings.size.map(Bytes::new));
         let quotas = match size {
@@ -190,12 +193,13 @@ impl Overlay2 {
                 let owners = Owners::new(&identity, &settings.id_maps)?;
                 let dir = match tree.open_root(home) {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        make_home_dir(&kernel, home)?;
+                        make_home_dir(&kernel, home, settings.xattrs)?;
                         tree.open_root(home)
                     }
                     result => result,
                 };
                 let dir = dir.map_err(|error| Error::io("open", home, error))?;
+                refuse_without_xattrs(&kernel, home, &dir, settings.xattrs)?;
                 make_home(&kernel, home, &dir, &settings, owners)?;
                 Self::open(kernel, home, OpenOptions::new())?
             }
@@ -502,7 +506,7 @@ fn refuse_writable_by_others(
 }
 
 /// Docker makes the home's directory and nothing above it.
-fn make_home_dir(kernel: &Kernel, home: &Path) -> Result<(), Error> {
+fn make_home_dir(kernel: &Kernel, home: &Path, xattrs: XattrNamespace) -> Result<(), Error> {
     let (Some(parent), Some(name)) = (home.parent(), home.file_name()) else {
         return Err(Error::HomeNotFound {
             home: home.to_owned(),
@@ -513,6 +517,7 @@ fn make_home_dir(kernel: &Kernel, home: &Path) -> Result<(), Error> {
         .open_root(parent)
         .map_err(|error| Error::io("open", parent, error))?;
     refuse_without_d_type(kernel, parent, &parent_dir)?;
+    refuse_without_xattrs(kernel, parent, &parent_dir, xattrs)?;
     match tree.create_dir(&parent_dir, name, 0o710) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(Error::io("create", home, error)),

@@ -87,6 +87,25 @@ pub(super) fn refuse_without_d_type(
     })
 }
 
+/// Overlayfs mounts all the same, and fails when it has to mark that something is hidden.
+pub(super) fn refuse_without_xattrs(
+    kernel: &Kernel,
+    path: &Path,
+    dir: &DirHandle,
+    namespace: XattrNamespace,
+) -> Result<(), Error> {
+    let failed = |error| Error::io("look at the attributes of", path, error);
+    let system = kernel.system();
+    if system.keeps_xattrs(dir, namespace).map_err(failed)? {
+        return Ok(());
+    }
+    Err(Error::NoXattrs {
+        path: path.to_owned(),
+        fs_type: system.fs_type(dir).map_err(failed)?,
+        prefix: namespace.prefix(),
+    })
+}
+
 fn d_type(kernel: &Kernel, path: &Path, dir: &DirHandle) -> Result<(FsType, Answer), Error> {
     let failed = |error| Error::io("look at", path, error);
     let fs_type = kernel.system().fs_type(dir).map_err(failed)?;

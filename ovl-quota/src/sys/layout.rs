@@ -64,6 +64,20 @@ impl FsDiskQuota {
             ..Self::default()
         }
     }
+
+    /// Whether the record says nothing: any directory of the project would count as an inode.
+    pub(crate) fn is_left_over(&self) -> bool {
+        let counts = [self.d_bcount, self.d_icount, self.d_rtbcount];
+        let limits = [
+            self.d_blk_hardlimit,
+            self.d_blk_softlimit,
+            self.d_ino_hardlimit,
+            self.d_ino_softlimit,
+            self.d_rtb_hardlimit,
+            self.d_rtb_softlimit,
+        ];
+        counts.into_iter().chain(limits).all(|number| number == 0)
+    }
 }
 
 /// `struct fs_qfilestatv` of `linux/dqblk_xfs.h`.
@@ -174,3 +188,25 @@ const _: () = {
     assert!(offset_of!(FsQuotaStatv, qs_pad4) == 100);
     assert!(offset_of!(FsQuotaStatv, qs_pad2) == 104);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_left_over_only_without_any_count_and_limit() {
+        assert!(FsDiskQuota::limits(7, 0, 0).is_left_over());
+        assert!(!FsDiskQuota::limits(7, 8, 0).is_left_over());
+        assert!(!FsDiskQuota::limits(7, 0, 1).is_left_over());
+        for set in [
+            |quota: &mut FsDiskQuota| quota.d_icount = 1,
+            |quota: &mut FsDiskQuota| quota.d_bcount = 8,
+            |quota: &mut FsDiskQuota| quota.d_blk_softlimit = 8,
+            |quota: &mut FsDiskQuota| quota.d_ino_softlimit = 1,
+        ] {
+            let mut quota = FsDiskQuota::limits(7, 0, 0);
+            set(&mut quota);
+            assert!(!quota.is_left_over(), "{quota:?}");
+        }
+    }
+}

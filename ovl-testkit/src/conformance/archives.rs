@@ -174,7 +174,7 @@ fn change_everything(subject: &Subject, path: &std::path::Path) {
     subject.link(&path.join("srv/a"), &path.join("srv/b"));
     subject.symlink(&path.join("srv/c"), "../etc/motd");
     subject.fifo(&path.join("srv/d"));
-    subject.set_xattr(&path.join("srv/a"), "user.colour", b"r\ned\0");
+    subject.set_any_xattr(&path.join("srv/a"), b"r\ned\0");
     subject.rename(&path.join("etc/passwd"), &path.join("etc/shadow"));
 }
 

@@ -21,6 +21,7 @@ mod upkeep;
 mod volatile;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ovl_driver::Kernel;
 
@@ -31,6 +32,37 @@ pub use scripts::{Overwrite, ScriptsSummary, run_scripts};
 pub struct Subject {
     kernel: Kernel,
     dir: PathBuf,
+    skips: Arc<Mutex<Vec<Skip>>>,
+}
+
+/// What a case left out because the subject's kernel lacks something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Skip {
+    /// The part of the case; `None` when nothing of it has been tried.
+    pub part: Option<String>,
+    /// What the kernel lacks.
+    pub reason: String,
+}
+
+impl Skip {
+    /// A case that was left out as a whole.
+    #[must_use]
+    pub fn whole(reason: impl Into<String>) -> Self {
+        Self {
+            part: None,
+            reason: reason.into(),
+        }
+    }
+
+    /// A part of a case that was left out.
+    #[must_use]
+    pub fn part(part: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self {
+            part: Some(part.into()),
+            reason: reason.into(),
+        }
+    }
 }
 
 impl Subject {
@@ -41,6 +73,22 @@ impl Subject {
         Self {
             kernel,
             dir: dir.into(),
+            skips: Arc::default(),
+        }
+    }
+
+    /// What the cases that ran on this subject have left out so far.
+    #[must_use]
+    pub fn skips(&self) -> Vec<Skip> {
+        // A case that panics elsewhere has not damaged the list.
+        let skips = self.skips.lock().unwrap_or_else(PoisonError::into_inner);
+        skips.clone()
+    }
+
+    fn skip(&self, skip: Skip) {
+        let mut skips = self.skips.lock().unwrap_or_else(PoisonError::into_inner);
+        if !skips.contains(&skip) {
+            skips.push(skip);
         }
     }
 

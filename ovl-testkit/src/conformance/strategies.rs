@@ -11,7 +11,7 @@ use ovl_mount::{
 };
 
 use super::support::{chain, create, id, layer, unmount};
-use super::{Subject, list};
+use super::{Skip, Subject, list};
 
 list! {
     stacks_of_few_and_many_layers_show_every_layer_by_every_strategy,
@@ -45,9 +45,18 @@ fn assert_shows(subject: &Subject, path: &Path, depth: usize, how: Strategy) {
     }
 }
 
-fn strategies(store: &Overlay2) -> Vec<Strategy> {
-    store.status().expect("status").strategies
+/// Those that the kernel has; that others are left out is told.
+fn strategies(subject: &Subject, store: &Overlay2) -> Vec<Strategy> {
+    let known = store.status().expect("status").strategies;
+    for how in Strategy::ALL {
+        if !known.contains(&how) {
+            subject.skip(Skip::part(how.as_str(), NOT_SO));
+        }
+    }
+    known
 }
+
+const NOT_SO: &str = "this kernel does not mount so";
 
 /// Mounts a layer in one way; `None` when its names are too long for that.
 fn mount_by(store: &Overlay2, layer: &str, how: Strategy) -> Option<PathBuf> {
@@ -68,7 +77,7 @@ fn mount_by(store: &Overlay2, layer: &str, how: Strategy) -> Option<PathBuf> {
 fn stacks_of_few_and_many_layers_show_every_layer_by_every_strategy(subject: &Subject) {
     let store = subject.store();
     stack(subject, &store, 127);
-    for how in strategies(&store) {
+    for how in strategies(subject, &store) {
         // Those with children are read-only and show their own contents as one more lower.
         for depth in [0, 1, 2, 63, 64, 126, 127] {
             let top = format!("s{depth}");
@@ -114,7 +123,7 @@ fn a_stack_of_499_layers_mounts_by_every_strategy_without_a_length(subject: &Sub
         MAX_DEPTH - DOCKER_MAX_DEPTH
     );
     let mut mounted = 0;
-    for how in strategies(&store) {
+    for how in strategies(subject, &store) {
         let Some(path) = mount_by(&store, &top, how) else {
             assert!(
                 matches!(how, Strategy::MountAbsolute | Strategy::MountRelative),
@@ -139,7 +148,7 @@ fn a_stack_of_499_layers_mounts_by_every_strategy_without_a_length(subject: &Sub
     // With its own contents that makes 500, which is the kernel's limit.
     let store_layer = store.inspect(&id(&top)).expect("inspect");
     for how in [Strategy::LayersByFd, Strategy::LowerdirPlus] {
-        if !strategies(&store).contains(&how) {
+        if !strategies(subject, &store).contains(&how) {
             continue;
         }
         let plan = read_only_plan(subject, &store, &id(&top), &store_layer.chain, how);
@@ -189,7 +198,7 @@ fn a_501st_layer_is_refused_with_the_numbers(subject: &Subject) {
         LinkId::from_entropy(entropy)
     };
     let links: LowerChain = (0..=KERNEL_MAX_LOWERS).map(link).collect();
-    for how in strategies(&store) {
+    for how in strategies(subject, &store) {
         let spec = OverlaySpec::new(&top, &links, access).strategy(Some(how));
         let refused = spec.plan(store.layout(), &features).expect_err("too many");
         assert!(
@@ -222,7 +231,7 @@ fn homes_of_any_bytes_mount_by_every_strategy(subject: &Subject) {
     ] {
         let store = subject.open(name).expect("a home of this name");
         stack(subject, &store, 2);
-        for how in strategies(&store) {
+        for how in strategies(subject, &store) {
             for depth in [1, 2] {
                 let top = format!("s{depth}");
                 let path = mount_by(&store, &top, how).expect("short enough");
@@ -242,7 +251,11 @@ fn homes_of_any_bytes_mount_by_every_strategy(subject: &Subject) {
 
 fn a_layer_by_fd_is_not_reached_through_a_link(subject: &Subject) {
     let store = subject.store();
-    if !strategies(&store).contains(&Strategy::LayersByFd) {
+    let features = subject.kernel().mount().features().expect("features");
+    if !features.layers_by_fd {
+        subject.skip(Skip::whole(
+            "this kernel does not take layers as open directories",
+        ));
         return;
     }
     stack(subject, &store, 1);
@@ -274,7 +287,7 @@ fn a_layer_by_fd_is_not_reached_through_a_link(subject: &Subject) {
 fn what_the_kernel_says_is_part_of_the_error(subject: &Subject) {
     let store = subject.store();
     stack(subject, &store, 1);
-    for how in strategies(&store) {
+    for how in strategies(subject, &store) {
         let label = "a-label".parse().expect("a label");
         let request = MountRequest::new().label(Some(label)).strategy(Some(how));
         let Err(error) = store.mount(&id("s1"), &request) else {
@@ -305,7 +318,7 @@ fn what_the_kernel_says_is_part_of_the_error(subject: &Subject) {
 fn an_overlay_that_comes_up_read_only_is_taken_away(subject: &Subject) {
     let store = subject.store();
     stack(subject, &store, 1);
-    for how in strategies(&store) {
+    for how in strategies(subject, &store) {
         let request = MountRequest::new().strategy(Some(how));
         let plan = store.plan(&id("s1"), &request).expect("plan");
         subject.mkdir(plan.target(), 0o700);
@@ -342,7 +355,7 @@ fn row_170_a_mount_point_that_is_a_link_is_refused(subject: &Subject) {
     let elsewhere = subject.dir().join("elsewhere");
     subject.mkdir(&elsewhere, 0o755);
     for name in ["s0", "s1"] {
-        for how in strategies(&store) {
+        for how in strategies(subject, &store) {
             let request = MountRequest::new().strategy(Some(how));
             let plan = store.plan(&id(name), &request).expect("plan");
             subject.symlink(plan.target(), elsewhere.to_str().expect("UTF-8"));
@@ -364,7 +377,7 @@ fn a_mount_is_private(subject: &Subject) {
     let store = subject.store();
     stack(subject, &store, 1);
     for name in ["s0", "s1"] {
-        for how in strategies(&store) {
+        for how in strategies(subject, &store) {
             let path = mount_by(&store, name, how).expect("short enough");
             let found = subject.kernel().mount().mount_at(&path);
             let found = found.expect("the table can be read").expect("mounted");

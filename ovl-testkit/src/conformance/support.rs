@@ -10,8 +10,9 @@ use ovl_driver::{
 };
 use ovl_layout::LayerId;
 use ovl_mount::UnmountMode;
+use rustix::io::Errno;
 
-use super::Subject;
+use super::{Skip, Subject};
 use crate::snapshot::{Snapshot, differences, snapshot_at};
 
 pub(super) fn id(text: &str) -> LayerId {
@@ -150,6 +151,25 @@ impl Subject {
         let node = Node::Entry(&dir, name);
         let set = self.tree().set_xattr(node, OsStr::new(attribute), value);
         set.unwrap_or_else(|error| panic!("set {attribute} on {}: {error}", path.display()));
+    }
+
+    /// Sets an attribute that archives carry: one that every user may set, where the file system
+    /// takes those.
+    pub(super) fn set_any_xattr(&self, path: &Path, value: &[u8]) {
+        let (dir, name) = self.parent(path);
+        for kind in ["user", "trusted"] {
+            let attribute = format!("{kind}.colour");
+            let node = Node::Entry(&dir, name);
+            let set = self.tree().set_xattr(node, OsStr::new(&attribute), value);
+            match set.map_err(|error| (Errno::from_io_error(&error), error)) {
+                Ok(()) => return,
+                Err((Some(Errno::OPNOTSUPP | Errno::PERM), error)) => {
+                    let reason = format!("the file system does not take them: {error}");
+                    self.skip(Skip::part(format!("{kind} attributes"), reason));
+                }
+                Err((_, error)) => panic!("set {attribute} on {}: {error}", path.display()),
+            }
+        }
     }
 
     pub(super) fn exists(&self, path: &Path) -> bool {

@@ -10,7 +10,7 @@ use ovl_mount::OverlayOptions;
 use rustix::io::Errno;
 
 use super::support::{create, id, mount, unmount, with_mount};
-use super::{Subject, list};
+use super::{Skip, Subject, list};
 
 list! {
     redirects_are_refused_by_mounts_that_do_not_follow_them,
@@ -55,7 +55,9 @@ fn try_rename(subject: &Subject, from: &Path, to: &Path) -> Option<Errno> {
 fn redirects_are_refused_by_mounts_that_do_not_follow_them(subject: &Subject) {
     let identity = subject.kernel().system().identity().expect("an identity");
     if identity.user_namespace {
-        // Attributes that anybody can write are never followed.
+        subject.skip(Skip::whole(
+            "redirects are attributes that anybody can write here, and never followed",
+        ));
         return;
     }
     let (store, _) = two_directories(subject);
@@ -147,6 +149,7 @@ fn what_exists_is_told_before_what_is_read_only(subject: &Subject) {
 fn new_objects_take_the_group_of_a_setgid_directory(subject: &Subject) {
     let identity = subject.kernel().system().identity().expect("an identity");
     if !identity.gids.iter().any(|ids| ids.contains(&7)) {
+        subject.skip(Skip::whole("there is no second group here"));
         return;
     }
     let (store, path) = two_directories(subject);

@@ -9,6 +9,7 @@ use ovl_diff::{
     DirEntry, DirHandle, FileHandle, Metadata, Node, NodeKind, RenameMode, Timestamp, TreeBackend,
 };
 use ovl_driver::{FsType, Identity, Lock, LockKind, ProcessId, SystemBackend};
+use ovl_layout::XattrNamespace;
 use ovl_mount::{
     Holder, MountBackend, MountError, MountFeatures, MountInfo, MountPlan, UnmountMode,
 };
@@ -387,6 +388,13 @@ impl SystemBackend for Faulty {
     fn has_d_type(&self, dir: &DirHandle) -> io::Result<bool> {
         let subject = node_text(Node::Dir(dir));
         self.system_step("has_d_type", subject, |system| system.has_d_type(dir))
+    }
+
+    fn keeps_xattrs(&self, dir: &DirHandle, namespace: XattrNamespace) -> io::Result<bool> {
+        let subject = node_text(Node::Dir(dir));
+        self.system_step("keeps_xattrs", subject, |system| {
+            system.keeps_xattrs(dir, namespace)
+        })
     }
 
     fn lock(

@@ -19,6 +19,9 @@ pub struct KernelProfile {
     pub fs_type: FsType,
     /// Whether directory entries tell their types.
     pub d_type: bool,
+    /// Whether the file system keeps attributes that everybody may set, as tmpfs does since Linux
+    /// 6.6.
+    pub user_xattrs: bool,
     /// What project quotas do.
     pub quota: Enforcement,
     /// Whether many changes have the same time, as before Linux 6.13.
@@ -37,6 +40,7 @@ impl KernelProfile {
             identity: Identity::root(),
             fs_type: FsType::EXT,
             d_type: true,
+            user_xattrs: true,
             quota: Enforcement::Enforced,
             coarse_time: false,
         }
@@ -50,6 +54,17 @@ impl KernelProfile {
             lowerdir_plus: false,
             coarse_time: true,
             ..Self::modern()
+        }
+    }
+
+    /// Linux 6.1 on a tmpfs: neither the new mount API nor attributes that everybody may set.
+    #[must_use]
+    pub fn legacy_tmpfs() -> Self {
+        Self {
+            fs_type: FsType::TMPFS,
+            user_xattrs: false,
+            quota: Enforcement::Unsupported,
+            ..Self::legacy()
         }
     }
 

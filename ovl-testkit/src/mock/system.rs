@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError};
 
 use ovl_diff::DirHandle;
 use ovl_driver::{FsType, Identity, Lock, LockKind, ProcessId, SystemBackend};
+use ovl_layout::XattrNamespace;
 use rustix::io::Errno;
 
 use super::inode::Ino;
@@ -106,6 +107,10 @@ impl SystemBackend for MockKernel {
 
     fn has_d_type(&self, _: &DirHandle) -> io::Result<bool> {
         Ok(self.profile().d_type)
+    }
+
+    fn keeps_xattrs(&self, _: &DirHandle, namespace: XattrNamespace) -> io::Result<bool> {
+        Ok(namespace == XattrNamespace::Trusted || self.profile().user_xattrs)
     }
 
     fn lock(

@@ -265,6 +265,14 @@ impl MockKernel {
         }
     }
 
+    fn keeps(&self, name: &OsStr) -> Result<()> {
+        let is_user = name.as_encoded_bytes().starts_with(b"user.");
+        match is_user && !self.profile().user_xattrs {
+            true => Err(Errno::OPNOTSUPP),
+            false => Ok(()),
+        }
+    }
+
     fn change(
         &self,
         node: Node<'_>,
@@ -704,7 +712,9 @@ impl TreeBackend for MockKernel {
         }
         let mut state = self.state();
         self.may_have(&state, node, name)?;
+        // A merged view copies the file up before its file system is asked.
         let (ino, private) = self.locate_mut(&mut state, node)?;
+        self.keeps(name)?;
         let now = state.tick();
         let inode = state.inode_mut(ino)?;
         inode.ctime = now;
@@ -716,6 +726,7 @@ impl TreeBackend for MockKernel {
 
     fn remove_xattr(&self, node: Node<'_>, name: &OsStr) -> io::Result<()> {
         self.may_have(&self.state(), node, name)?;
+        self.keeps(name)?;
         self.xattr(node, name)?.ok_or(Errno::NODATA)?;
         let mut state = self.state();
         let (ino, private) = self.locate_mut(&mut state, node)?;

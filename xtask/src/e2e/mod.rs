@@ -15,6 +15,7 @@ mod rows;
 mod scenarios;
 mod storm;
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -24,7 +25,7 @@ use clap::{Args, ValueEnum};
 use nix::sched::{CloneFlags, unshare};
 use ovl_driver::Kernel;
 use ovl_quota::Enforcement;
-use ovl_testkit::conformance::{Case, Subject, cases};
+use ovl_testkit::conformance::{Case, Skip, Subject, cases};
 use rustix::mount::{MountPropagationFlags, mount_change};
 
 use crate::{cargo, output};
@@ -414,8 +415,9 @@ pub(crate) fn suite(options: &SuiteOptions) -> Result<()> {
     let chosen = |case: &Case| options.quotas.is_none() || case.subject == "quotas";
     for case in cases.into_iter().filter(chosen) {
         count.run(options, case.name, |dir| {
-            (case.run)(&Subject::new(Kernel::host(), dir));
-            Ok(())
+            let subject = Subject::new(Kernel::host(), dir);
+            (case.run)(&subject);
+            Ok(subject.skips())
         });
     }
     let place = |dir: &Path| scenarios::Place {
@@ -425,6 +427,7 @@ pub(crate) fn suite(options: &SuiteOptions) -> Result<()> {
         fs: options.fs,
         quick: options.quick,
         seed: options.seed,
+        skips: RefCell::default(),
     };
     if let Some(fixtures) = &options.fixtures {
         return docker::write_fixture(&place(&options.dir), fixtures);
@@ -441,7 +444,11 @@ pub(crate) fn suite(options: &SuiteOptions) -> Result<()> {
             None if scenarios::NEED_DEBIAN.contains(name) => {
                 count.skip(options, name, "no Debian root and its programs here");
             }
-            _ => count.run(options, name, |dir| scenario(&place(dir))),
+            _ => count.run(options, name, |dir| {
+                let place = place(dir);
+                scenario(&place)?;
+                Ok(place.skips.take())
+            }),
         }
     }
     let Count {
@@ -492,7 +499,13 @@ impl Count {
         }
     }
 
-    fn run(&mut self, options: &SuiteOptions, name: &str, work: impl FnOnce(&Path) -> Result<()>) {
+    /// Runs something, which says what it has left out.
+    fn run(
+        &mut self,
+        options: &SuiteOptions,
+        name: &str,
+        work: impl FnOnce(&Path) -> Result<Vec<Skip>>,
+    ) {
         if !self.is_asked(options, name) {
             return;
         }
@@ -509,12 +522,22 @@ impl Count {
         // What one leaves behind must not be the next one's trouble.
         let result = match options.keep {
             true => result,
-            false => result.and(clear(&dir)),
+            false => result.and_then(|skips| clear(&dir).map(|()| skips)),
         };
         match result {
-            Ok(()) => {
-                println!("test {name} ... ok ({took:.2} s)");
-                self.passed += 1;
+            Ok(skips) => {
+                for Skip { part, reason, .. } in &skips {
+                    let part = part.as_ref().map(|part| format!(" ({part})"));
+                    println!(
+                        "test {name}{} ... skipped: {reason}",
+                        part.unwrap_or_default()
+                    );
+                }
+                self.skipped += skips.len();
+                if skips.iter().all(|skip| skip.part.is_some()) {
+                    println!("test {name} ... ok ({took:.2} s)");
+                    self.passed += 1;
+                }
             }
             Err(error) => {
                 println!("test {name} ... FAILED ({took:.2} s): {error:#}");

@@ -144,8 +144,16 @@ fn run_part(part: &Part, options: &GuestOptions) -> Result<bool> {
     }
     let status = suite.env("NO_COLOR", "1").status();
     let status = status.context("cannot run the suite")?;
-    unmount(&dir, UnmountFlags::empty())
-        .with_context(|| format!("something is still using {}", dir.display()))?;
+    if status.code().is_none() {
+        // As where memory has run out.
+        println!("the suite ended with {status}");
+    }
+    let how = match status.success() {
+        true => UnmountFlags::empty(),
+        // What a failure has left must not keep the other parts from running.
+        false => UnmountFlags::DETACH,
+    };
+    unmount(&dir, how).with_context(|| format!("something is still using {}", dir.display()))?;
     Ok(status.success())
 }
 

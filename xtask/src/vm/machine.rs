@@ -75,7 +75,7 @@ impl Machine {
         let mut qemu = Command::new("setpriv");
         qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
         qemu.args(["-machine", "q35", "-accel", "tcg,thread=multi"]);
-        qemu.args(["-cpu", "max", "-smp", "2", "-m", "768"]);
+        qemu.args(["-cpu", "max", "-smp", "2", "-m", "1024"]);
         qemu.args(["-nodefaults", "-no-reboot", "-display", "none"]);
         qemu.args(["-serial", "stdio"]);
         qemu.arg("-kernel").arg(&kernel.image);

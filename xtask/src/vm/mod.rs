@@ -46,7 +46,7 @@ struct Run {
     /// Fewer and smaller scenarios
     #[arg(long)]
     quick: bool,
-    /// Debian 12's kernel, or also those of the releases after it
+    /// Debian 12's kernel, that of a later release, or all of them
     #[arg(long, value_enum, default_value = "6.1")]
     kernels: Kernels,
     /// Only cases and scenarios whose name holds this
@@ -61,13 +61,18 @@ struct Run {
 enum Kernels {
     #[value(name = "6.1")]
     Oldest,
+    #[value(name = "6.12")]
+    Middle,
+    Newest,
     All,
 }
 
 impl Kernels {
     fn releases(self) -> &'static [Release] {
         match self {
-            Self::Oldest => &[kernel::OLDEST],
+            Self::Oldest => &kernel::ALL[..1],
+            Self::Middle => &kernel::ALL[1..2],
+            Self::Newest => &kernel::ALL[2..],
             Self::All => &kernel::ALL,
         }
     }

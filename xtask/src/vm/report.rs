@@ -1,6 +1,6 @@
 //! What a guest says on its console, counted.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Before the name of a part.
@@ -18,7 +18,8 @@ pub(super) struct Row {
     passed: usize,
     failed: Vec<String>,
     skipped: usize,
-    reasons: BTreeSet<String>,
+    /// How many were skipped for each.
+    reasons: BTreeMap<String, usize>,
     /// Whether the guest has said how it ended, and how.
     ended_well: Option<bool>,
     seconds: f64,
@@ -32,7 +33,7 @@ impl Row {
             passed: 0,
             failed: Vec::new(),
             skipped: 0,
-            reasons: BTreeSet::new(),
+            reasons: BTreeMap::new(),
             ended_well: None,
             seconds: 0.0,
         }
@@ -74,7 +75,7 @@ impl Report {
             Some((_, how)) => {
                 if let Some(reason) = how.strip_prefix("skipped: ") {
                     row.skipped += 1;
-                    row.reasons.insert(reason.to_owned());
+                    *row.reasons.entry(reason.to_owned()).or_default() += 1;
                 }
             }
             None => {}
@@ -84,7 +85,7 @@ impl Report {
     /// A guest ended before it was done.
     pub(super) fn lost(&mut self, kernel: &str, said: String) {
         let mut row = Row::new(kernel, "the guest itself");
-        row.reasons.insert(format!("it said last: {said}"));
+        row.reasons.insert(format!("it said last: {said}"), 1);
         self.rows.push(row);
     }
 
@@ -118,8 +119,10 @@ impl fmt::Display for Report {
                 Some(_) => write!(f, "{:7.1}", row.seconds)?,
                 None => write!(f, "not done")?,
             }
-            for reason in &row.reasons {
-                write!(f, "  {reason}")?;
+            let mut before = "  ";
+            for (reason, count) in &row.reasons {
+                write!(f, "{before}{count}: {reason}")?;
+                before = "; ";
             }
             writeln!(f)?;
         }
@@ -146,6 +149,8 @@ mod tests {
             "@begin quotas off, xfs",
             "test a ... ok (0.10 s)",
             "test b ... skipped: no tar here",
+            "test a (by name) ... skipped: no root here",
+            "test c ... skipped: no tar here",
             "@end passed",
             "@begin ext4",
             "test a ... FAILED (0.10 s): no",
@@ -160,7 +165,7 @@ mod tests {
             .collect();
         assert_eq!(
             rows[1].join(" "),
-            "6.1 quotas off, xfs 1 0 1 3.0 no tar here"
+            "6.1 quotas off, xfs 1 0 3 5.0 1: no root here; 2: no tar here"
         );
         assert_eq!(rows[2].join(" "), "6.1 ext4 1 1 0 3.0");
     }

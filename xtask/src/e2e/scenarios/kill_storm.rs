@@ -1,32 +1,38 @@
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use ovl_layout::names;
 use rustix::process::Signal;
 
 use super::Place;
+use crate::e2e::mounts::unmount_below;
 use crate::e2e::random::Random;
 use crate::e2e::storm::{Ending, Home, Log, Model};
 
 const ROUNDS: [u64; 2] = [40, 300];
 /// Rounds on one home.
 const ON_ONE_HOME: u64 = 25;
+/// A process that has made no home by then never will.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Whatever a process is doing when it is killed, what it has reported is there, and what it has
 /// left goes.
 pub(super) fn run(place: &Place) -> Result<()> {
     let rounds = ROUNDS[usize::from(!place.quick)];
     let (mut random, mut tally) = (Random::new(place.seed), Tally::default());
-    let mut storm = Storm::new(place, 0);
+    let pace = pace(place)?;
+    let mut storm = Storm::new(place, 0, pace);
     for round in 0..rounds {
         let next = round / ON_ONE_HOME;
         if next != storm.number {
             storm.home.end().context("at the end of a home")?;
-            storm = Storm::new(place, next);
+            storm = Storm::new(place, next, pace);
         }
         storm.round(&mut random, &mut tally).with_context(|| {
             format!(
@@ -37,8 +43,45 @@ pub(super) fn run(place: &Place) -> Result<()> {
         })?;
     }
     storm.home.end().context("at the end of a home")?;
-    println!("{rounds} rounds of seed {}; {tally}", place.seed);
+    println!(
+        "{rounds} rounds of seed {} at a pace of {:.1} ms; {tally}",
+        place.seed,
+        pace.as_secs_f64() * 1e3
+    );
+    ensure!(
+        tally.steps >= rounds && tally.hit.len() > 2,
+        "the kills hit next to nothing: {tally}"
+    );
     Ok(())
+}
+
+/// How long a process takes here until it has made a home. A kill must come while it is at work,
+/// and how soon that is differs by much between machines.
+fn pace(place: &Place) -> Result<Duration> {
+    let mut all = Vec::new();
+    for number in 0..5 {
+        let storm = Storm::new(place, number, Duration::ZERO);
+        let start = Instant::now();
+        let mut worker = storm.worker("none", place.seed)?;
+        let took = loop {
+            let took = start.elapsed();
+            if !storm.read_log()?.done.is_empty() {
+                break took;
+            }
+            if worker.try_wait()?.is_some() || took > PATIENCE {
+                bail!("a process makes no home, also if it is not killed");
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        };
+        worker.kill()?;
+        worker.wait()?;
+        storm.remove_log()?;
+        unmount_below(&storm.home.path)?;
+        fs::remove_dir_all(&storm.home.path)?;
+        all.push(took);
+    }
+    all.sort_unstable();
+    Ok(all[all.len() / 2])
 }
 
 /// What the kills hit.
@@ -71,12 +114,15 @@ struct Storm {
     number: u64,
     home: Home,
     log: PathBuf,
+    /// What a process needs until it has made a home.
+    pace: Duration,
 }
 
 impl Storm {
-    fn new(place: &Place, number: u64) -> Self {
+    fn new(place: &Place, number: u64, pace: Duration) -> Self {
         Self {
             number,
+            pace,
             home: Home {
                 path: place.dir.join(format!("home-{number}")),
                 model: Model::default(),
@@ -86,13 +132,15 @@ impl Storm {
     }
 
     fn round(&mut self, random: &mut Random, tally: &mut Tally) -> Result<()> {
-        let delay = match random.below(8) {
+        let paces = match random.below(8) {
             // The home is made within the first moments.
-            _ if !self.home.path.join(names::LINK_DIR).exists() => random.below(6_000),
-            0 => random.below(150_000),
-            _ => random.below(30_000),
+            _ if !self.home.path.join(names::LINK_DIR).exists() => 1,
+            0 => 25,
+            _ => 5,
         };
-        let log = self.kill_worker(random, Duration::from_micros(delay))?;
+        let delay = u64::try_from(self.pace.as_micros())? * paces;
+        let delay = Duration::from_micros(random.below(delay.max(1)));
+        let log = self.kill_worker(random, delay)?;
         tally.steps += log.done.len() as u64;
         tally.refused += log.refused;
         let hit = match &log.pending {
@@ -120,15 +168,27 @@ impl Storm {
 
     /// Runs a process that works on the home, and kills it.
     fn kill_worker(&self, random: &mut Random, delay: Duration) -> Result<Log> {
-        match fs::remove_file(&self.log) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
+        self.remove_log()?;
         let durability = match random.below(4) {
             0 | 1 => "none",
             2 => "layer",
             _ => "full",
         };
+        let mut worker = self.worker(durability, random.next())?;
+        std::thread::sleep(delay);
+        worker.kill()?;
+        let status = worker.wait()?;
+        let log = self.read_log()?;
+        let killed = status.signal() == Some(Signal::KILL.as_raw());
+        ensure!(
+            killed || log.bug.is_some(),
+            "the process has ended by itself: {status}"
+        );
+        Ok(log)
+    }
+
+    /// Starts a process that works on the home.
+    fn worker(&self, durability: &str, seed: u64) -> Result<Child> {
         let mut worker = Command::new(std::env::current_exe()?);
         worker
             .arg("storm-worker")
@@ -137,20 +197,21 @@ impl Storm {
             .arg("--log")
             .arg(&self.log);
         worker.args(["--durability", durability]);
-        worker.arg("--seed").arg(random.next().to_string());
-        let mut worker = worker.stdin(Stdio::null()).spawn()?;
-        std::thread::sleep(delay);
-        worker.kill()?;
-        let status = worker.wait()?;
-        let log: Log = match fs::read_to_string(&self.log) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Log::default(),
-            log => log?.parse()?,
-        };
-        let killed = status.signal() == Some(Signal::KILL.as_raw());
-        ensure!(
-            killed || log.bug.is_some(),
-            "the process has ended by itself: {status}"
-        );
-        Ok(log)
+        worker.arg("--seed").arg(seed.to_string());
+        Ok(worker.stdin(Stdio::null()).spawn()?)
+    }
+
+    fn remove_log(&self) -> Result<()> {
+        match fs::remove_file(&self.log) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn read_log(&self) -> Result<Log> {
+        match fs::read_to_string(&self.log) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Log::default()),
+            log => log?.parse(),
+        }
     }
 }

@@ -9,12 +9,14 @@ mod scripts;
 mod shapes;
 mod stacks;
 
+use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use ovl_diff::HostTree;
+use ovl_testkit::conformance::Skip;
 use ovl_testkit::{ArchiveBuilder, snapshot_at};
 
 pub(crate) use scripts::{ScriptsOptions, in_namespace};
@@ -151,9 +153,16 @@ pub(super) struct Place {
     pub(super) quick: bool,
     /// What the scenarios of chance follow.
     pub(super) seed: u64,
+    /// What the scenario has left out.
+    pub(super) skips: RefCell<Vec<Skip>>,
 }
 
 impl Place {
+    /// Tells that something is left out.
+    fn skip(&self, skip: Skip) {
+        self.skips.borrow_mut().push(skip);
+    }
+
     /// The archive of a Debian root.
     pub(in crate::e2e) fn rootfs(&self) -> Result<&Path> {
         self.rootfs.as_deref().context("there is no Debian root")

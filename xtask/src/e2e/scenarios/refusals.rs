@@ -1,6 +1,6 @@
 use std::fs;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use ovl_testkit::ArchiveBuilder;
@@ -122,16 +122,23 @@ pub(super) fn killed_import(place: &Place) -> Result<()> {
     let ovl = place.ovl(&place.home());
     let rootfs = place.large_archive()?.to_string_lossy().into_owned();
     ovl.ok(&["create", "base"])?;
+    let import = ["import", "victim", "--parent", "base", &rootfs];
+    let start = Instant::now();
+    ovl.ok(&import)?;
+    let whole = start.elapsed();
+    ovl.ok(&["rm", "victim"])?;
     let rounds = if place.quick { 5 } else { 20 };
+    let mut cut_short = 0;
     for round in 0..rounds {
-        let mut import = ovl.command(&["import", "victim", "--parent", "base", &rootfs]);
+        let mut import = ovl.command(&import);
         let mut child = import.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        std::thread::sleep(Duration::from_millis(2 + round * 17));
+        std::thread::sleep(whole * (2 * round + 1) / (2 * rounds));
         // It may be done already.
         child.kill()?;
         let finished = child.wait()?.success();
         let there = ovl.output(&["inspect", "victim"])?.status.success();
         ensure!(!finished || there, "an import that ended well is not there");
+        cut_short += u32::from(!there);
         ovl.ok(&["create", "probe", "--parent", "base"])?;
         match there {
             true => ovl.ok(&["rm", "probe", "victim"])?,
@@ -139,7 +146,8 @@ pub(super) fn killed_import(place: &Place) -> Result<()> {
         };
         ovl.assert_clean()?;
     }
-    ovl.ok(&["import", "victim", "--parent", "base", &rootfs])?;
+    ensure!(cut_short > 0, "no import of {rounds} was killed in time");
+    ovl.ok(&import)?;
     ovl.ok(&["rm", "base", "victim"])?;
     ovl.assert_clean()
 }

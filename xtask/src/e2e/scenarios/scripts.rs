@@ -1,6 +1,6 @@
 //! Random changes of real overlay mounts.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,10 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use nix::sched::{CloneFlags, unshare};
-use ovl_driver::Kernel;
-use ovl_testkit::conformance::{Subject, run_scripts};
+use ovl_driver::blocking::Overlay2;
+use ovl_driver::{Error, Kernel, OpenOptions};
+use ovl_layout::XattrNamespace;
+use ovl_testkit::conformance::{Skip, Subject, run_scripts};
 use ovl_testkit::differential::run;
 use ovl_testkit::{KernelProfile, MockKernel};
 
@@ -64,6 +66,12 @@ pub(super) fn random_in_namespace(place: &Place) -> Result<()> {
         .map(|mut all| all.read_to_string(&mut errors));
     let status = process.wait()?;
     read.transpose()?;
+    if status.success() && said == NO_XATTRS {
+        place.skip(Skip::whole(
+            "the file system keeps no attributes of a user namespace, and says so",
+        ));
+        return Ok(());
+    }
     ensure!(
         line == READY && status.success() && said == format!("{count}\n"),
         "{status}, {line:?}, {said:?}: {errors}"
@@ -72,6 +80,8 @@ pub(super) fn random_in_namespace(place: &Place) -> Result<()> {
 }
 
 const READY: &str = "ready\n";
+/// Homes are refused here, with the reason.
+const NO_XATTRS: &str = "no attributes\n";
 
 #[derive(Debug, Args)]
 pub(crate) struct ScriptsOptions {
@@ -88,6 +98,14 @@ pub(crate) fn in_namespace(options: &ScriptsOptions) -> Result<()> {
     print!("{READY}");
     io::stdout().flush()?;
     io::stdin().read_line(&mut String::new())?;
+    let probe = OpenOptions::new().create(true);
+    match Overlay2::open(Kernel::host(), &options.dir.join("probe"), probe) {
+        Err(Error::NoXattrs { .. }) => {
+            print!("{NO_XATTRS}");
+            return Ok(());
+        }
+        opened => drop(opened?),
+    }
     let subject = Subject::new(Kernel::host(), &options.dir);
     let numbers = FIRST..FIRST + options.count;
     let written = run_scripts(&subject, numbers.clone(), Some(overwrite));
@@ -106,6 +124,10 @@ pub(super) fn differential(place: &Place) -> Result<()> {
         FsKind::Xfs => KernelProfile::xfs(),
         FsKind::Tmpfs | FsKind::Ext4 => KernelProfile::modern(),
     };
+    profile.user_xattrs = host.kernel().system().keeps_xattrs(
+        &host.kernel().tree().open_root(&place.dir)?,
+        XattrNamespace::User,
+    )?;
     profile.quota = host.kernel().quota().enforcement(&place.dir)?;
     // More than 5000 on the three file systems together.
     let count = if place.quick { 150 } else { 1700 };
@@ -133,6 +155,6 @@ pub(super) fn differential(place: &Place) -> Result<()> {
 }
 
 fn overwrite(path: &Path, contents: &[u8]) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).open(path)?;
+    let file = File::options().write(true).open(path)?;
     file.write_all_at(contents, 0)
 }
