@@ -69,14 +69,8 @@ impl Kernel {
     }
 
     fn read(name: String, dir: &Path) -> Result<Self> {
-        let boot = files_below(&dir.join("boot"))?;
-        let image = boot.into_iter().find(|path| {
-            let name = path.file_name().map(OsStr::to_string_lossy);
-            name.is_some_and(|name| name.starts_with("vmlinuz-"))
-        });
-        let image = image.with_context(|| format!("{name} has no kernel"))?;
-        let (mut modules, mut builtin) = (BTreeMap::new(), Vec::new());
-        for below in ["lib/modules", "usr/lib/modules"] {
+        let (mut image, mut modules, mut builtin) = (None, BTreeMap::new(), Vec::new());
+        for below in ["boot", "lib/modules", "usr/lib/modules"] {
             let below = dir.join(below);
             if !below.exists() {
                 continue;
@@ -84,6 +78,7 @@ impl Kernel {
             for path in files_below(&below)? {
                 match module_name(&path) {
                     Some(name) => drop(modules.insert(name, path)),
+                    None if is_image(&path) => image = Some(path),
                     None if path.ends_with("modules.builtin") => {
                         let listed = fs::read_to_string(&path)?;
                         let listed = listed.lines().filter_map(|line| module_name(line.as_ref()));
@@ -94,8 +89,8 @@ impl Kernel {
             }
         }
         Ok(Self {
+            image: image.with_context(|| format!("{name} has no kernel"))?,
             name,
-            image,
             modules,
             builtin,
         })
@@ -135,6 +130,12 @@ impl Kernel {
         found.push((name.to_owned(), module));
         Ok(())
     }
+}
+
+/// In `/boot` with its version, beside the modules without.
+fn is_image(path: &Path) -> bool {
+    let name = path.file_name().map(OsStr::to_string_lossy);
+    name.is_some_and(|name| name == "vmlinuz" || name.starts_with("vmlinuz-"))
 }
 
 /// The name that a module's file stands for: it has `_` wherever the file has `-`.
@@ -242,7 +243,7 @@ impl Apt {
         let mut packages = vec![package.to_owned()];
         // Newer kernels come in pieces.
         let parts = self.depends(package)?.into_iter().filter(|name| {
-            ["linux-binary-", "linux-modules-"]
+            ["linux-base-", "linux-binary-", "linux-modules-"]
                 .iter()
                 .any(|part| name.starts_with(part))
         });

@@ -3,6 +3,7 @@
 mod crowds;
 mod debian;
 mod kill_storm;
+mod lengths;
 mod quotas;
 mod refusals;
 mod scripts;
@@ -29,7 +30,7 @@ use super::mounts::mounts_below;
 pub(super) type Scenario = fn(&Place) -> Result<()>;
 
 /// All scenarios by name.
-pub(super) const ALL: [(&str, Scenario); 17] = [
+pub(super) const ALL: [(&str, Scenario); 18] = [
     (
         "a_debian_root_is_changed_and_the_change_applied_elsewhere",
         debian::change_and_apply,
@@ -54,6 +55,10 @@ pub(super) const ALL: [(&str, Scenario); 17] = [
     (
         "the_deepest_absolute_stack_fits_and_one_more_is_refused",
         stacks::deepest_absolute,
+    ),
+    (
+        "the_deepest_stacks_fit_for_homes_and_ids_of_any_length",
+        lengths::deepest,
     ),
     (
         "bad_input_has_its_exit_code_and_changes_nothing",
