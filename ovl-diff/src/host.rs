@@ -10,7 +10,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
+use rustix::buffer::spare_capacity;
 use rustix::fs::{
     AtFlags, FileType, Gid, IFlags, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, SeekFrom,
     Timespec, Timestamps, Uid,
@@ -20,12 +22,11 @@ use xattr::FileExt as _;
 
 use self::at::{
     OPEN_DIR, PERMISSIONS, component, entry_metadata, entry_path, explain, file_kind, is,
-    open_dir_same_mount, open_metadata, permissions, reopen, require_regular, set_entry_mode,
-    settle_mode,
+    open_dir_same_mount, open_metadata, permissions, require_regular, set_entry_mode, settle_mode,
 };
 use crate::tree::{
-    DeviceNumber, DirEntry, DirHandle, FileHandle, FileKind, Metadata, Node, NodeKind, RenameMode,
-    Timestamp, TreeBackend,
+    DeviceNumber, DirEntry, DirHandle, FileHandle, FileKind, Metadata, Node, NodeKind, PIECE,
+    RenameMode, Timestamp, TreeBackend, rest_of_file,
 };
 
 /// The bits that `open(2)` with `O_CREAT` grants whatever the usual umask or parent directory says.
@@ -75,27 +76,61 @@ const CREATE_FILE: OFlags = OFlags::WRONLY
 pub struct HostTree {}
 
 impl HostTree {
-    /// The descriptor behind a directory handle, open for reading.
+    /// The descriptor behind a directory handle, open for reading. Its position is the backend's.
     ///
     /// # Errors
     /// [`io::ErrorKind::InvalidInput`] when another backend made the handle.
     pub fn dir_fd(handle: &DirHandle) -> io::Result<BorrowedFd<'_>> {
         dir_file(handle).map(AsFd::as_fd)
     }
+
+    /// The same directory with a position and locks of its own, see `open(2)` on open file
+    /// descriptions, which clones of a handle share.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] when another backend made the handle; what `openat(2)` gives.
+    pub fn open_again(handle: &DirHandle) -> io::Result<DirHandle> {
+        let dir = dir_file(handle)?;
+        let opened = retry_on_intr(|| rustix::fs::openat(dir, c".", OPEN_DIR, Mode::empty()))?;
+        Ok(dir_handle(opened))
+    }
 }
 
 /// What a [`DirHandle`] of this backend holds.
-struct HostDir(File);
+struct HostDir {
+    file: File,
+    /// Clones of the handle share the position of the descriptor, which a listing moves.
+    listing: Mutex<()>,
+}
 
 /// What a [`FileHandle`] of this backend holds.
 struct HostFile(File);
 
 fn dir_file(handle: &DirHandle) -> io::Result<&File> {
-    Ok(&handle.inner::<HostDir>()?.0)
+    Ok(&handle.inner::<HostDir>()?.file)
 }
 
 fn file(handle: &FileHandle) -> io::Result<&File> {
     Ok(&handle.inner::<HostFile>()?.0)
+}
+
+/// Why a file cannot be opened.
+fn not_opened(dir: &File, name: &OsStr, error: Errno) -> io::Error {
+    if matches!(error, Errno::NOENT | Errno::LOOP) {
+        return error.into();
+    }
+    // Sockets, and devices without a driver or on a mount without devices.
+    let kind = entry_metadata(dir, name).and_then(|found| require_regular(found.kind));
+    kind.err().unwrap_or_else(|| error.into())
+}
+
+fn read_file_at(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match file.read_at(buffer, offset) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
 }
 
 /// A [`Node`] whose handle and name have been checked.
@@ -143,11 +178,13 @@ impl TreeBackend for HostTree {
     }
 
     fn read_dir(&self, dir: &DirHandle) -> io::Result<Vec<DirEntry>> {
-        let dir = dir_file(dir)?;
-        // Clones of the handle share one position, so each listing has a descriptor of its own.
-        let listed = reopen(dir)?;
+        let HostDir { file: dir, listing } = dir.inner()?;
+        let _alone = listing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Some file systems show what was there when the directory was opened, or went back to its
+        // beginning.
+        rustix::fs::seek(dir, SeekFrom::Start(0))?;
         let mut buffer = Vec::with_capacity(LISTING_LEN);
-        let mut listing = RawDir::new(&listed, buffer.spare_capacity_mut());
+        let mut listing = RawDir::new(dir, buffer.spare_capacity_mut());
         let mut entries = Vec::new();
         while let Some(entry) = listing.next() {
             let entry = match entry {
@@ -208,23 +245,32 @@ impl TreeBackend for HostTree {
                 require_regular(open_metadata(&opened)?.kind)?;
                 Ok(FileHandle::new(HostFile(opened)))
             }
-            Err(error @ (Errno::NOENT | Errno::LOOP)) => Err(error.into()),
-            Err(error) => {
-                // Sockets, and devices without a driver or on a mount without devices.
-                require_regular(entry_metadata(dir, name)?.kind)?;
-                Err(error.into())
-            }
+            Err(error) => Err(not_opened(dir, name, error)),
         }
     }
 
     fn read_at(&self, handle: &FileHandle, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let file = file(handle)?;
-        loop {
-            match file.read_at(buffer, offset) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => return result,
-            }
+        read_file_at(file(handle)?, offset, buffer)
+    }
+
+    fn read_small_file(&self, dir: &DirHandle, name: &OsStr, max: usize) -> io::Result<Vec<u8>> {
+        let (dir, name) = (dir_file(dir)?, component(name)?);
+        let opened = match retry_on_intr(|| rustix::fs::openat(dir, name, OPEN_FILE, Mode::empty()))
+        {
+            Ok(opened) => File::from(opened),
+            Err(error) => return Err(not_opened(dir, name, error)),
+        };
+        let mut contents = Vec::with_capacity(PIECE);
+        let read = retry_on_intr(|| rustix::io::pread(&opened, spare_capacity(&mut contents), 0));
+        // Nothing else looks like that: directories and pipes refuse such a read, and devices have
+        // no contents or no end.
+        if !matches!(read, Ok(1..PIECE)) {
+            require_regular(open_metadata(&opened)?.kind)?;
         }
+        read?;
+        rest_of_file(contents, max, |offset, buffer| {
+            read_file_at(&opened, offset, buffer)
+        })
     }
 
     fn write_at(&self, handle: &FileHandle, offset: u64, data: &[u8]) -> io::Result<()> {
@@ -487,5 +533,8 @@ impl TreeBackend for HostTree {
 }
 
 fn dir_handle(opened: OwnedFd) -> DirHandle {
-    DirHandle::new(HostDir(opened.into()))
+    DirHandle::new(HostDir {
+        file: opened.into(),
+        listing: Mutex::new(()),
+    })
 }

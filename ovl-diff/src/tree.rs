@@ -75,6 +75,21 @@ pub trait TreeBackend: fmt::Debug + Send + Sync {
     /// What `pread(2)` gives, except `EINTR`.
     fn read_at(&self, file: &FileHandle, offset: u64, buffer: &mut [u8]) -> io::Result<usize>;
 
+    /// The contents of a regular file of at most `max` bytes.
+    ///
+    /// # Errors
+    /// As [`open_file`](Self::open_file) and [`read_at`](Self::read_at), which the default is made
+    /// of; [`io::ErrorKind::InvalidData`] for a longer file.
+    fn read_small_file(&self, dir: &DirHandle, name: &OsStr, max: usize) -> io::Result<Vec<u8>> {
+        let file = self.open_file(dir, name)?;
+        let mut contents = vec![0; PIECE];
+        let len = self.read_at(&file, 0, &mut contents)?;
+        contents.truncate(len);
+        rest_of_file(contents, max, |offset, buffer| {
+            self.read_at(&file, offset, buffer)
+        })
+    }
+
     /// Writes all of `data` at an offset.
     ///
     /// # Errors
@@ -223,6 +238,33 @@ pub trait TreeBackend: fmt::Debug + Send + Sync {
     /// # Errors
     /// What `fsync(2)` gives; a lost write is reported once.
     fn sync(&self, node: Node<'_>) -> io::Result<()>;
+}
+
+/// Most small files are shorter.
+pub(crate) const PIECE: usize = 16 * 1024;
+
+/// Reads on after the first piece, which a shorter file does not fill.
+pub(crate) fn rest_of_file(
+    mut contents: Vec<u8>,
+    max: usize,
+    read_at: impl Fn(u64, &mut [u8]) -> io::Result<usize>,
+) -> io::Result<Vec<u8>> {
+    let mut is_whole = contents.len() < PIECE;
+    loop {
+        let len = contents.len();
+        if len > max {
+            let message = format!("it has {len} bytes or more, at most {max} are expected");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
+        if is_whole {
+            return Ok(contents);
+        }
+        contents.resize(len + PIECE, 0);
+        let more = read_at(len as u64, &mut contents[len..])?;
+        contents.truncate(len + more);
+        // The end, on every file system that holds layers.
+        is_whole = more < PIECE;
+    }
 }
 
 /// An open directory of some backend.

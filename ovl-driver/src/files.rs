@@ -3,7 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 
-use ovl_diff::{DirHandle, FileKind, Node, RenameMode, TreeBackend};
+use ovl_diff::{DirHandle, FileHandle, FileKind, Node, RenameMode, TreeBackend};
 use ovl_layout::names;
 
 /// None of the store's own files is longer: a `lower` file of 499 entries has 14,471 bytes.
@@ -20,31 +20,14 @@ pub(crate) fn read(
     dir: &DirHandle,
     name: &str,
 ) -> io::Result<Option<Vec<u8>>> {
-    let file = match tree.open_file(dir, OsStr::new(name)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        result => result?,
-    };
-    let mut contents = Vec::new();
-    let mut buffer = [0; 4096];
-    loop {
-        let len = tree.read_at(&file, contents.len() as u64, &mut buffer)?;
-        contents.extend_from_slice(&buffer[..len]);
-        // The end, on every file system that holds layers; and each of the files shows it when it is
-        // cut short.
-        if len < buffer.len() {
-            return Ok(Some(contents));
-        }
-        if contents.len() > MAX_FILE_LEN {
-            let size = tree.metadata(Node::File(&file))?.size;
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("it has {size} bytes, at most {MAX_FILE_LEN} are expected"),
-            ));
-        }
+    // Each of the files shows it when it is cut short.
+    match tree.read_small_file(dir, OsStr::new(name), MAX_FILE_LEN) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        result => result.map(Some),
     }
 }
 
-/// Creates a file that must not exist.
+/// Creates a file that must not exist, and gives it open for writing.
 pub(crate) fn create(
     tree: &dyn TreeBackend,
     dir: &DirHandle,
@@ -52,16 +35,17 @@ pub(crate) fn create(
     mode: u32,
     contents: &[u8],
     sync: bool,
-) -> io::Result<()> {
+) -> io::Result<FileHandle> {
     let file = tree.create_file(dir, OsStr::new(name), mode)?;
     tree.write_at(&file, 0, contents)?;
     if sync {
         tree.sync(Node::File(&file))?;
     }
-    Ok(())
+    Ok(file)
 }
 
-/// Puts a file in place of another or none: readers see the old contents or the new.
+/// Puts a file in place of another or none, and gives it open for writing: readers see the old
+/// contents or the new.
 pub(crate) fn replace(
     tree: &dyn TreeBackend,
     dir: &DirHandle,
@@ -69,7 +53,7 @@ pub(crate) fn replace(
     mode: u32,
     contents: &[u8],
     sync: bool,
-) -> io::Result<()> {
+) -> io::Result<FileHandle> {
     let temporary = format!(".tmp-{name}");
     let write = || create(tree, dir, &temporary, mode, contents, sync);
     let written = match write() {
@@ -79,9 +63,10 @@ pub(crate) fn replace(
         }
         result => result,
     };
-    let result = written.and_then(|()| {
+    let result = written.and_then(|file| {
         let (from, to) = (OsStr::new(&temporary), OsStr::new(name));
-        tree.rename(dir, from, dir, to, RenameMode::Replace)
+        tree.rename(dir, from, dir, to, RenameMode::Replace)?;
+        Ok(file)
     });
     if result.is_err() {
         // The first error is the one to report.

@@ -68,10 +68,19 @@ impl Holds {
         }
     }
 
+    /// What the file of a mount without holds gets for the first one: the last line of a kind counts.
+    pub(crate) fn line_of_first(process: Option<ProcessId>) -> String {
+        match process {
+            None => "persistent 1\n".to_owned(),
+            Some(ProcessId { pid, start_time }) => format!("process {pid} {start_time} 1\n"),
+        }
+    }
+
     /// Takes one hold away: the calling process's own, or else one that lasts. `false` when there is
     /// none but those of other processes.
-    pub(crate) fn release(&mut self, process: ProcessId) -> bool {
-        match self.processes.iter_mut().find(|(id, _)| *id == process) {
+    pub(crate) fn release(&mut self, process: Option<ProcessId>) -> bool {
+        let mut own = self.processes.iter_mut();
+        match own.find(|(id, _)| Some(*id) == process) {
             Some((_, count)) => {
                 *count = count.saturating_sub(1);
                 self.processes.retain(|(_, count)| *count > 0);
@@ -208,16 +217,38 @@ mod tests {
     }
 
     #[test]
+    fn the_first_hold_is_added_at_the_end_of_the_file() {
+        for process in [None, Some(process(5))] {
+            let none = Holds {
+                persistent: 0,
+                processes: Vec::new(),
+                ..holds()
+            };
+            let (before, line) = (none.to_string(), Holds::line_of_first(process));
+            for len in 0..line.len() {
+                let cut = Holds::parse(format!("{before}{}", &line[..len]).as_bytes());
+                assert!(cut.is_none_or(|found| found == none), "cut at {len}");
+            }
+            let mut one = none;
+            one.add(process);
+            assert_eq!(
+                Holds::parse(format!("{before}{line}").as_bytes()),
+                Some(one)
+            );
+        }
+    }
+
+    #[test]
     fn a_process_releases_its_own_hold_first() {
         let mut holds = holds();
-        assert!(holds.release(process(1)));
+        assert!(holds.release(Some(process(1))));
         assert_eq!((holds.persistent, holds.total()), (2, 4));
         for left in [3, 2] {
-            assert!(holds.release(process(9)));
+            assert!(holds.release(Some(process(9))));
             assert_eq!(holds.total(), left);
         }
         assert!(
-            !holds.release(process(9)),
+            !holds.release(Some(process(9))),
             "the others are not its to release"
         );
         assert_eq!(holds.total(), 2);

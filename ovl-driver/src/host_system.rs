@@ -5,13 +5,13 @@ use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::mem::MaybeUninit;
 use std::ops::Range;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::{Arc, OnceLock};
 
-use ovl_diff::{DirHandle, HostTree, TreeBackend as _};
+use ovl_diff::{DirHandle, HostTree, Node, TreeBackend as _};
 use ovl_layout::XattrNamespace;
-use rustix::fs::{FileType, FlockOperation, Mode, OFlags, RawDir};
+use rustix::fs::{FileType, FlockOperation, RawDir};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::Pid;
 use rustix::rand::GetRandomFlags;
@@ -97,7 +97,16 @@ impl SystemBackend for HostSystem {
     }
 
     fn mount_namespace(&self) -> io::Result<u64> {
-        Ok(std::fs::metadata("/proc/self/ns/mnt")?.ino())
+        // Threads can have mount namespaces of their own. The text of the link has the number, see
+        // namespaces(7), and costs less than looking behind it.
+        let path = "/proc/thread-self/ns/mnt";
+        let link =
+            rustix::fs::readlink(path, Vec::new()).map_err(|error| at(path, error.into()))?;
+        let number = link.to_str().ok().and_then(|link| {
+            let number = link.strip_prefix("mnt:[")?.strip_suffix(']')?;
+            number.parse().ok()
+        });
+        number.ok_or_else(|| malformed(path))
     }
 
     fn is_namespace_alive(&self, namespace: u64) -> io::Result<bool> {
@@ -136,11 +145,9 @@ impl SystemBackend for HostSystem {
 
     fn has_d_type(&self, dir: &DirHandle) -> io::Result<bool> {
         // A descriptor of its own: reading moves the position.
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = HostTree::dir_fd(dir)?;
-        let dir = retry_on_intr(|| rustix::fs::openat(dir, c".", flags, Mode::empty()))?;
+        let dir = HostTree::open_again(dir)?;
         let mut buffer = [const { MaybeUninit::uninit() }; 4096];
-        let mut entries = RawDir::new(&dir, &mut buffer);
+        let mut entries = RawDir::new(HostTree::dir_fd(&dir)?, &mut buffer);
         // One file system answers alike for all entries: the first piece of a long list is enough.
         let mut found = false;
         while let Some(entry) = entries.next() {
@@ -156,12 +163,8 @@ impl SystemBackend for HostSystem {
     }
 
     fn keeps_xattrs(&self, dir: &DirHandle, namespace: XattrNamespace) -> io::Result<bool> {
-        // The handle may be one that attributes cannot be read through.
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = HostTree::dir_fd(dir)?;
-        let dir = retry_on_intr(|| rustix::fs::openat(dir, c".", flags, Mode::empty()))?;
         let mut value = [0; 0];
-        match rustix::fs::fgetxattr(dir, namespace.opaque(), &mut value) {
+        match rustix::fs::fgetxattr(HostTree::dir_fd(dir)?, namespace.opaque(), &mut value) {
             Ok(_) | Err(Errno::NODATA) => Ok(true),
             Err(Errno::OPNOTSUPP) => Ok(false),
             Err(error) => Err(error.into()),
@@ -176,32 +179,26 @@ impl SystemBackend for HostSystem {
         wait: bool,
     ) -> io::Result<Option<Lock>> {
         // Locks belong to open file descriptions, so each has its own.
+        let tree = HostTree::default();
         let opened = match name {
-            Some(name) => {
-                let opened = HostTree::default().open_dir(dir, name)?;
-                HostTree::dir_fd(&opened)?.try_clone_to_owned()?
-            }
-            None => {
-                let dir = HostTree::dir_fd(dir)?;
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                retry_on_intr(|| rustix::fs::openat(dir, c".", flags, Mode::empty()))?
-            }
+            Some(name) => tree.open_dir(dir, name)?,
+            None => HostTree::open_again(dir)?,
         };
-        let opened = File::from(opened);
-        let ino = opened.metadata()?.ino();
-        let locked = flock(opened.as_fd(), kind, wait)?;
-        Ok(locked.then(|| Lock::new(ino, Held(opened))))
+        let ino = tree.metadata(Node::Dir(&opened))?.ino;
+        let locked = flock(HostTree::dir_fd(&opened)?, kind, wait)?;
+        Ok(locked.then(|| Lock::new(ino, Held(opened.clone())).with_dir(opened)))
     }
 }
 
 /// A locked directory. Closing it would unlock only when no process forked meanwhile has a copy of
-/// the descriptor, as one has until it runs its program.
-struct Held(File);
+/// the descriptor, as one has until it runs its program, and nobody else here has the handle.
+struct Held(DirHandle);
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // What cannot fail on a descriptor that was locked; closing follows in any case.
-        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+        // What cannot fail on a descriptor that was locked.
+        let unlock = |dir| rustix::fs::flock(dir, FlockOperation::Unlock).ok();
+        let _ = HostTree::dir_fd(&self.0).ok().and_then(unlock);
     }
 }
 

@@ -95,6 +95,7 @@ pub trait SystemBackend: fmt::Debug + Send + Sync + 'static {
 /// A held lock; dropping it unlocks.
 pub struct Lock {
     ino: u64,
+    dir: Option<DirHandle>,
     _held: Box<dyn Any + Send + Sync>,
 }
 
@@ -103,8 +104,23 @@ impl Lock {
     pub fn new(ino: u64, held: impl Any + Send + Sync) -> Self {
         Self {
             ino,
+            dir: None,
             _held: Box::new(held),
         }
+    }
+
+    /// The same, which opened the directory for that: whoever wants to look into it need not open it
+    /// again.
+    #[must_use]
+    pub fn with_dir(self, dir: DirHandle) -> Self {
+        let dir = Some(dir);
+        Self { dir, ..self }
+    }
+
+    /// The locked directory, where the backend gives it.
+    #[must_use]
+    pub fn dir(&self) -> Option<&DirHandle> {
+        self.dir.as_ref()
     }
 
     /// The inode number of what is locked.

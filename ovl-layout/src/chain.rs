@@ -71,16 +71,17 @@ impl LowerChain {
     ///
     /// As for [`parse_file`](Self::parse_file).
     pub fn parse_known(contents: &[u8], known: &[LinkId]) -> Result<Self, LowerFileError> {
-        let starts = |entry: &[u8], link: &LinkId| {
-            let (dir, symbols) = entry.split_at(Self::ENTRY_LEN - LINK_ID_LEN);
-            dir == b"l/" && symbols.strip_prefix(link.as_bytes()).is_some_and(ends)
-        };
-        let is_known = !known.is_empty()
-            && contents.len() == Self::encoded_len(known.len())
-            && contents
-                .chunks(Self::ENTRY_LEN + 1)
-                .zip(known)
-                .all(|(entry, link)| starts(entry, link));
+        // Whole entries of one length, which compilers compare quickly; the last has no colon.
+        let (entries, last) = contents.as_chunks::<{ Self::ENTRY_LEN + 1 }>();
+        let is_entry = |entry: &[u8], link: &LinkId| entry == Self::entry(link);
+        let is_known = contents.len() == Self::encoded_len(known.len())
+            && known.split_last().is_some_and(|(lowest, above)| {
+                is_entry(last, lowest)
+                    && entries.iter().zip(above).all(|(entry, link)| {
+                        let [entry @ .., colon] = entry;
+                        is_entry(entry, link) && *colon == b':'
+                    })
+            });
         match is_known {
             true => Ok(Self(known.to_vec())),
             false => Self::parse_file(contents),
@@ -119,11 +120,15 @@ impl LowerChain {
     }
 
     const ENTRY_LEN: usize = names::LINK_DIR.len() + 1 + LINK_ID_LEN;
-}
 
-/// What may follow a link: the last has nothing after it, which its length tells.
-fn ends(rest: &[u8]) -> bool {
-    matches!(rest, b":" | b"")
+    /// `l/` and the link.
+    fn entry(link: &LinkId) -> [u8; Self::ENTRY_LEN] {
+        let mut entry = [b'/'; Self::ENTRY_LEN];
+        let (dir, symbols) = entry.split_at_mut(Self::ENTRY_LEN - LINK_ID_LEN);
+        dir[..names::LINK_DIR.len()].copy_from_slice(names::LINK_DIR.as_bytes());
+        symbols.copy_from_slice(link.as_bytes());
+        entry
+    }
 }
 
 impl FromIterator<LinkId> for LowerChain {

@@ -64,7 +64,8 @@ impl LinkId {
         let symbols: [u8; LINK_ID_LEN] = bytes
             .try_into()
             .map_err(|_| LinkIdError::Length { len: bytes.len() })?;
-        match symbols.iter().position(|symbol| !ALPHABET.contains(symbol)) {
+        let is_foreign = |symbol: &u8| !matches!(symbol, b'A'..=b'Z' | b'2'..=b'7');
+        match symbols.iter().position(is_foreign) {
             None => Ok(Self(symbols)),
             Some(offset) => Err(LinkIdError::Symbol {
                 byte: symbols[offset],

@@ -317,8 +317,15 @@ fn check_access(plan: &MountPlan, mount: &OwnedFd) -> Result<(), Failure> {
     }
 }
 
-fn make_private(mount: &OwnedFd) -> Result<(), Errno> {
-    rustix::mount::mount_change(fd_path(mount), MountPropagationFlags::PRIVATE)
+fn make_private(mount: &OwnedFd) -> io::Result<()> {
+    let private = MountPropagationFlags::PRIVATE;
+    match sys::mount_setattr(mount.as_fd(), MountAttrFlags::empty(), private) {
+        // Linux 5.12, or a system call filter. The other way goes through `/proc`.
+        Err(error) if matches!(errno_of(&error), Some(Errno::NOSYS | Errno::PERM)) => {
+            Ok(rustix::mount::mount_change(fd_path(mount), private)?)
+        }
+        result => result,
+    }
 }
 
 /// Takes away a mount that nobody can have begun to use. Lazily, since `mount` itself uses it.

@@ -44,11 +44,6 @@ pub(super) fn is(error: &io::Error, number: Errno) -> bool {
     error.raw_os_error() == Some(number.raw_os_error())
 }
 
-/// Another open file description of the same directory.
-pub(super) fn reopen(dir: &File) -> rustix::io::Result<OwnedFd> {
-    retry_on_intr(|| rustix::fs::openat(dir, c".", OPEN_DIR, Mode::empty()))
-}
-
 /// What `openat2(2)` gives for one component: no symbolic link, no other mount.
 pub(super) fn open_dir_same_mount(dir: &File, name: &OsStr) -> io::Result<OwnedFd> {
     let flags = OPEN_DIR | OFlags::NOFOLLOW;

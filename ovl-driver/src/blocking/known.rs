@@ -9,7 +9,7 @@ use ovl_diff::{DeviceNumber, Node, Timestamp};
 use ovl_layout::{LayerId, LinkId};
 
 use super::Overlay2;
-use super::layer::Layer;
+use super::layer::{Layer, Lower};
 
 /// Many more than all chains of a busy machine have; whoever has more reads some again.
 const MOST: usize = 16 * 1024;
@@ -83,14 +83,8 @@ impl Overlay2 {
         Some(Moment { now, links })
     }
 
-    /// The layer at a place of a chain, and whether this program wrote it, if it was in order and
-    /// has not changed.
-    pub(super) fn known_lower(
-        &self,
-        chain: &[LinkId],
-        at: usize,
-        moment: Moment,
-    ) -> Option<(LayerId, bool)> {
+    /// The layer at a place of a chain, if it was in order and has not changed.
+    pub(super) fn known_lower(&self, chain: &[LinkId], at: usize, moment: Moment) -> Option<Lower> {
         let link = chain[at];
         let known = self.known_lowers.lock().get(&link).cloned()?;
         let KnownLower { id, recorded, .. } = known;
@@ -108,7 +102,11 @@ impl Overlay2 {
                 known.seen.links = moment.old_links();
             }
         }
-        Some((id, recorded))
+        Some(Lower {
+            id,
+            recorded,
+            volatile: None,
+        })
     }
 
     /// How a layer is before it is read; none for one that has changed just now.

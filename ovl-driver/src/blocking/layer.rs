@@ -2,8 +2,11 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::thread;
 
 use ovl_diff::{DirHandle, FileKind, Node};
 use ovl_layout::{
@@ -12,6 +15,7 @@ use ovl_layout::{
 use rustix::io::Errno;
 
 use super::Overlay2;
+use super::known::Moment;
 use crate::error::Error;
 use crate::files;
 use crate::system::{Lock, LockKind};
@@ -26,6 +30,24 @@ pub(super) struct Layer {
     pub(super) committed: bool,
     /// Our record; none for a layer that another program wrote or rewrote.
     pub(super) record: Option<LayerRecord>,
+}
+
+/// What a layer is read for.
+#[derive(Clone, Copy)]
+enum Role<'a> {
+    /// Itself.
+    Top,
+    /// What stands on it. These are the links below it in a chain that was read before.
+    Below(&'a [LinkId]),
+}
+
+impl<'a> Role<'a> {
+    fn chain(self) -> &'a [LinkId] {
+        match self {
+            Self::Top => &[],
+            Self::Below(chain) => chain,
+        }
+    }
 }
 
 impl Layer {
@@ -67,26 +89,43 @@ impl Below {
         }
     }
 
-    fn push(&mut self, lower: Layer) {
-        self.recorded &= lower.record.is_some();
-        let noted = lower.record.and_then(|record| record.volatile);
+    fn push(&mut self, lower: Lower) {
+        self.recorded &= lower.recorded;
         self.volatile
-            .extend(noted.map(|boot| (lower.id.clone(), boot)));
+            .extend(lower.volatile.map(|boot| (lower.id.clone(), boot)));
         self.ids.push(lower.id);
     }
+}
+
+/// What a mount needs to know of one layer below.
+pub(super) struct Lower {
+    pub(super) id: LayerId,
+    /// Whether this program wrote it.
+    pub(super) recorded: bool,
+    /// The boot in which it was mounted volatile.
+    pub(super) volatile: Option<String>,
 }
 
 impl Overlay2 {
     /// Reads a layer's small files.
     pub(super) fn layer(&self, id: &LayerId) -> Result<Layer, Error> {
-        self.layer_above(id, &[])
+        self.layer_as(id, Role::Top)
     }
 
-    /// The same of a layer that should stand on `known`: links of a chain that was read before.
-    fn layer_above(&self, id: &LayerId, known: &[LinkId]) -> Result<Layer, Error> {
+    /// The same of a layer that the caller has locked.
+    pub(super) fn locked_layer(&self, id: &LayerId, lock: &Lock) -> Result<Layer, Error> {
+        let layer = lock.dir().map(|dir| self.layer_in(id, dir, Role::Top));
+        match layer {
+            Some(Ok(layer)) if layer.record.is_some() => Ok(layer),
+            // Another program's, which knows nothing of the lock.
+            _ => self.layer(id),
+        }
+    }
+
+    fn layer_as(&self, id: &LayerId, role: Role<'_>) -> Result<Layer, Error> {
         loop {
             let dir = self.layer_dir(id)?;
-            let result = self.layer_in(id, &dir, known);
+            let result = self.layer_in(id, &dir, role);
             // Files that are missing may be those of a layer that is being taken away.
             let doubtful = match &result {
                 Ok(layer) => layer.record.is_none(),
@@ -108,9 +147,17 @@ impl Overlay2 {
         Ok(look(Node::Entry(&self.home, id.as_ref()))? == look(Node::Dir(dir))?)
     }
 
+    /// The directory of a layer that the caller has locked.
+    pub(super) fn locked_dir(&self, id: &LayerId, lock: &Lock) -> Result<DirHandle, Error> {
+        match lock.dir() {
+            Some(dir) => Ok(dir.clone()),
+            None => self.layer_dir(id),
+        }
+    }
+
     pub(super) fn layer_dir(&self, id: &LayerId) -> Result<DirHandle, Error> {
-        let (tree, paths) = (self.kernel.tree(), self.layout.layer(id));
-        match tree.open_dir(&self.home, id.as_ref()) {
+        let path = || self.layout.layer(id).dir().to_owned();
+        match self.kernel.tree().open_dir(&self.home, id.as_ref()) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let home = self.layout.home().to_owned();
                 Err(Error::LayerNotFound {
@@ -118,23 +165,23 @@ impl Overlay2 {
                     home,
                 })
             }
-            Err(error) if error.kind() == io::ErrorKind::NotADirectory => Err(Error::damaged(
-                id,
-                paths.dir().to_owned(),
-                "not a directory",
-            )),
-            result => result.map_err(|error| Error::io("open", paths.dir(), error)),
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+                Err(Error::damaged(id, path(), "not a directory"))
+            }
+            result => result.map_err(|error| Error::io("open", path(), error)),
         }
     }
 
-    fn layer_in(&self, id: &LayerId, dir: &DirHandle, known: &[LinkId]) -> Result<Layer, Error> {
-        let (tree, paths) = (self.kernel.tree(), self.layout.layer(id));
+    fn layer_in(&self, id: &LayerId, dir: &DirHandle, role: Role<'_>) -> Result<Layer, Error> {
+        // Hundreds of layers are read for one mount, and paths are for errors.
+        let (tree, path) = (self.kernel.tree(), || {
+            self.layout.layer(id).dir().to_owned()
+        });
         let read = |name: &str| {
-            files::read(tree, dir, name)
-                .map_err(|error| unreadable(id, paths.dir().join(name), error))
+            files::read(tree, dir, name).map_err(|error| unreadable(id, path().join(name), error))
         };
         let damaged = |name: &str, problem: &dyn ToString| {
-            Error::damaged(id, paths.dir().join(name), problem.to_string())
+            Error::damaged(id, path().join(name), problem.to_string())
         };
         let link =
             read(names::LINK)?.ok_or_else(|| damaged(names::LINK, &"the file is missing"))?;
@@ -144,7 +191,7 @@ impl Overlay2 {
         })?;
         let chain = match read(names::LOWER)? {
             None => LowerChain::default(),
-            Some(contents) => LowerChain::parse_known(&contents, known)
+            Some(contents) => LowerChain::parse_known(&contents, role.chain())
                 .map_err(|error| damaged(names::LOWER, &with_source(&error)))?,
         };
         if chain.links().contains(&link) {
@@ -156,7 +203,7 @@ impl Overlay2 {
                 |error| match error {
                     RecordError::Newer { .. } => Error::Unsupported {
                         what: "this layer",
-                        reason: format!("{}: {error}", paths.dir().join(names::RECORD).display()),
+                        reason: format!("{}: {error}", path().join(names::RECORD).display()),
                     },
                     error => damaged(names::RECORD, &error),
                 },
@@ -174,8 +221,12 @@ impl Overlay2 {
             );
             return Err(damaged(names::LOWER, &problem));
         }
-        let committed = files::exists(tree, dir, names::COMMITTED)
-            .map_err(|error| Error::io("look at", paths.dir(), error))?;
+        let committed = match role {
+            // Of no interest, and counted by whoever has hundreds of them.
+            Role::Below(_) => true,
+            Role::Top => files::exists(tree, dir, names::COMMITTED)
+                .map_err(|error| Error::io("look at", path(), error))?,
+        };
         Ok(Layer {
             id: id.clone(),
             dir: dir.clone(),
@@ -188,41 +239,29 @@ impl Overlay2 {
 
     /// Opens a layer's `diff`.
     pub(super) fn diff_dir(&self, layer: &Layer) -> Result<DirHandle, Error> {
-        let path = self.layout.layer(&layer.id).diff().to_owned();
-        match self
-            .kernel
-            .tree()
-            .open_dir(&layer.dir, OsStr::new(names::DIFF))
-        {
-            Ok(dir) => Ok(dir),
-            Err(error) => {
-                let Some(problem) = contents_problem(&error) else {
-                    return Err(Error::io("open", path, error));
-                };
-                Err(Error::damaged(&layer.id, path, problem))
+        let (tree, name) = (self.kernel.tree(), OsStr::new(names::DIFF));
+        tree.open_dir(&layer.dir, name).map_err(|error| {
+            let path = self.layout.layer(&layer.id).diff().to_owned();
+            match contents_problem(&error) {
+                Some(problem) => Error::damaged(&layer.id, path, problem),
+                None => Error::io("open", path, error),
             }
-        }
+        })
     }
 
     /// The layer that a link names; the layer must name the link too.
     pub(super) fn resolve(&self, wanted_by: &LayerId, link: LinkId) -> Result<LayerId, Error> {
-        let path = self.layout.link(link);
-        let damaged = |problem: String| Error::damaged(wanted_by, path.clone(), problem);
-        let target = match self
-            .kernel
-            .tree()
-            .read_link(&self.links, OsStr::new(link.as_str()))
-        {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(damaged(format!(
-                    "the link is missing, and {wanted_by} stands on it"
-                )));
-            }
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                return Err(damaged("not a symbolic link".to_owned()));
-            }
-            result => result.map_err(|error| Error::io("read", &path, error))?,
-        };
+        let (tree, name) = (self.kernel.tree(), OsStr::new(link.as_str()));
+        let damaged = |problem: String| Error::damaged(wanted_by, self.layout.link(link), problem);
+        let target = tree
+            .read_link(&self.links, name)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => {
+                    damaged(format!("the link is missing, and {wanted_by} stands on it"))
+                }
+                io::ErrorKind::InvalidInput => damaged("not a symbolic link".to_owned()),
+                _ => Error::io("read", self.layout.link(link), error),
+            })?;
         parse_link_target(target.as_bytes()).map_err(|error| damaged(with_source(&error)))
     }
 
@@ -252,22 +291,34 @@ impl Overlay2 {
             self.diff_dir(layer)?;
             let mut below = Below::of(layer);
             let (chain, moment) = (layer.chain.links(), self.moment(layer));
-            for (at, &link) in chain.iter().enumerate() {
-                let known = moment.and_then(|moment| self.known_lower(chain, at, moment));
-                if let Some((id, recorded)) = known {
-                    below.recorded &= recorded;
-                    below.ids.push(id);
-                    continue;
+            let known: Vec<_> = (0..chain.len())
+                .map(|at| moment.and_then(|moment| self.known_lower(chain, at, moment)))
+                .collect();
+            let unknown: Vec<usize> = (0..chain.len()).filter(|&at| known[at].is_none()).collect();
+            let mut found =
+                in_threads(&unknown, |at| self.find_lower(layer, at, moment)).into_iter();
+            for known in known {
+                if let Some(lower) = known.map(Ok).or_else(|| found.next()) {
+                    below.push(lower?);
                 }
-                let id = self.resolve(&layer.id, link)?;
-                let seen = moment.and_then(|moment| self.see_lower(&id, moment));
-                let (lower, _) = self.lower(layer, at, id)?;
-                if let Some(seen) = seen {
-                    self.remember_lower(chain, at, seen, &lower);
-                }
-                below.push(lower);
             }
             Ok(below)
+        })
+    }
+
+    /// Reads the layer at a place of another one's chain, and remembers it.
+    fn find_lower(&self, layer: &Layer, at: usize, moment: Option<Moment>) -> Result<Lower, Error> {
+        let chain = layer.chain.links();
+        let id = self.resolve(&layer.id, chain[at])?;
+        let seen = moment.and_then(|moment| self.see_lower(&id, moment));
+        let (lower, _) = self.lower(layer, at, id)?;
+        if let Some(seen) = seen {
+            self.remember_lower(chain, at, seen, &lower);
+        }
+        Ok(Lower {
+            recorded: lower.record.is_some(),
+            volatile: lower.record.and_then(|record| record.volatile),
+            id: lower.id,
         })
     }
 
@@ -292,14 +343,16 @@ impl Overlay2 {
         let link = layer.chain.links()[at];
         // It was the parent's when the layer was made, and no chain ever changes.
         let known = &layer.chain.links()[at + 1..];
-        let below = self.layer_above(&id, known).map_err(|error| match error {
-            Error::LayerNotFound { .. } => Error::damaged(
-                &layer.id,
-                self.layout.link(link),
-                format!("the link points to the layer {id}, which does not exist"),
-            ),
-            error => error,
-        })?;
+        let below = self
+            .layer_as(&id, Role::Below(known))
+            .map_err(|error| match error {
+                Error::LayerNotFound { .. } => Error::damaged(
+                    &layer.id,
+                    self.layout.link(link),
+                    format!("the link points to the layer {id}, which does not exist"),
+                ),
+                error => error,
+            })?;
         if below.link != link {
             let file = self.layout.link(link);
             let problem = format!("the link points to {id}, whose own link is {}", below.link);
@@ -365,6 +418,62 @@ impl Overlay2 {
             }
         }
     }
+}
+
+/// Fewer layers are read sooner than a thread starts.
+const WORTH_A_THREAD: usize = 16;
+/// More gain nothing: the file system takes its locks.
+const MAX_THREADS: usize = 4;
+
+/// Looks for each, in threads where there are many and cores for that. Nothing is left out before
+/// the first error.
+fn in_threads<T: Send>(
+    wanted: &[usize],
+    find: impl Fn(usize) -> Result<T, Error> + Sync,
+) -> Vec<Result<T, Error>> {
+    let find_all = |part: &[usize]| {
+        let mut found = Vec::with_capacity(part.len());
+        for &at in part {
+            found.push(find(at));
+            if found.last().is_some_and(Result::is_err) {
+                break;
+            }
+        }
+        found
+    };
+    let threads = match wanted.len() / WORTH_A_THREAD {
+        few @ 0..2 => few.max(1),
+        many => many.min(MAX_THREADS).min(cores()),
+    };
+    let mut parts = wanted.chunks(wanted.len().div_ceil(threads).max(1));
+    let own = parts.next().unwrap_or_default();
+    thread::scope(|scope| {
+        let helpers: Vec<_> = parts
+            .map(|part| {
+                let thread = thread::Builder::new().name("ovl-layers".to_owned());
+                (part, thread.spawn_scoped(scope, || find_all(part)).ok())
+            })
+            .collect();
+        let mut found = find_all(own);
+        for (part, helper) in helpers {
+            if found.last().is_some_and(Result::is_err) {
+                break;
+            }
+            found.extend(match helper.map(thread::ScopedJoinHandle::join) {
+                Some(Ok(part)) => part,
+                Some(Err(panic)) => std::panic::resume_unwind(panic),
+                // No thread to be had.
+                None => find_all(part),
+            });
+        }
+        found
+    })
+}
+
+/// Asking takes as long as reading many a layer.
+fn cores() -> usize {
+    static CORES: OnceLock<usize> = OnceLock::new();
+    *CORES.get_or_init(|| thread::available_parallelism().map_or(1, NonZeroUsize::get))
 }
 
 /// Why a layer has no contents, when that is not the system's fault.

@@ -16,6 +16,7 @@ mod remove;
 mod staging;
 mod status;
 mod volatile;
+mod work;
 
 use std::path::Path;
 use std::sync::{Mutex, OnceLock};

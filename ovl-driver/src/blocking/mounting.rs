@@ -3,7 +3,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ovl_diff::{DirHandle, FileKind, Node, remove_tree};
+use ovl_diff::{DirHandle, FileHandle, Node};
 use ovl_layout::{LayerId, names};
 use ovl_mount::{Access, MountError, MountPlan, OverlaySpec, UnmountMode};
 
@@ -13,7 +13,7 @@ use super::layer::{Below, Layer};
 use crate::error::Error;
 use crate::files;
 use crate::holds::{Holds, describe};
-use crate::system::{Lock, LockKind};
+use crate::system::{Lock, LockKind, ProcessId};
 use crate::types::{Hold, MountRequest, MountState};
 
 /// How long an unmount waits before it calls a mount busy.
@@ -26,16 +26,17 @@ const BUSY_PAUSES: [Duration; 4] = [
 
 /// What is mounted for a layer.
 pub(super) enum Found {
-    Nothing,
+    Nothing {
+        /// Whether there is a note nevertheless, which is void.
+        noted: bool,
+    },
     /// A mount of this store, perhaps held by nobody any more.
     Ours(Holds),
     /// The same out of reach: in a mount namespace in which processes still run, or unmounted
     /// lazily while something uses it.
     Elsewhere(Holds),
     /// Something that this store did not mount.
-    Foreign {
-        read_only: bool,
-    },
+    Foreign { read_only: bool },
 }
 
 impl Overlay2 {
@@ -62,10 +63,10 @@ impl Overlay2 {
     #[doc(alias = "Get")]
     pub fn mount(&self, id: &LayerId, request: &MountRequest) -> Result<PathBuf, Error> {
         let own = self.own_dirs()?;
-        let _lock = self.lock_layer(id, LockKind::Exclusive)?;
+        let lock = self.lock_layer(id, LockKind::Exclusive)?;
         // In this order: a child seals its parent before it leaves staging.
         let in_flight = self.is_in_flight(id, None)?;
-        let layer = self.layer(id)?;
+        let layer = self.locked_layer(id, &lock)?;
         let target = self.layout.layer(id).merged().to_owned();
         let label = request
             .label
@@ -101,11 +102,16 @@ impl Overlay2 {
         if volatile {
             self.refuse_without_record(&layer)?;
         }
-        let settled = self.settle_dirty(&layer, request.dirty)?;
+        let look_at_work = || self.look_at_work(&layer);
+        let work = writable.then(look_at_work).transpose()?;
+        let settled = self.settle_dirty(&layer, request.dirty, work.as_ref())?;
         let tree = self.kernel.tree();
         let over_quota = |error| self.explain_mount(id, error);
         let work = match writable || (settled && !layer.chain.is_empty()) {
-            true => Some(self.clear_work(&layer).map_err(over_quota)?).filter(|_| writable),
+            true => {
+                let work = work.map_or_else(look_at_work, Ok)?;
+                Some(self.clear_work(&layer, work).map_err(over_quota)?).filter(|_| writable)
+            }
             false => None,
         };
         if volatile {
@@ -113,9 +119,13 @@ impl Overlay2 {
         } else if settled {
             self.note_volatile(&layer, None)?;
         }
-        self.ensure_dir_of_root(&layer.dir, names::MERGED)
+        files::make_dir(tree, &layer.dir, names::MERGED, 0o700)
+            .and_then(|_| {
+                let merged = Node::Entry(&layer.dir, OsStr::new(names::MERGED));
+                self.owners.give_to_root(tree, merged)
+            })
             .map_err(|error| over_quota(Error::io("create", &target, error)))?;
-        let mut holds = Holds {
+        let holds = Holds {
             boot: self.boot()?,
             namespace: self.namespace()?,
             access: plan.access(),
@@ -126,9 +136,8 @@ impl Overlay2 {
         };
         // Without a hold, but before the mount: what a kill leaves behind is known to be ours.
         let noting = self.lock_holds(&own, LockKind::Shared)?;
-        self.write_holds(&own, id, &holds)?;
+        let note = self.write_holds(&own, id, &holds)?;
         drop(noting);
-        holds.add(process);
         let result = self
             .kernel
             .mount()
@@ -139,7 +148,7 @@ impl Overlay2 {
             })
             .and_then(|()| {
                 let given = self.give_work_to_root(&layer, work.as_ref());
-                let held = given.and_then(|()| self.write_holds(&own, id, &holds));
+                let held = given.and_then(|()| self.add_first_hold(id, &holds, &note, process));
                 held.inspect_err(|_| {
                     // Nobody could ever release it.
                     let _ = self.kernel.mount().unmount(&target, UnmountMode::Lazy);
@@ -155,20 +164,6 @@ impl Overlay2 {
         result.map(|()| target)
     }
 
-    /// The kernel makes a directory of its own in `work` when it mounts. Inside a container nothing
-    /// can be copied up unless root there owns it.
-    fn give_work_to_root(&self, layer: &Layer, work: Option<&DirHandle>) -> Result<(), Error> {
-        let Some(work) = work else {
-            return Ok(());
-        };
-        let node = Node::Entry(work, OsStr::new(names::WORK));
-        let given = self.owners.give_to_root(self.kernel.tree(), node);
-        given.map_err(|error| {
-            let path = self.layout.layer(&layer.id).work().join(names::WORK);
-            Error::io("set the owner of", path, error)
-        })
-    }
-
     /// Releases one hold of a layer's mount, and unmounts it with the last. Gives the holds left.
     ///
     /// The mount point goes too, which takes copies of the mount in other mount namespaces away.
@@ -181,9 +176,9 @@ impl Overlay2 {
     #[doc(alias = "Put")]
     pub fn unmount(&self, id: &LayerId, mode: UnmountMode) -> Result<u64, Error> {
         let not_mounted = || Error::NotMounted { id: id.clone() };
-        let _lock = self.lock_layer(id, LockKind::Exclusive)?;
+        let lock = self.lock_layer(id, LockKind::Exclusive)?;
         // Whatever has become of its small files.
-        let dir = self.layer_dir(id)?;
+        let dir = self.locked_dir(id, &lock)?;
         let own = match self.own_dirs_if_any()? {
             Some(own) => own,
             // Made whole again, should a part be gone.
@@ -195,7 +190,12 @@ impl Overlay2 {
             result => result?,
         };
         let mut holds = holds.ok_or_else(not_mounted)?;
-        if !holds.release(self.process()?) {
+        // Only asked for where one of them may be this one.
+        let process = match holds.processes[..] {
+            [] => None,
+            _ => Some(self.process()?),
+        };
+        if !holds.release(process) {
             let processes = holds.processes.iter();
             return Err(Error::HeldByProcess {
                 id: id.clone(),
@@ -309,7 +309,7 @@ impl Overlay2 {
             processes: holds.processes,
         };
         Ok(match self.read_mounted(&own, &layer.id)? {
-            Found::Nothing => None,
+            Found::Nothing { .. } => None,
             Found::Elsewhere(holds) if holds.is_detached() => None,
             Found::Ours(holds) | Found::Elsewhere(holds) => Some(state(holds)),
             Found::Foreign { read_only } => Some(MountState {
@@ -333,7 +333,7 @@ impl Overlay2 {
         };
         let (id, found) = (&layer.id, self.read_mounted(&own, &layer.id)?);
         let access = match &found {
-            Found::Nothing => return Ok(()),
+            Found::Nothing { .. } => return Ok(()),
             Found::Ours(holds) | Found::Elsewhere(holds) => holds.access,
             Found::Foreign { read_only: true } => Access::ReadOnly,
             Found::Foreign { read_only: false } => Access::Writable,
@@ -357,7 +357,8 @@ impl Overlay2 {
         dir: &DirHandle,
     ) -> Result<Option<Holds>, Error> {
         match self.read_mounted(own, id)? {
-            Found::Nothing => {}
+            Found::Nothing { noted: false } => return Ok(None),
+            Found::Nothing { noted: true } => {}
             Found::Ours(holds) if holds.total() > 0 => return Ok(Some(holds)),
             Found::Ours(_) => self.take_down(own, id, dir, UnmountMode::Now)?,
             Found::Elsewhere(holds) => return Err(holds.elsewhere(id)),
@@ -400,6 +401,7 @@ impl Overlay2 {
         let path = self.holds_path(id);
         let contents = files::read(self.kernel.tree(), &own.holds, id.as_str())
             .map_err(|error| Error::io("read", &path, error))?;
+        let noted = contents.is_some();
         let holds = contents.as_deref().map(Holds::parse);
         let boot = self.boot()?;
         let holds = match (holds, mounted) {
@@ -413,13 +415,15 @@ impl Overlay2 {
         };
         let Some(mut holds) = holds else {
             if !mounted {
-                return Ok(Found::Nothing);
+                return Ok(Found::Nothing { noted });
             }
             let info = self.kernel.mount().mount_at(&target);
             let info = info.map_err(|error| Error::io("look for a mount at", &target, error))?;
-            return Ok(info.map_or(Found::Nothing, |info| Found::Foreign {
-                read_only: info.read_only,
-            }));
+            return Ok(
+                info.map_or(Found::Nothing { noted }, |info| Found::Foreign {
+                    read_only: info.read_only,
+                }),
+            );
         };
         let mut alive = Vec::with_capacity(holds.processes.len());
         for (process, count) in holds.processes {
@@ -435,7 +439,7 @@ impl Overlay2 {
         Ok(if self.is_elsewhere(id, &holds)? {
             Found::Elsewhere(holds)
         } else {
-            Found::Nothing
+            Found::Nothing { noted }
         })
     }
 
@@ -492,42 +496,6 @@ impl Overlay2 {
         }
     }
 
-    /// Makes `work` an empty directory of the container's root. The kernel would keep what lies
-    /// deeper than it looks, and refuses a mount over the mark of a volatile one, which is of this
-    /// boot or settled by now.
-    fn clear_work(&self, layer: &Layer) -> Result<DirHandle, Error> {
-        let (tree, name) = (self.kernel.tree(), OsStr::new(names::WORK));
-        let path = self.layout.layer(&layer.id).work().to_owned();
-        let failed = |error| Error::io("clear", &path, error);
-        match tree.open_dir(&layer.dir, name) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
-                tree.unlink(&layer.dir, name).map_err(failed)?;
-            }
-            Err(error) => return Err(failed(error)),
-            Ok(work) => {
-                let entries = tree.read_dir(&work).map_err(failed)?;
-                let is_usual = match &entries[..] {
-                    [] => true,
-                    // What every mount leaves.
-                    [inner] if inner.name == name && inner.kind == FileKind::Directory => {
-                        let inner = tree.open_dir(&work, name).map_err(failed)?;
-                        tree.read_dir(&inner).map_err(failed)?.is_empty()
-                    }
-                    _ => false,
-                };
-                if is_usual {
-                    let given = self.owners.give_to_root(tree, Node::Dir(&work));
-                    return given.map(|()| work).map_err(failed);
-                }
-                remove_tree(tree, &layer.dir, name)
-                    .map_err(|error| Error::tree(self.layout.layer(&layer.id).dir(), error))?;
-            }
-        }
-        self.ensure_dir_of_root(&layer.dir, names::WORK)
-            .map_err(failed)
-    }
-
     /// Unmounts and removes what belongs to the mount.
     pub(super) fn take_down(
         &self,
@@ -562,13 +530,14 @@ impl Overlay2 {
             _ => {}
         }
         if mode == UnmountMode::Lazy && self.is_upper_in_use(id) {
-            return self.write_holds(own, id, &Holds::detached(self.boot()?));
+            self.write_holds(own, id, &Holds::detached(self.boot()?))?;
+            return Ok(());
         }
         files::remove(tree, &own.holds, id.as_str())
             .map_err(|error| Error::io("remove", self.holds_path(id), error))
     }
 
-    fn write_holds(&self, own: &OwnDirs, id: &LayerId, holds: &Holds) -> Result<(), Error> {
+    fn write_holds(&self, own: &OwnDirs, id: &LayerId, holds: &Holds) -> Result<FileHandle, Error> {
         let contents = holds.to_string();
         // Void after the next boot, so nothing needs to reach the disk.
         files::replace(
@@ -580,6 +549,20 @@ impl Overlay2 {
             false,
         )
         .map_err(|error| Error::io("write", self.holds_path(id), error))
+    }
+
+    /// Adds a hold to a note that names none. Readers see the note with it or without: the length of
+    /// a file grows when the few bytes are there.
+    fn add_first_hold(
+        &self,
+        id: &LayerId,
+        noted: &Holds,
+        note: &FileHandle,
+        process: Option<ProcessId>,
+    ) -> Result<(), Error> {
+        let (tree, end) = (self.kernel.tree(), noted.to_string().len() as u64);
+        tree.write_at(note, end, Holds::line_of_first(process).as_bytes())
+            .map_err(|error| Error::io("write", self.holds_path(id), error))
     }
 
     /// Keeps the first note of a layer's mount apart from looking whether notes are of layers that
@@ -602,7 +585,7 @@ impl Overlay2 {
         namespace.map_err(|error| Error::io("find the mount namespace for", self.home(), error))
     }
 
-    fn process(&self) -> Result<crate::system::ProcessId, Error> {
+    fn process(&self) -> Result<ProcessId, Error> {
         let process = self.kernel.system().this_process();
         process.map_err(|error| Error::io("identify the process that uses", self.home(), error))
     }

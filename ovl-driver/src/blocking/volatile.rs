@@ -16,6 +16,7 @@ use super::Overlay2;
 use super::children::readable_record;
 use super::home::OwnDirs;
 use super::layer::{Below, Layer};
+use super::work::Work;
 use crate::error::Error;
 use crate::files;
 use crate::holds::Holds;
@@ -24,7 +25,11 @@ use crate::types::Dirty;
 impl Overlay2 {
     /// Refuses a layer that was mounted volatile when the machine stopped.
     pub(super) fn refuse_dirty(&self, layer: &Layer) -> Result<(), Error> {
-        match self.dirty_mark(layer)? {
+        self.refuse_dirty_with(layer, None)
+    }
+
+    fn refuse_dirty_with(&self, layer: &Layer, work: Option<&Work>) -> Result<(), Error> {
+        match self.dirty_mark(layer, work)? {
             None => Ok(()),
             Some(mark) => Err(Error::Dirty {
                 id: layer.id.clone(),
@@ -49,11 +54,17 @@ impl Overlay2 {
     }
 
     /// Does with a layer's contents what the caller says, or refuses when they need a word and
-    /// there is none. The note stays until the mount is sure to come: true says that it is void.
-    pub(super) fn settle_dirty(&self, layer: &Layer, answer: Option<Dirty>) -> Result<bool, Error> {
+    /// there is none. The note stays until the mount is sure to come: true says that it is void. Looks
+    /// into `work` itself unless the caller has.
+    pub(super) fn settle_dirty(
+        &self,
+        layer: &Layer,
+        answer: Option<Dirty>,
+        work: Option<&Work>,
+    ) -> Result<bool, Error> {
         match answer {
-            None => self.refuse_dirty(layer).map(|()| false),
-            Some(_) if self.dirty_mark(layer)?.is_none() => Ok(false),
+            None => self.refuse_dirty_with(layer, work).map(|()| false),
+            Some(_) if self.dirty_mark(layer, work)?.is_none() => Ok(false),
             Some(Dirty::Accept) => Ok(true),
             Some(Dirty::Discard) if layer.committed => Err(Error::Sealed {
                 id: layer.id.clone(),
@@ -98,7 +109,7 @@ impl Overlay2 {
             contents.as_bytes(),
             durable,
         )
-        .and_then(|()| match durable {
+        .and_then(|_| match durable {
             true => tree.sync(Node::Dir(&layer.dir)),
             false => Ok(()),
         })
@@ -134,16 +145,15 @@ impl Overlay2 {
     }
 
     /// What tells that the layer was mounted volatile in a boot that is over.
-    fn dirty_mark(&self, layer: &Layer) -> Result<Option<PathBuf>, Error> {
+    fn dirty_mark(&self, layer: &Layer, work: Option<&Work>) -> Result<Option<PathBuf>, Error> {
         let paths = self.layout.layer(&layer.id);
+        let is_marked = || work.map_or_else(|| self.is_volatile(&layer.dir), Work::is_volatile);
         let noted = layer.record.as_ref();
         match noted.and_then(|record| record.volatile.as_ref()) {
             Some(boot) if *boot == self.boot()? => Ok(None),
             Some(_) => Ok(Some(paths.dir().join(names::RECORD))),
             // Somebody else has mounted it so, nobody knows when.
-            None if self.is_volatile(&layer.dir)? => {
-                Ok(Some(paths.work().join("work/incompat/volatile")))
-            }
+            None if is_marked() => Ok(Some(paths.work().join("work/incompat/volatile"))),
             None => Ok(None),
         }
     }

@@ -1,9 +1,11 @@
 //! What a mounted tree answers to changes: rules of Linux that the differential run has found.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
 
-use ovl_diff::{Node, RenameMode};
+use ovl_diff::{Node, NodeKind, RenameMode};
 use ovl_driver::blocking::Overlay2;
 use ovl_driver::{Base, MountRequest};
 use ovl_mount::OverlayOptions;
@@ -18,6 +20,8 @@ list! {
     what_exists_is_told_before_what_is_read_only,
     new_objects_take_the_group_of_a_setgid_directory,
     whiteouts_of_one_mount_are_one_inode,
+    small_files_are_read_whole_or_refused,
+    a_directory_lists_what_came_since_it_was_opened,
 }
 
 /// A directory of this layer and one of the layer below, on a writable mount.
@@ -175,5 +179,76 @@ fn whiteouts_of_one_mount_are_one_inode(subject: &Subject) {
     let size = store.size(&id("top"), &Base::Parent).expect("size");
     // Two directories, a file, and both whiteouts.
     assert_eq!(size.inodes, 4);
+    subject.assert_clean(&store);
+}
+
+fn small_files_are_read_whole_or_refused(subject: &Subject) {
+    const MAX: usize = 40_000;
+    let store = subject.store();
+    create(&store, "base", None);
+    with_mount(&store, "base", |path| {
+        let tree = subject.tree();
+        let dir = tree.open_root(path).expect("open");
+        let read = |name: &str| tree.read_small_file(&dir, OsStr::new(name), MAX);
+        for len in [0, 1, 4096, 16_383, 16_384, 16_385, 32_768, MAX] {
+            let contents: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
+            subject.write(&path.join("file"), &contents);
+            assert!(read("file").expect("read") == contents, "{len} bytes");
+            subject.unlink(&path.join("file"));
+        }
+        subject.write(&path.join("long"), &[7; MAX + 1]);
+        subject.mkdir(&path.join("dir"), 0o755);
+        tree.create_symlink(&dir, "symlink".as_ref(), "long".as_ref())
+            .expect("symlink");
+        tree.create_node(&dir, "fifo".as_ref(), NodeKind::Fifo, 0o644)
+            .expect("fifo");
+        for (name, kind) in [
+            ("long", io::ErrorKind::InvalidData),
+            ("dir", io::ErrorKind::InvalidInput),
+            ("fifo", io::ErrorKind::InvalidInput),
+            ("none", io::ErrorKind::NotFound),
+        ] {
+            let error = read(name).expect_err("not such a file");
+            assert_eq!(error.kind(), kind, "{name}: {error}");
+        }
+        let error = read("symlink").expect_err("not a file");
+        assert_eq!(Errno::from_io_error(&error), Some(Errno::LOOP), "{error}");
+    });
+    subject.assert_clean(&store);
+}
+
+fn a_directory_lists_what_came_since_it_was_opened(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    with_mount(&store, "base", |path| {
+        let tree = subject.tree();
+        let dir = tree.open_root(path).expect("open");
+        let names = || {
+            let entries = tree.read_dir(&dir).expect("list");
+            let mut names: Vec<_> = entries.into_iter().map(|entry| entry.name).collect();
+            names.sort();
+            names
+        };
+        assert!(names().is_empty());
+        let mut expected = Vec::new();
+        // More than one call of the system gives.
+        for number in 0..2000 {
+            let name = OsString::from(format!("a name that is not as short as most-{number:04}"));
+            let file = tree.create_file(&dir, &name, 0o600);
+            file.expect("create");
+            expected.push(name);
+        }
+        for _ in 0..2 {
+            assert!(names() == expected);
+        }
+        // Clones share what the system has open, and each shows everything.
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..8).for_each(|_| assert!(names() == expected)));
+            }
+        });
+        tree.unlink(&dir, &expected.remove(0)).expect("unlink");
+        assert!(names() == expected);
+    });
     subject.assert_clean(&store);
 }

@@ -113,12 +113,9 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "drop the lock of a mount",
         file: "ovl-driver/src/blocking/mounting.rs",
-        from: r#"        let own = self.own_dirs()?;
-        let _lock = self.lock_layer(id, LockKind::Exclusive)?;
-        // In this order: a child seals its parent before it leaves staging."#,
-        to: r#"        let own = self.own_dirs()?;
-        drop(self.lock_layer(id, LockKind::Exclusive)?);
-        // In this order: a child seals its parent before it leaves staging."#,
+        from: r#"        let layer = self.locked_layer(id, &lock)?;"#,
+        to: r#"        let layer = self.locked_layer(id, &lock)?;
+        drop(lock);"#,
     },
     Mutant {
         name: "take an unmount for granted that is busy",

@@ -3,17 +3,23 @@
 mod list;
 
 use std::fs;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
+use rustix::process::{Pid, Signal};
 
 use list::{MUTANTS, Mutant};
 
 /// A test run that takes longer hangs, which is noticed too.
 const PATIENCE: Duration = Duration::from_secs(600);
+
+/// So many of the tests that notice are named, or as many as do within this time of the first.
+const NAMED: usize = 3;
+const OTHERS: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -91,7 +97,7 @@ fn copy_tree(to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The tests that fail, of the first package in which any does; `None` when all pass.
+/// The first tests that fail, of the first package in which any does; `None` when all pass.
 fn try_out(scratch: &Path, mutant: &Mutant) -> Result<Option<Vec<String>>> {
     for package in mutant.packages() {
         let log = scratch.join("log");
@@ -104,38 +110,52 @@ fn try_out(scratch: &Path, mutant: &Mutant) -> Result<Option<Vec<String>>> {
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
+            // It and the test programs end together.
+            .process_group(0)
             .spawn()?;
-        let start = Instant::now();
-        let status = loop {
-            match child.try_wait()? {
-                Some(status) => break Some(status),
-                None if start.elapsed() > PATIENCE => break None,
-                None => std::thread::sleep(Duration::from_millis(200)),
+        let status = wait(&mut child, &log)?;
+        let failed = failed_tests(&log)?;
+        match status {
+            Some(status) if status.success() => {}
+            _ if !failed.is_empty() => return Ok(Some(failed)),
+            Some(_) => {
+                let text = fs::read_to_string(&log)?;
+                // A fault must be one that the compiler does not find.
+                bail!("{}: no test failed, but the run did:\n{text}", mutant.name);
             }
-        };
-        let Some(status) = status else {
-            child.kill()?;
-            child.wait()?;
-            return Ok(Some(vec![format!("the tests of {package} do not end")]));
-        };
-        if status.success() {
-            continue;
+            None => return Ok(Some(vec![format!("the tests of {package} do not end")])),
         }
-        let text = String::from_utf8_lossy(&fs::read(&log)?).into_owned();
-        let mut failed: Vec<String> = text.lines().filter_map(failed_test).collect();
-        failed.dedup();
-        if failed.is_empty() {
-            // A fault must be one that the compiler does not find.
-            bail!("{}: no test failed, but the run did:\n{text}", mutant.name);
-        }
-        let count = failed.len();
-        failed.truncate(3);
-        if count > 3 {
-            failed.push(format!("and {} more", count - 3));
-        }
-        return Ok(Some(failed));
     }
     Ok(None)
+}
+
+/// Waits for the end of a test run, and ends it where enough is known: `None`.
+fn wait(child: &mut Child, log: &Path) -> Result<Option<ExitStatus>> {
+    let (start, mut first_failure) = (Instant::now(), None);
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        let failed = failed_tests(log)?.len();
+        if failed > 0 {
+            first_failure.get_or_insert_with(Instant::now);
+        }
+        let is_known = first_failure.is_some_and(|first: Instant| first.elapsed() > OTHERS);
+        if failed >= NAMED || is_known || start.elapsed() > PATIENCE {
+            rustix::process::kill_process_group(Pid::from_child(child), Signal::KILL)?;
+            child.wait()?;
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+fn failed_tests(log: &Path) -> Result<Vec<String>> {
+    let text = String::from_utf8_lossy(&fs::read(log)?).into_owned();
+    let mut failed: Vec<String> = text.lines().filter_map(failed_test).collect();
+    failed.dedup();
+    failed.truncate(NAMED);
+    Ok(failed)
 }
 
 fn failed_test(line: &str) -> Option<String> {

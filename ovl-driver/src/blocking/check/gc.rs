@@ -148,7 +148,7 @@ impl Overlay2 {
             return Ok(false);
         }
         match self.read_mounted(own, &id) {
-            Ok(Found::Nothing) => Ok(true),
+            Ok(Found::Nothing { .. }) => Ok(true),
             // Told where the layer is looked at.
             Err(Error::Damaged { .. }) => Ok(false),
             result => result.map(|_| false),

@@ -304,7 +304,7 @@ impl Overlay2 {
             newline: false,
             committed: names.contains(OsStr::new(names::COMMITTED)),
             contents,
-            volatile: self.is_volatile(&dir)?,
+            volatile: self.is_volatile(&dir),
             writable: Vec::new(),
             enterable: false,
             dir,
@@ -330,19 +330,6 @@ impl Overlay2 {
             }
         }
         Ok(seen)
-    }
-
-    /// Whether the kernel left its mark of a volatile mount in `work`.
-    pub(in crate::blocking) fn is_volatile(&self, layer: &DirHandle) -> Result<bool, Error> {
-        let tree = self.kernel.tree();
-        let mut dir = layer.clone();
-        for name in [names::WORK, names::WORK, "incompat"] {
-            dir = match tree.open_dir(&dir, OsStr::new(name)) {
-                Ok(next) => next,
-                Err(_) => return Ok(false),
-            };
-        }
-        Ok(files::exists(tree, &dir, "volatile").unwrap_or(false))
     }
 }
 
