@@ -7,6 +7,7 @@ use ovl_driver::{CreateLayer, Durability, Kernel, OpenOptions};
 use ovl_layout::LayerId;
 use ovl_testkit::conformance::Skip;
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::Value;
 
 use super::{Ovl, Place};
@@ -292,7 +293,8 @@ pub(super) fn of_500(place: &Place) -> Result<()> {
         let settings = planned["settings"].as_array().context("settings")?;
         let lowers = settings.iter().filter(|one| one["key"] == "lowerdir+");
         ensure!(lowers.count() == DEEPEST + 1, "{planned}");
-        let path = ovl.mount(&["sealed", "--strategy", strategy])?;
+        let mount = || ovl.mount(&["sealed", "--strategy", strategy]);
+        let path = with_few_descriptors(mount)?;
         assert_shows(&path, DEEPEST - 1)?;
         ovl.ok(&["unmount", "sealed"])?;
     }
@@ -307,6 +309,19 @@ pub(super) fn of_500(place: &Place) -> Result<()> {
         );
     }
     ovl.assert_clean()
+}
+
+/// Runs what starts a program, which then can open few files at once.
+fn with_few_descriptors<T>(run: impl FnOnce() -> Result<T>) -> Result<T> {
+    let limit = getrlimit(Resource::Nofile);
+    let few = Rlimit {
+        current: Some(48),
+        ..limit
+    };
+    setrlimit(Resource::Nofile, few)?;
+    let result = run();
+    setrlimit(Resource::Nofile, limit)?;
+    result
 }
 
 /// What is mounted on a shared mount appears in its peers, whatever anybody says; but nothing that
