@@ -2,11 +2,14 @@
 
 use std::ffi::OsStr;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ovl_diff::TreeBackend as _;
 use ovl_driver::blocking::Overlay2;
-use ovl_driver::{Base, CreateLayer, ImportOptions, OpenOptions, UpkeepOptions};
+use ovl_driver::{
+    Base, CreateLayer, ImportOptions, LockKind, OpenOptions, SystemBackend as _, UpkeepOptions,
+};
 use ovl_layout::LayerId;
 use ovl_mount::UnmountMode;
 use ovl_testkit::{ArchiveBuilder, Faulty, KernelProfile, MockKernel};
@@ -194,6 +197,50 @@ fn a_create_that_cannot_take_its_link_back_leaves_what_gc_takes() {
     store.gc(UpkeepOptions::new()).unwrap();
     let report = store.check().unwrap();
     assert!(report.is_clean(), "{report:#?}");
+}
+
+/// Another process takes half a layer away and makes a whole one of its name, at any point of `gc`.
+#[test]
+fn gc_takes_no_layer_that_was_half_of_one_when_it_looked() {
+    for at in 1.. {
+        let (mock, faulty, store) = two_layers();
+        let half = Path::new("/home/half");
+        mock.mkdir_all(&half.join("diff")).unwrap();
+        let other = mock.as_process(2);
+        let options = OpenOptions::new();
+        let maker = Overlay2::open(other.kernel(), Path::new("/home"), options).unwrap();
+        let made = Arc::new(AtomicBool::new(false));
+        let (mut count, done) = (0, made.clone());
+        faulty.order_where(move |_, _| {
+            count += 1;
+            if count != at {
+                return None;
+            }
+            let home = other.open_root(Path::new("/home")).unwrap();
+            let (name, kind) = (OsStr::new("half"), LockKind::Exclusive);
+            // Who holds it is about to take it away.
+            let free = other.lock(&home, Some(name), kind, false);
+            if free.is_ok_and(|lock| lock.is_some()) {
+                let dir = other.open_dir(&home, name).unwrap();
+                other.remove_dir(&dir, OsStr::new("diff")).unwrap();
+                other.remove_dir(&home, name).unwrap();
+                maker.create(&layer("half", Some("base"))).unwrap();
+                done.store(true, Ordering::Relaxed);
+            }
+            None
+        });
+        store.gc(UpkeepOptions::new().docker_stopped(true)).unwrap();
+        let count = faulty.count();
+        faulty.heal();
+        let layers = store.layers().unwrap().layers;
+        let whole = layers.iter().any(|layer| layer.id == id("half"));
+        assert_eq!(whole, made.load(Ordering::Relaxed), "operation {at}");
+        assert!(store.check().unwrap().is_clean(), "operation {at}");
+        if at > count {
+            assert!(count > 100, "{count} operations");
+            break;
+        }
+    }
 }
 
 /// A look at the home saw the read error, the next one the damage; neither saw the same twice.

@@ -1,7 +1,7 @@
 use std::ffi::OsStr;
 use std::io;
 
-use ovl_diff::{Node, sync_layer};
+use ovl_diff::{DirHandle, Node, sync_layer};
 use ovl_layout::{LayerId, LowerChain, names};
 use ovl_mount::Access;
 
@@ -12,6 +12,16 @@ use crate::error::Error;
 use crate::files;
 use crate::system::{Lock, LockKind};
 use crate::types::CreateLayer;
+
+/// What is known before a layer is staged.
+#[derive(Default)]
+pub(super) struct Begun {
+    pub(super) parent: Option<Parent>,
+    pub(super) chain: LowerChain,
+    pub(super) lock: Option<Lock>,
+    /// The `diff` directories of the parent and of everything below it.
+    pub(super) layers: Vec<DirHandle>,
+}
 
 impl Overlay2 {
     /// Makes an empty, open layer: it mounts writable until it is sealed, which becoming a parent
@@ -56,7 +66,12 @@ impl Overlay2 {
 
     fn create_in(&self, layer: &CreateLayer, project: Project) -> Result<(), Error> {
         self.refuse_existing(&layer.id)?;
-        let (parent, chain, lock) = self.begin(layer)?;
+        let Begun {
+            parent,
+            chain,
+            lock,
+            ..
+        } = self.begin(layer)?;
         let mut staged = self.stage(Plan {
             id: &layer.id,
             parent: parent.as_ref(),
@@ -82,12 +97,9 @@ impl Overlay2 {
     }
 
     /// Reads and locks the parent of a new layer and works out the chain.
-    pub(super) fn begin(
-        &self,
-        layer: &CreateLayer,
-    ) -> Result<(Option<Parent>, LowerChain, Option<Lock>), Error> {
+    pub(super) fn begin(&self, layer: &CreateLayer) -> Result<Begun, Error> {
         let Some(parent_id) = &layer.parent else {
-            return Ok((None, LowerChain::default(), None));
+            return Ok(Begun::default());
         };
         let missing = |error| match error {
             Error::LayerNotFound { id, home } if id == *parent_id => Error::ParentNotFound {
@@ -110,14 +122,16 @@ impl Overlay2 {
                 id: layer.id.clone(),
                 source,
             })?;
-        Ok((
-            Some(Parent {
+        let layers = stack.layers();
+        Ok(Begun {
+            parent: Some(Parent {
                 layer: parent,
-                stack,
+                upper: stack.upper,
             }),
             chain,
-            Some(lock),
-        ))
+            lock: Some(lock),
+            layers,
+        })
     }
 
     /// Marks a layer as one whose contents no longer change. What was written through its mounts

@@ -115,7 +115,7 @@ impl Overlay2 {
         let lock = self.lock_layer(id, LockKind::Exclusive)?;
         let locked = lock.ino();
         let layer = self.changeable(id, None)?;
-        let stack = self.stack(&layer)?;
+        let upper = self.diff_dir(&layer)?;
         let parent = self.parent_of(&layer)?;
         let parent = parent.map(|parent| self.parent(&parent)).transpose()?;
         let mut staged = self.stage(Plan {
@@ -129,8 +129,8 @@ impl Overlay2 {
         staged.record.root_opaque = layer.root_opaque();
         let path = self.layout.layer(id).diff().to_owned();
         let failed = |error: TreeError| Error::tree(&path, error);
-        copy_root_attributes(self.view(), &stack.upper, &staged.diff)
-            .and_then(|()| copy_layer(self.view(), &stack.upper, &staged.diff))
+        copy_root_attributes(self.view(), &upper, &staged.diff)
+            .and_then(|()| copy_layer(self.view(), &upper, &staged.diff))
             .map_err(failed)
             .and_then(|()| staged.complete(false))
             .map_err(|error| staged.explain(error))?;

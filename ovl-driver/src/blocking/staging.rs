@@ -19,7 +19,7 @@ use ovl_quota::KeepsToLimits;
 use super::Overlay2;
 use super::children::readable_record;
 use super::home::OwnDirs;
-use super::layer::{Layer, Stack};
+use super::layer::Layer;
 use super::quota::Project;
 use crate::error::Error;
 use crate::files;
@@ -61,7 +61,8 @@ pub(super) struct Plan<'a> {
 /// What a new layer stands on.
 pub(super) struct Parent {
     pub(super) layer: Layer,
-    pub(super) stack: Stack,
+    /// Its own `diff`.
+    pub(super) upper: DirHandle,
 }
 
 impl Overlay2 {
@@ -174,7 +175,7 @@ impl Overlay2 {
         let keeps = self.tag(own, plan.id, &path, plan.project)?;
         let diff = files::ensure_dir(tree, &dir, names::DIFF, 0o755).map_err(failed)?;
         match plan.parent {
-            Some(parent) => copy_root_attributes(self.view(), &parent.stack.upper, &diff)
+            Some(parent) => copy_root_attributes(self.view(), &parent.upper, &diff)
                 .map_err(|error| Error::tree(&path.join(names::DIFF), error))?,
             None => self
                 .owners

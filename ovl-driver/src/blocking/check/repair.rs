@@ -77,11 +77,12 @@ impl Overlay2 {
             return Ok(false);
         };
         let own = self.own_dirs()?;
-        let _lock = match self.lock_layer(id, LockKind::Exclusive) {
+        let lock = match self.lock_layer(id, LockKind::Exclusive) {
             Err(Error::LayerNotFound { .. }) => return Ok(false),
             result => result?,
         };
         let (scan, report) = self.look()?;
+        let dir = self.locked_dir(id, &lock)?;
         let Some(seen) = scan
             .layers
             .get(id)
@@ -92,7 +93,7 @@ impl Overlay2 {
         match finding.kind {
             FindingKind::Link => match scan.right_link(id, seen) {
                 Some(link) => {
-                    self.put(id, &seen.dir, names::LINK, Some(link.as_str().to_owned()))?;
+                    self.put(id, &dir, names::LINK, Some(link.as_str().to_owned()))?;
                 }
                 None => return Ok(false),
             },
@@ -103,13 +104,13 @@ impl Overlay2 {
             FindingKind::Lower => match scan.recorded_chain(id) {
                 Some(chain) => {
                     let contents = (!chain.is_empty()).then(|| chain.to_string());
-                    self.put(id, &seen.dir, names::LOWER, contents)?;
+                    self.put(id, &dir, names::LOWER, contents)?;
                 }
                 None => return Ok(false),
             },
             FindingKind::Record => match self.right_record(&scan, id) {
                 Some(record) => {
-                    self.put(id, &seen.dir, names::RECORD, Some(record.to_string()))?;
+                    self.put(id, &dir, names::RECORD, Some(record.to_string()))?;
                 }
                 None => return Ok(false),
             },
