@@ -79,9 +79,13 @@ fn check_finds_and_mends_what_has_one_right_answer() {
     assert!(errors.contains("no single right answer"), "{errors}");
 }
 
-/// A home of 500 layers on each other and one on none, and a shell that runs the program where it
+/// A home of layers, on each other or on none, and one more on none; and a shell that runs the program where it
 /// can open as many files at most.
-fn many_layers(test: &str) -> Option<(Store, impl Fn(&Store, u32, &[&str]) -> Output)> {
+fn many_layers(
+    test: &str,
+    count: usize,
+    stacked: bool,
+) -> Option<(Store, impl Fn(&Store, u32, &[&str]) -> Output)> {
     let store = store(test)?;
     if !rustix::process::geteuid().is_root() {
         eprintln!("SKIPPED: 1 test did not run: {test}: only root makes layers for root");
@@ -91,7 +95,7 @@ fn many_layers(test: &str) -> Option<(Store, impl Fn(&Store, u32, &[&str]) -> Ou
     let options = OpenOptions::new();
     let library = Overlay2::open(Kernel::host(), &store.path("home"), options).unwrap();
     let mut parent = None;
-    for layer in 0..500 {
+    for layer in 0..count {
         let id: LayerId = format!("l{layer}").parse().unwrap();
         library
             .create(&CreateLayer::new(id.clone()).parent(parent))
@@ -99,8 +103,10 @@ fn many_layers(test: &str) -> Option<(Store, impl Fn(&Store, u32, &[&str]) -> Ou
         // As a container would have written it.
         let dir = library.layout().layer(&id).diff().join("dir");
         std::fs::create_dir(&dir).unwrap();
-        std::fs::write(dir.join(id.as_str()), id.as_str()).unwrap();
-        parent = Some(id);
+        if layer % 50 == 0 {
+            std::fs::write(dir.join(id.as_str()), id.as_str()).unwrap();
+        }
+        parent = stacked.then_some(id);
     }
     library
         .create(&CreateLayer::new("alone".parse().unwrap()))
@@ -122,19 +128,18 @@ fn many_layers(test: &str) -> Option<(Store, impl Fn(&Store, u32, &[&str]) -> Ou
 #[test]
 fn a_home_has_more_layers_than_a_process_has_descriptors() {
     let test = "a_home_has_more_layers_than_a_process_has_descriptors";
-    let Some((store, run)) = many_layers(test) else {
+    let Some((store, run)) = many_layers(test, 200, false) else {
         return;
     };
     let run = |arguments: &[&str]| run(&store, 64, arguments);
     let first = run(&["check"]);
-    // Docker mounts 128 layers.
     assert_eq!(first.status.code(), Some(0), "{first:?}");
-    std::fs::remove_file(store.path("home/l7/committed")).unwrap();
+    std::fs::remove_file(store.path("home/l7/link")).unwrap();
     let found = run(&["check"]);
     assert_eq!(found.status.code(), Some(9), "{found:?}");
     let mended = run(&["check", "--repair"]);
     assert_eq!(mended.status.code(), Some(0), "{mended:?}");
-    assert!(store.path("home/l7/committed").exists());
+    assert!(store.path("home/l7/link").exists());
     std::fs::create_dir_all(store.path("home/half/diff")).unwrap();
     let reclaimed = run(&["gc", "--docker-stopped"]);
     assert_eq!(reclaimed.status.code(), Some(0), "{reclaimed:?}");
@@ -144,7 +149,7 @@ fn a_home_has_more_layers_than_a_process_has_descriptors() {
 #[test]
 fn the_deepest_stack_needs_no_more_descriptors_than_a_process_has_at_first() {
     let test = "the_deepest_stack_needs_no_more_descriptors_than_a_process_has_at_first";
-    let Some((store, run)) = many_layers(test) else {
+    let Some((store, run)) = many_layers(test, 500, true) else {
         return;
     };
     let ok = |arguments: &[&str]| {
@@ -165,14 +170,13 @@ fn the_deepest_stack_needs_no_more_descriptors_than_a_process_has_at_first() {
         listed.lines().count()
     };
     assert_eq!(changes(&["imported"]), 1000);
-    assert_eq!(changes(&["l499"]), 1002);
-    // The root of the archive, the directory and a file for each layer.
-    assert_eq!(changes(&["l499", "--parent", "l0"]), 1001 + 499);
+    assert_eq!(changes(&["l499"]), 1000);
+    // The directory too, and what is new in it.
+    assert_eq!(changes(&["l499", "--parent", "l0"]), 1000 + 1 + 9);
     for arguments in [
         &["diff", "l499"][..],
         &["diff", "l499", "--parent", "l0"],
         &["diff", "l499", "--parent", "l499"],
-        &["diff", "l499", "--parent", "alone"],
         // Another stack of as many layers, of which the two share all but their own.
         &["diff", "l499", "--parent", "imported"],
     ] {

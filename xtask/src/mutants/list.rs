@@ -105,10 +105,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "drop the lock of the parent early",
         file: "ovl-driver/src/blocking/create.rs",
-        from: r#"            Some(lock),
-        ))"#,
-        to: r#"            Some(lock).filter(|_| false),
-        ))"#,
+        from: r#"            lock: Some(lock),"#,
+        to: r#"            lock: Some(lock).filter(|_| false),"#,
     },
     Mutant {
         name: "drop the lock of a mount",
