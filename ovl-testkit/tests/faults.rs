@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ovl_diff::TreeBackend as _;
 use ovl_driver::blocking::Overlay2;
 use ovl_driver::{
-    Base, CreateLayer, ImportOptions, LockKind, OpenOptions, SystemBackend as _, UpkeepOptions,
+    Base, CreateLayer, ErrorKind, ImportOptions, LockKind, OpenOptions, SystemBackend as _,
+    UpkeepOptions,
 };
 use ovl_layout::LayerId;
 use ovl_mount::UnmountMode;
@@ -261,5 +262,128 @@ fn a_read_error_that_does_not_last_hides_no_damage() {
         if !faulty.has_fired() {
             break;
         }
+    }
+}
+
+/// Another process makes a layer of the same id, on another parent, while this one is built.
+#[test]
+fn a_layer_that_comes_too_late_seals_no_parent() {
+    let (mock, faulty, store) = two_layers();
+    let other = mock.as_process(2);
+    let maker = Overlay2::open(other.kernel(), Path::new("/home"), OpenOptions::new()).unwrap();
+    let mut made = false;
+    faulty.order_where(move |call, subject| {
+        if call == "create_file" && subject == "link" && !made {
+            made = true;
+            maker.create(&layer("child", Some("base"))).unwrap();
+        }
+        None
+    });
+    let error = store.create(&layer("child", Some("parent"))).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    faulty.heal();
+    let parent = store.inspect(&id("parent")).unwrap();
+    assert!(!parent.sealed, "nothing stands on it");
+    store.create(&layer("second", Some("parent"))).unwrap();
+    assert!(store.inspect(&id("parent")).unwrap().sealed);
+    assert!(store.check().unwrap().is_clean());
+}
+
+/// What a killed process left, and the contents of a layer that failed, may take long to go.
+#[test]
+fn a_removal_in_staging_is_in_no_layers_way() {
+    let big = ArchiveBuilder::new()
+        .dir("dir", 0o755)
+        .file("dir/last", b"last")
+        .finish();
+    for is_killed in [true, false] {
+        let (mock, faulty, store) = two_layers();
+        // The archive is cut short, and nothing is taken back where the process is killed.
+        let cut = &big[..big.len() - 1500];
+        let mut stopped = false;
+        faulty.order_where(move |call, subject| {
+            stopped |= is_killed && call == "create_file" && subject == "last";
+            stopped.then_some(EIO)
+        });
+        let options = ImportOptions::new();
+        let import = |store: &Overlay2| {
+            let never = layer("never", Some("parent"));
+            store.import(&never, cut, options, &mut |_| {}).unwrap_err()
+        };
+        if is_killed {
+            import(&store);
+        }
+        let neighbour = mock.as_process(2);
+        let options = OpenOptions::new();
+        let neighbour = Overlay2::open(neighbour.kernel(), Path::new("/home"), options).unwrap();
+        let asked = Arc::new(AtomicBool::new(false));
+        let done = asked.clone();
+        faulty.order_where(move |call, subject| {
+            if call == "remove_dir" && subject == "dir" && !done.swap(true, Ordering::Relaxed) {
+                neighbour.remove(&id("parent"), false).unwrap();
+            }
+            None
+        });
+        match is_killed {
+            true => drop(store.gc(UpkeepOptions::new()).unwrap()),
+            false => drop(import(&store)),
+        }
+        assert!(asked.load(Ordering::Relaxed), "killed: {is_killed}");
+        faulty.heal();
+        store.gc(UpkeepOptions::new()).unwrap();
+        assert!(store.check().unwrap().is_clean(), "killed: {is_killed}");
+    }
+}
+
+/// Damaged layers, and those of other programs, make the index of children doubtful for good.
+#[test]
+fn a_mount_in_a_mixed_home_reads_no_other_layer() {
+    let (mock, faulty, store) = two_layers();
+    store.create(&layer("others", None)).unwrap();
+    store.create(&layer("damaged", Some("base"))).unwrap();
+    let remove = |layer: &str, file| {
+        let dir = mock.open_root(&Path::new("/home").join(layer)).unwrap();
+        mock.unlink(&dir, OsStr::new(file)).unwrap();
+    };
+    remove("others", ".ovl-layer");
+    remove("damaged", "link");
+    // Another program has made it.
+    mock.mkdir_all(Path::new("/home/l/theirs")).unwrap();
+    let request = ovl_driver::MountRequest::new();
+    let looks_at = |others: &str| {
+        faulty.heal();
+        store.mount(&id("parent"), &request).unwrap();
+        let journal = faulty.journal();
+        store.unmount(&id("parent"), UnmountMode::Now).unwrap();
+        let mut operations = journal.operations().iter();
+        operations.any(|one| one.call == "open_dir" && one.subject == others)
+    };
+    assert!(looks_at("others"), "nobody has looked yet");
+    assert!(!looks_at("others"));
+    // What the store itself makes is known.
+    store.create(&layer("new", Some("base"))).unwrap();
+    assert!(!looks_at("others"));
+    // What others make is not.
+    mock.mkdir_all(Path::new("/home/l/more")).unwrap();
+    assert!(looks_at("others"));
+    // A lost mark is found by what is noted.
+    store.create(&layer("child", Some("parent"))).unwrap();
+    remove("parent", "committed");
+    assert!(!looks_at("others"));
+    assert!(store.inspect(&id("parent")).unwrap().sealed);
+}
+
+/// Its stamp was a file that could have the name of a layer.
+#[test]
+fn a_parent_may_have_any_name_beside_the_index() {
+    let (_, _, store) = two_layers();
+    // Brings the index up to date.
+    store.remove(&id("parent"), false).unwrap();
+    for name in ["current", "seen"] {
+        store.create(&layer(name, None)).unwrap();
+        store.create(&layer("child", Some(name))).unwrap();
+        store.remove(&id(name), false).unwrap_err();
+        store.remove(&id("child"), false).unwrap();
+        store.remove(&id(name), false).unwrap();
     }
 }

@@ -26,7 +26,8 @@ impl Overlay2 {
     ///
     /// # Errors
     ///
-    /// Those of [`create`](Self::create), and [`Error::Apply`]. Nothing is left behind.
+    /// Those of [`create`](Self::create), and [`Error::Apply`]. Nothing is left behind, but a parent
+    /// that was open may be sealed; not so when the archive is at fault.
     pub fn import(
         &self,
         layer: &CreateLayer,

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use ovl_diff::{EscapedPath, TreeError, copy_layer, copy_root_attributes};
+use ovl_diff::{EscapedPath, Node, TreeError, copy_layer, copy_root_attributes};
 use ovl_layout::{HomeSettings, LayerId, names};
 use ovl_mount::MountError;
 use ovl_quota::{Bytes, KeepsToLimits, Limits, ProjectId, ProjectRange, QuotaControl, QuotaError};
@@ -88,9 +88,11 @@ impl Overlay2 {
         let limits = change(now);
         check_limits(id, limits)?;
         if project.is_some() {
-            let _ids = self.lock_projects(&own)?;
+            let ids = self.lock_projects(&own)?;
             let limited = quotas.limit(self.layout.layer(id).dir(), limits);
-            return limited.map(drop).map_err(|error| Error::quota(id, error));
+            limited.map_err(|error| Error::quota(id, error))?;
+            drop((ids, lock));
+            return self.sync_limits(&layer);
         }
         if limits.is_unlimited() {
             return Ok(());
@@ -108,6 +110,26 @@ impl Overlay2 {
         }
         drop(lock);
         self.move_into_project(id, limits)
+    }
+
+    /// Waits until limits that were set are on disk. They are in the journal of the file system, and
+    /// no file's sync waits for them but that of one which has changed since.
+    fn sync_limits(&self, layer: &Layer) -> Result<(), Error> {
+        if !self.durable() {
+            return Ok(());
+        }
+        let (tree, dir) = (self.kernel.tree(), Node::Dir(&layer.dir));
+        let same = tree.metadata(dir).map(|found| found.mtime);
+        let synced = same
+            .and_then(|same| tree.set_mtime(dir, same))
+            .and_then(|()| tree.sync(dir));
+        synced.map_err(|error| {
+            Error::io(
+                "sync the limits of",
+                self.layout.layer(&layer.id).dir(),
+                error,
+            )
+        })
     }
 
     /// Puts a copy of a layer, in a project of its own, in its place.

@@ -9,6 +9,7 @@ use ovl_layout::{LayerId, LayerRecord, Layout, LinkId, LowerChain, names};
 
 use super::scan::{Part, Scan, Seen};
 use crate::blocking::Overlay2;
+use crate::blocking::create::Locked;
 use crate::blocking::home::OwnDirs;
 use crate::error::Error;
 use crate::files;
@@ -114,7 +115,7 @@ impl Overlay2 {
                 }
                 None => return Ok(false),
             },
-            FindingKind::Unmarked => self.seal(id)?,
+            FindingKind::Unmarked => self.seal(id, Locked::ByCaller)?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -192,7 +193,7 @@ impl Overlay2 {
             let parent = scan.owner(parent)?;
             let below = scan.trusted_chain(scan.layers.get(parent)?)?;
             let right = below.links() == &chain.links()[1..];
-            return right.then(|| LayerRecord::new(link, Some(parent.clone()), &chain));
+            return right.then(|| made_again(link, Some(parent.clone()), &chain));
         }
         // A base layer, unless the index knows a parent: then its `lower` is lost, or its root is
         // opaque. The kernel's scratch space tells of layers below as well.
@@ -207,8 +208,15 @@ impl Overlay2 {
                 files::exists(self.kernel.tree(), &dir, link.as_str()).unwrap_or(false)
             })
         });
-        (!noted).then(|| LayerRecord::new(link, None, &chain))
+        (!noted).then(|| made_again(link, None, &chain))
     }
+}
+
+/// Nobody knows what the lost record said of the disk.
+fn made_again(link: LinkId, parent: Option<LayerId>, chain: &LowerChain) -> LayerRecord {
+    let mut record = LayerRecord::new(link, parent, chain);
+    record.unsynced = true;
+    record
 }
 
 impl Scan {
