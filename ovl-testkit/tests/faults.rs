@@ -306,12 +306,12 @@ fn a_removal_in_staging_is_in_no_layers_way() {
             stopped.then_some(EIO)
         });
         let options = ImportOptions::new();
-        let import = |store: &Overlay2| {
-            let never = layer("never", Some("parent"));
-            store.import(&never, cut, options, &mut |_| {}).unwrap_err()
+        let apply = |store: &Overlay2| {
+            let applied = store.apply(&id("parent"), cut, options, &mut |_| {});
+            applied.unwrap_err()
         };
         if is_killed {
-            import(&store);
+            apply(&store);
         }
         let neighbour = mock.as_process(2);
         let options = OpenOptions::new();
@@ -326,7 +326,7 @@ fn a_removal_in_staging_is_in_no_layers_way() {
         });
         match is_killed {
             true => drop(store.gc(UpkeepOptions::new()).unwrap()),
-            false => drop(import(&store)),
+            false => drop(apply(&store)),
         }
         assert!(asked.load(Ordering::Relaxed), "killed: {is_killed}");
         faulty.heal();

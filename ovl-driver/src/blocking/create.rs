@@ -193,8 +193,10 @@ impl Overlay2 {
             let path = self.layout.layer(&below).dir().to_owned();
             let failed = |error| Error::io("sync", &path, error);
             let dir = self.layer_dir(&below)?;
-            let diff = tree.open_dir(&dir, names::DIFF.as_ref()).map_err(failed)?;
-            sync_layer(tree, &diff).map_err(|error| Error::tree(&path.join(names::DIFF), error))?;
+            if let Some(diff) = files::open_dir(tree, &dir, names::DIFF).map_err(failed)? {
+                let synced = sync_layer(tree, &diff);
+                synced.map_err(|error| Error::tree(&path.join(names::DIFF), error))?;
+            }
             let names = [names::LINK, names::LOWER, names::COMMITTED, names::WORK];
             for name in names.map(OsStr::new) {
                 match tree.sync(Node::Entry(&dir, name)) {
