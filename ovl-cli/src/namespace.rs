@@ -38,7 +38,13 @@ fn become_root() -> Result<(), Failure> {
     };
     let mappers = Mappers::start(uid.as_raw(), gid.as_raw());
     unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)
-        .map_err(|error| unsupported("enter a user namespace", &error))?;
+        .map_err(|error| match error {
+            nix::errno::Errno::ENOSPC => Failure::new(
+                Kind::Unsupported,
+                "cannot enter a user namespace: there are as many as user.max_user_namespaces allows; raise that limit, or run as root",
+            ),
+            error => unsupported("enter a user namespace", &error),
+        })?;
     let mapped = mappers.map_or((false, false), Mappers::finish);
     let mut files = Vec::new();
     if !mapped.0 {

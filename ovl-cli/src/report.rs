@@ -24,6 +24,8 @@ pub(crate) struct Report {
     pub(crate) json: bool,
     /// Where the root of the mount namespace is seen by others, when it is not theirs.
     pub(crate) root: Option<PathBuf>,
+    /// Why the program runs in no user namespace, though its user is not root.
+    pub(crate) namespace: Option<String>,
 }
 
 impl Report {

@@ -13,7 +13,7 @@ use ovl_driver::{
     Base, CreateLayer, Dirty, Durability, Error, ExportOptions, ImportOptions, InitOptions, Kernel,
     MountRequest, OpenOptions, Repaired, Severity, UpkeepOptions,
 };
-use ovl_layout::{IdMap, IdMaps, LayerId};
+use ovl_layout::{IdMap, IdMaps, LayerId, XattrNamespace};
 use ovl_mount::{OverlayOptions, UnmountMode};
 use ovl_quota::{Limits, ProjectId};
 
@@ -48,8 +48,8 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         true => Entered::No,
         false => Entered::Own,
     };
-    let keeper = match entered {
-        Entered::No => None,
+    let (keeper, refused) = match entered {
+        Entered::No => (None, None),
         Entered::Own => enter(&cli.command)?,
     };
     if let Command::Demo(demo) = &cli.command {
@@ -60,24 +60,45 @@ pub(crate) fn run(cli: Cli) -> Result<(), Failure> {
         report: Report {
             json: cli.json,
             root: keeper.as_ref().map(Keeper::root),
+            namespace: refused.map(|failure| failure.to_string()),
         },
     };
     program.run(&cli.command)
 }
 
 /// Enters a user namespace, that of the user's keeper where there is one. Only `mount` starts a
-/// keeper.
-fn enter(command: &Command) -> Result<Option<Keeper>, Failure> {
+/// keeper. What only reads goes on without a namespace where there can be none; then the reason is
+/// given back.
+fn enter(command: &Command) -> Result<(Option<Keeper>, Option<Failure>), Failure> {
     let keeper = match command {
         Command::Demo(_) => None,
         Command::Mount(_) => Some(Keeper::find_or_start()?),
         _ => Keeper::find()?,
     };
-    match &keeper {
-        Some(keeper) => keeper.join()?,
-        None => namespace::enter()?,
+    let Some(keeper) = keeper else {
+        return match namespace::enter() {
+            Err(failure) if only_reads(command) => Ok((None, Some(failure))),
+            result => result.map(|()| (None, None)),
+        };
+    };
+    keeper.join()?;
+    Ok((Some(keeper), None))
+}
+
+fn only_reads(command: &Command) -> bool {
+    match command {
+        Command::Status
+        | Command::Ls
+        | Command::Inspect(_)
+        | Command::Plan(_)
+        | Command::Changes(_)
+        | Command::Diff(_)
+        | Command::Size(_) => true,
+        Command::Check(check) => !check.repair,
+        Command::Gc(gc) => gc.dry_run,
+        Command::Quota(quota) => quota.size.is_none() && quota.inodes.is_none(),
+        _ => false,
     }
-    Ok(keeper)
 }
 
 struct Program {
@@ -97,11 +118,11 @@ impl Program {
             Command::Changes(args) => {
                 let (id, base) = compared(&args.compared)?;
                 self.report
-                    .changes(&self.open()?.changes(&id, &base)?, args.null)
+                    .changes(&self.open_layers()?.changes(&id, &base)?, args.null)
             }
             Command::Size(args) => {
                 let (id, base) = compared(args)?;
-                self.report.size(&self.open()?.size(&id, &base)?)
+                self.report.size(&self.open_layers()?.size(&id, &base)?)
             }
             Command::Mount(args) => {
                 let (id, request) = (layer_id(&args.id)?, request(&args.how)?);
@@ -161,6 +182,23 @@ impl Program {
             &self.home,
             OpenOptions::new(),
         )?)
+    }
+
+    /// For commands that look into layers: what marks there what is deleted or opaque must be seen.
+    fn open_layers(&self) -> Result<Overlay2, Failure> {
+        let store = self.open()?;
+        let Some(refused) = &self.report.namespace else {
+            return Ok(store);
+        };
+        let prefix = match store.settings().xattrs {
+            XattrNamespace::User => return Ok(store),
+            namespace => namespace.prefix(),
+        };
+        let message = format!(
+            "the layers of {} mark deletions with {prefix}*, which only root sees: {refused}",
+            self.home.display()
+        );
+        Err(Failure::new(Kind::Unsupported, message))
     }
 
     /// For commands that make a home where there is none, in a directory of its own.
@@ -304,14 +342,14 @@ impl Program {
                 let message = "an archive would garble the terminal; give a file with -o, or redirect the output";
                 return Err(Failure::new(Kind::Usage, message));
             }
-            let store = self.open()?;
+            let store = self.open_layers()?;
             // Whole buffers come; the standard library's would look for ends of lines in them.
             let output = io::stdout().as_fd().try_clone_to_owned();
             let output = File::from(output.map_err(|error| Failure::output(&error))?);
             store.diff_with(&id, &base, options, output)?;
             return Ok(());
         };
-        let store = self.open()?;
+        let store = self.open_layers()?;
         if !store.contains(&id)? {
             // Said by the store, before a file is made.
             store.inspect(&id)?;

@@ -12,12 +12,12 @@ const USER: &str = "65534";
 
 /// Runs a script as an ordinary user in a directory of theirs, with `ovl` on the path; `None`, and
 /// a line about it, where that cannot be.
-fn as_user(test: &str, dir: &Path, script: &str) -> Option<Output> {
+pub(crate) fn as_user(test: &str, dir: &Path, script: &str) -> Option<Output> {
     as_user_after(test, dir, "", script)
 }
 
 /// The same after something that root does in a mount namespace of its own.
-fn as_user_after(test: &str, dir: &Path, setup: &str, script: &str) -> Option<Output> {
+pub(crate) fn as_user_after(test: &str, dir: &Path, setup: &str, script: &str) -> Option<Output> {
     std::fs::set_permissions(dir, Permissions::from_mode(0o777)).unwrap();
     // Where the program is built, others may not look.
     std::fs::copy(env!("CARGO_BIN_EXE_ovl"), dir.join("ovl")).unwrap();
@@ -137,6 +137,45 @@ fn a_place_for_the_keeper_that_is_not_the_users_alone_is_refused() {
         printed.contains("not a directory of yours alone"),
         "{printed}"
     );
+}
+
+#[test]
+fn what_only_reads_needs_no_namespace() {
+    let test = "what_only_reads_needs_no_namespace";
+    let dir = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+    // The limit is that of a namespace of the test's own, in which the user is not root.
+    let script = "
+        unshare -Ur true || { echo no namespaces >&2; exit 6; }
+        mkdir -m 700 run store; H=\"$PWD/store/home\"; export H
+        ./ovl --home \"$H\" create base; ./ovl --home \"$H\" create top --parent base
+        echo new >store/home/top/diff/new
+        ovl() { unshare -Ur sh -euc 'echo 1 >/proc/sys/user/max_user_namespaces
+            exec unshare -U --map-user=1234 --map-group=1234 ./ovl --home \"$H\" \"$@\"' sh \"$@\"; }
+        ovl create more 2>refused && exit 50; test $? = 6 || exit 51; cat refused
+        ovl mount top 2>refused && exit 52; test $? = 6 || exit 53
+        ovl check --repair 2>refused && exit 54; test $? = 6 || exit 55
+        ovl ls | wc -l; ovl inspect top >/dev/null; ovl check; ovl gc --dry-run; ovl size top >/dev/null
+        ovl plan top | grep -o userxattr; ovl changes top; ovl diff top | tar -t | grep new
+        ovl status | grep '^User namespace'; ovl status --json";
+    let Some(output) = as_user(test, dir.path(), script) else {
+        return;
+    };
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{:?}: {errors}", output.status);
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let reason = "cannot enter a user namespace: ";
+    for words in [
+        format!("ovl: {reason}"),
+        "user.max_user_namespaces".to_owned(),
+        "\n3\n".to_owned(),
+        "\nuserxattr\n".to_owned(),
+        "\nA /new\n".to_owned(),
+        "\nnew\n".to_owned(),
+        format!("\nUser namespace       no: {reason}"),
+        format!("\"user_namespace\":\"{reason}"),
+    ] {
+        assert!(printed.contains(&words), "{words}: {printed}{errors}");
+    }
 }
 
 #[test]

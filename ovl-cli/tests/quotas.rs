@@ -38,6 +38,31 @@ fn status_prints_the_names_of_docker_and_reasons_as_json() {
     assert_eq!(status["using_metacopy"], false);
     assert_eq!(status["native_overlay_diff"], true);
     assert_eq!(status["userxattr"], status["user_namespace"]);
+    let works: Vec<_> = status["mounting"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|one| one["works"] == true)
+        .map(|one| one["strategy"].clone())
+        .collect();
+    assert_eq!(status["strategies"], Value::from(works));
+    for one in status["mounting"].as_array().unwrap() {
+        assert!(one["reason"].as_str().unwrap().len() > 10, "{one}");
+    }
+    for (key, line) in [
+        ("keeps_owners", "Keeps owners         "),
+        ("makes_devices", "Makes devices        "),
+        ("takes_redirects", "Takes redirects      "),
+        ("private_mounts", "Private mounts       "),
+    ] {
+        let word = if status[key] == true { "yes" } else { "no" };
+        let reason = status["reasons"][key].as_str().unwrap();
+        let expected = format!("{line}{word}: {reason}");
+        assert!(
+            lines.lines().any(|line| line == expected),
+            "{expected}: {lines}"
+        );
+    }
     for (_, reason) in status["reasons"].as_object().unwrap() {
         assert!(reason.as_str().unwrap().len() > 10, "{reason}");
     }

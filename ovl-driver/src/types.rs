@@ -462,6 +462,8 @@ pub struct Status {
     pub backing_fs: FsType,
     /// The mount strategies of this kernel, best first.
     pub strategies: Vec<Strategy>,
+    /// Every strategy, best first: whether this kernel and the caller's filters have it, and why not.
+    pub mounting: Vec<(Strategy, Answer)>,
     /// What the kernel offers for mounting.
     pub features: MountFeatures,
     /// Whether the caller is in a user namespace.
@@ -478,6 +480,16 @@ pub struct Status {
     pub native_diff: Answer,
     /// Whether mounts take the option `userxattr`.
     pub userxattr: Answer,
+    /// Whether owners of archives can be kept that are not root.
+    pub owners: Answer,
+    /// Whether device nodes of archives can be made.
+    pub devices: Answer,
+    /// Whether mounts take `redirect_dir=on` and `metacopy=on` where they are asked for.
+    pub redirects: Answer,
+    /// Whether the home lies on a private mount, so that nothing that is mounted in it appears
+    /// elsewhere.
+    #[doc(alias = "propagation")]
+    pub private_mounts: Answer,
     /// Whether project quotas are enforced; an error where they cannot be used all the same, or that
     /// is not known.
     pub quota: Result<Enforcement, String>,

@@ -12,6 +12,18 @@ impl Report {
             Ok(enforcement) => enforcement.to_string(),
             Err(reason) => reason.clone(),
         };
+        let namespace = match (&self.namespace, status.user_namespace) {
+            (Some(refused), _) => refused,
+            (None, true) => "the program runs in one",
+            (None, false) => "the program was started by root outside of them",
+        };
+        let mounting: Vec<_> = status
+            .mounting
+            .iter()
+            .map(|(strategy, answer)| {
+                json!({ "strategy": strategy.as_str(), "works": answer.yes, "reason": answer.reason })
+            })
+            .collect();
         let value = || {
             json!({
                 "driver": "overlay2",
@@ -22,13 +34,23 @@ impl Report {
                 "native_overlay_diff": status.native_diff.yes,
                 "userxattr": status.userxattr.yes,
                 "docker_can_use": status.docker.yes,
+                "keeps_owners": status.owners.yes,
+                "makes_devices": status.devices.yes,
+                "takes_redirects": status.redirects.yes,
+                "private_mounts": status.private_mounts.yes,
                 "reasons": {
                     "docker_can_use": status.docker.reason,
                     "supports_d_type": status.d_type.reason,
                     "using_metacopy": status.metacopy.reason,
                     "native_overlay_diff": status.native_diff.reason,
                     "userxattr": status.userxattr.reason,
+                    "keeps_owners": status.owners.reason,
+                    "makes_devices": status.devices.reason,
+                    "takes_redirects": status.redirects.reason,
+                    "private_mounts": status.private_mounts.reason,
+                    "user_namespace": namespace,
                 },
+                "mounting": mounting,
                 "xattrs": status.xattrs.as_str(),
                 "max_depth": status.settings.max_depth,
                 "uid_map": id_map(&status.settings.id_maps.uids),
@@ -37,6 +59,8 @@ impl Report {
                 "strategies": strategies,
                 "data_limit": status.features.data_limit.bytes(),
                 "index": status.features.index,
+                "redirect_dir": status.features.redirect_dir,
+                "metacopy": status.features.metacopy,
                 "user_namespace": status.user_namespace,
                 "quota": quota,
                 "default_size": status.settings.size,
@@ -71,10 +95,34 @@ impl Report {
                 "Mount data",
                 &format!("at most {} bytes", status.features.data_limit.bytes()),
             );
-            line(
-                "User namespace",
-                if status.user_namespace { "yes" } else { "no" },
-            );
+            for (strategy, answer) in status.mounting.iter().filter(|(_, answer)| !answer.yes) {
+                line(
+                    "Does not mount by",
+                    &format!("{strategy}: {}", answer.reason),
+                );
+            }
+            for (key, yes, reason) in [
+                (
+                    "User namespace",
+                    status.user_namespace && self.namespace.is_none(),
+                    namespace,
+                ),
+                ("Keeps owners", status.owners.yes, status.owners.reason),
+                ("Makes devices", status.devices.yes, status.devices.reason),
+                (
+                    "Takes redirects",
+                    status.redirects.yes,
+                    status.redirects.reason,
+                ),
+                (
+                    "Private mounts",
+                    status.private_mounts.yes,
+                    status.private_mounts.reason,
+                ),
+            ] {
+                let word = if yes { "yes" } else { "no" };
+                line(key, &format!("{word}: {reason}"));
+            }
             line("Project quota", &quota);
             let size = status.settings.size.map(Bytes::new);
             line(

@@ -1,6 +1,7 @@
 //! What a home and a kernel can do.
 
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 use ovl_diff::DirHandle;
@@ -13,7 +14,7 @@ use super::home::own_xattrs;
 use super::quota::probe;
 use crate::error::Error;
 use crate::kernel::Kernel;
-use crate::system::FsType;
+use crate::system::{FsType, Identity};
 use crate::types::{Answer, OpenOptions, Status};
 
 impl Overlay2 {
@@ -134,6 +135,62 @@ fn features_for(
     Ok(features.user_namespace(xattrs == XattrNamespace::User))
 }
 
+fn mounts_by(features: &MountFeatures, strategy: Strategy) -> Answer {
+    match (features.lack(strategy), strategy) {
+        (Some(lack), _) => Answer::new(false, lack.as_str()),
+        (None, Strategy::MountAbsolute | Strategy::MountRelative) => {
+            Answer::new(true, "where the names of the layers fit the mount data")
+        }
+        (None, _) => Answer::new(true, "the kernel takes one layer after the other"),
+    }
+}
+
+fn owners(identity: &Identity) -> Answer {
+    let count = |ids: &[Range<u64>]| -> u64 {
+        ids.iter()
+            .map(|ids| ids.end.saturating_sub(ids.start))
+            .sum()
+    };
+    match (identity.user_namespace, identity.uid) {
+        (false, 0) => Answer::new(true, "every id is there"),
+        (false, _) => Answer::new(false, "only root gives files away"),
+        (true, _) if count(&identity.uids) > 1 && count(&identity.gids) > 1 => Answer::new(
+            true,
+            "as far as the user namespace maps ids; archives with others are refused unless all is given to root (--squash)",
+        ),
+        (true, _) => Answer::new(
+            false,
+            "the user namespace has a single user or group id; archives with others are refused unless all is given to root (--squash); newuidmap with /etc/subuid and /etc/subgid gives more",
+        ),
+    }
+}
+
+fn devices(identity: &Identity) -> Answer {
+    match (identity.user_namespace, identity.uid) {
+        (true, _) => Answer::new(
+            false,
+            "no user namespace makes device nodes; archives with them are refused unless they are left out (--skip-devices)",
+        ),
+        (false, 0) => Answer::new(true, "the caller is root"),
+        (false, _) => Answer::new(false, "only root makes device nodes"),
+    }
+}
+
+fn redirects(features: &MountFeatures) -> Answer {
+    let known = features.redirect_dir && features.metacopy;
+    match (features.user_namespace, known) {
+        (true, _) => Answer::new(
+            false,
+            "the kernel takes neither redirect_dir=on nor metacopy=on beside userxattr",
+        ),
+        (false, true) => Answer::new(true, "where they are asked for"),
+        (false, false) => Answer::new(
+            false,
+            "the kernel does not know metacopy, which came with Linux 4.19, or redirect_dir=nofollow; mounts do not name what it does not know",
+        ),
+    }
+}
+
 fn status_of(
     kernel: &Kernel,
     path: &Path,
@@ -141,14 +198,13 @@ fn status_of(
     settings: HomeSettings,
 ) -> Result<Status, Error> {
     let features = features_for(kernel, path, settings.xattrs)?;
-    let strategies = Strategy::ALL.into_iter();
-    let strategies = strategies
-        .filter(|strategy| match strategy {
-            Strategy::LayersByFd => features.layers_by_fd,
-            Strategy::LowerdirPlus => features.lowerdir_plus,
-            _ => true,
-        })
-        .collect();
+    let mounting: Vec<_> = Strategy::ALL
+        .map(|how| (how, mounts_by(&features, how)))
+        .into();
+    let strategies = mounting.iter().filter(|(_, answer)| answer.yes);
+    let strategies = strategies.map(|(strategy, _)| *strategy).collect();
+    let around = kernel.mount().mount_of(path);
+    let around = around.map_err(|error| Error::io("look for the mount of", path, error))?;
     let (backing_fs, d_type) = d_type(kernel, path, dir)?;
     let identity = kernel.system().identity();
     let identity = identity.map_err(|error| Error::io("read the ids of", path, error))?;
@@ -164,7 +220,18 @@ fn status_of(
         home: path.to_owned(),
         backing_fs,
         strategies,
+        mounting,
         features,
+        owners: owners(&identity),
+        devices: devices(&identity),
+        redirects: redirects(&features),
+        private_mounts: match around.is_some_and(|mount| mount.shared) {
+            false => Answer::new(true, "what is mounted in the home appears nowhere else"),
+            true => Answer::new(
+                false,
+                "the home lies on a shared mount, so that every mount in it appears in that mount's peers too, as in other mount namespaces; with nothing mounted, `mount --bind HOME HOME && mount --make-private HOME` ends that",
+            ),
+        },
         user_namespace: identity.user_namespace,
         xattrs: settings.xattrs,
         d_type,

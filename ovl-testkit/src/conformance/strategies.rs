@@ -7,7 +7,8 @@ use ovl_driver::blocking::Overlay2;
 use ovl_driver::{Durability, Error, ErrorKind, Finding, FindingKind, InitOptions, MountRequest};
 use ovl_layout::{DOCKER_MAX_DEPTH, LayerId, LinkId, LowerChain, MAX_DEPTH, names};
 use ovl_mount::{
-    Access, KERNEL_MAX_LOWERS, MountError, MountPlan, OverlaySpec, PlanError, Strategy,
+    Access, KERNEL_MAX_LOWERS, MountError, MountPlan, OverlayOptions, OverlaySpec, PlanError,
+    Strategy,
 };
 
 use super::support::{chain, create, id, layer, unmount};
@@ -23,6 +24,7 @@ list! {
     an_overlay_that_comes_up_read_only_is_taken_away,
     row_170_a_mount_point_that_is_a_link_is_refused,
     a_mount_is_private,
+    status_says_what_works_and_why_the_rest_does_not,
 }
 
 /// A base and `depth` layers on it; each adds a file.
@@ -386,4 +388,45 @@ fn a_mount_is_private(subject: &Subject) {
         }
     }
     subject.assert_clean(&store);
+}
+
+fn status_says_what_works_and_why_the_rest_does_not(subject: &Subject) {
+    let store = subject.store();
+    stack(subject, &store, 1);
+    let status = store.status().expect("status");
+    let named: Vec<Strategy> = status.mounting.iter().map(|(how, _)| *how).collect();
+    assert_eq!(named, Strategy::ALL);
+    for (how, answer) in &status.mounting {
+        assert_eq!(status.strategies.contains(how), answer.yes, "{how}");
+        assert!(!answer.reason.is_empty(), "{how}");
+        let request = MountRequest::new().strategy(Some(*how));
+        match store.mount(&id("s1"), &request) {
+            Ok(_) => {
+                assert!(answer.yes, "{how}: {}", answer.reason);
+                unmount(&store, "s1");
+            }
+            Err(error) => assert!(!answer.yes, "{how}: {}", chain(&error)),
+        }
+    }
+    let options = OverlayOptions::default().with("redirect_dir=on");
+    let options = options.and_then(|options| options.with("metacopy=on"));
+    let request = MountRequest::new().options(options.expect("options"));
+    match store.mount(&id("s1"), &request) {
+        Ok(_) => {
+            assert!(status.redirects.yes, "{}", status.redirects.reason);
+            unmount(&store, "s1");
+        }
+        Err(error) => assert!(!status.redirects.yes, "{}", chain(&error)),
+    }
+    let identity = subject.kernel().system().identity().expect("identity");
+    assert_eq!(status.devices.yes, !identity.user_namespace);
+    let single =
+        |ids: &[std::ops::Range<u64>]| ids.iter().map(|ids| ids.end - ids.start).sum::<u64>() == 1;
+    let single = single(&identity.uids) || single(&identity.gids);
+    assert_eq!(status.owners.yes, !single, "{}", status.owners.reason);
+    let shared = subject.kernel().mount().mount_of(store.home());
+    let shared = shared
+        .expect("mount of the home")
+        .is_some_and(|mount| mount.shared);
+    assert_eq!(status.private_mounts.yes, !shared);
 }

@@ -25,6 +25,9 @@ pub(crate) enum Denied {
     OpenTree,
     #[value(name = "mount_setattr")]
     MountSetattr,
+    Fsmount,
+    #[value(name = "move_mount")]
+    MoveMount,
 }
 
 impl Denied {
@@ -37,6 +40,8 @@ impl Denied {
             Self::QuotactlFd => libc::SYS_quotactl_fd,
             Self::OpenTree => libc::SYS_open_tree,
             Self::MountSetattr => libc::SYS_mount_setattr,
+            Self::Fsmount => libc::SYS_fsmount,
+            Self::MoveMount => libc::SYS_move_mount,
         }
     }
 

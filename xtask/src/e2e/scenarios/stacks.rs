@@ -7,7 +7,7 @@ use ovl_driver::blocking::Overlay2;
 use ovl_driver::{CreateLayer, Durability, Kernel, OpenOptions};
 use ovl_layout::LayerId;
 use ovl_testkit::conformance::Skip;
-use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
 use serde_json::Value;
 
 use super::{Ovl, Place};
@@ -324,8 +324,9 @@ fn with_few_descriptors(place: &Place, ovl: &Ovl) -> Result<Ovl> {
     Ok(Ovl { program, home })
 }
 
-/// What is mounted on a shared mount appears in its peers, whatever anybody says; but nothing that
-/// is mounted in it later does, and it goes from all of them.
+/// What is mounted on a shared mount appears in its peers, whatever anybody says, and `status` says
+/// so; but nothing that is mounted in it later does, and it goes from all of them. On a mount made
+/// private, as `status` advises, it appears nowhere else.
 pub(super) fn shared_place(place: &Place) -> Result<()> {
     let (shared, peer) = (place.dir.join("shared"), place.dir.join("peer"));
     for dir in [&shared, &peer] {
@@ -343,9 +344,43 @@ pub(super) fn shared_place(place: &Place) -> Result<()> {
         let line = table.lines().find(|line| line.contains(&target));
         let line = line.context("the mount table does not show it")?;
         ensure!(!line.contains(" shared:"), "{strategy}: {line}");
+        // What a container mounts in its root stays there.
+        let copy = peer.join("home/s1/merged");
+        assert_shows(&copy, 1)?;
+        let inside = path.join("inside");
+        fs::create_dir_all(&inside)?;
+        mount_bind(&peer, &inside)?;
+        ensure!(inside.join("home").exists(), "nothing is mounted inside");
+        let found = fs::read_dir(copy.join("inside"))?.count();
+        ensure!(
+            found == 0,
+            "{strategy}: the peer shows what is mounted inside"
+        );
+        unmount(&inside, UnmountFlags::empty())?;
         ovl.ok(&["unmount", "s1"])?;
         let left = mounts_below(&place.dir)?;
         ensure!(left.len() == 2, "{strategy} leaves {left:?}");
     }
+    let status = || -> Result<Value> { Ok(serde_json::from_str(&ovl.ok(&["status", "--json"])?)?) };
+    let told = status()?;
+    ensure!(told["private_mounts"] == false, "{told}");
+    let advice = told["reasons"]["private_mounts"].as_str();
+    ensure!(
+        advice.is_some_and(
+            |advice| advice.contains("mount --bind HOME HOME && mount --make-private HOME")
+        ),
+        "{told}"
+    );
+    mount_bind(&ovl.home, &ovl.home)?;
+    mount_change(&ovl.home, MountPropagationFlags::PRIVATE)?;
+    let told = status()?;
+    ensure!(told["private_mounts"] == true, "{told}");
+    let before = mounts_below(&place.dir)?.len();
+    let path = ovl.mount(&["s1"])?;
+    assert_shows(&path, 1)?;
+    let after = mounts_below(&place.dir)?;
+    ensure!(after.len() == before + 1, "{after:?}");
+    ovl.ok(&["unmount-all"])?;
+    unmount(&ovl.home, UnmountFlags::empty())?;
     Ok(())
 }
