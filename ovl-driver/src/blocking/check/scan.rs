@@ -304,7 +304,7 @@ impl Overlay2 {
             newline: false,
             committed: names.contains(OsStr::new(names::COMMITTED)),
             contents,
-            volatile: self.is_volatile(&dir),
+            volatile: self.is_volatile(&dir).map_err(failed)?,
             writable: Vec::new(),
             enterable: false,
             dir,
