@@ -294,14 +294,17 @@ fn a_layer_of_another_program_is_not_mounted_volatile(subject: &Subject) {
     subject.assert_clean(&store);
 }
 
-/// A store on the same home that fails on order.
+/// A store on the same home in which one call fails, once.
 fn failing(subject: &Subject, call: &'static str, about: &'static str) -> Overlay2 {
     let faulty = Faulty::new(subject.kernel().clone());
     let options = OpenOptions::new().durability(Durability::None);
     let store = Overlay2::open(faulty.kernel(), &subject.dir().join("home"), options);
     let store = store.expect("it opens");
+    let mut done = false;
     faulty.order_where(move |now, subject| {
-        (now == call && subject.contains(about)).then_some(Errno::IO.raw_os_error())
+        let fails = !done && now == call && subject.contains(about);
+        done |= fails;
+        fails.then_some(Errno::IO.raw_os_error())
     });
     store
 }
