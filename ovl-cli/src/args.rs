@@ -50,6 +50,8 @@ pub(crate) enum Command {
     /// Release a mount; the last one unmounts
     Unmount(Unmount),
     /// Unmount all layers, whoever holds them
+    ///
+    /// In a home that a running Docker uses too, that takes the roots of its containers away.
     UnmountAll(UnmountAll),
     /// Remove layers
     Rm(Rm),
@@ -301,6 +303,8 @@ pub(crate) struct Rm {
     #[arg(required = true, value_name = "ID")]
     pub(crate) ids: Vec<String>,
     /// Unmount first, and ignore layers that do not exist
+    ///
+    /// In a home that a running Docker uses too, that takes the root of a container away.
     #[arg(long, short)]
     pub(crate) force: bool,
     /// Leave freeing the space to the next `rm`

@@ -445,7 +445,7 @@ impl Error {
             } => ErrorKind::NoSpace,
             Self::Quota { .. } => ErrorKind::Unsupported,
             Self::Plan {
-                source: PlanError::NoStrategy,
+                source: PlanError::NoStrategy { .. },
                 ..
             } => ErrorKind::Unsupported,
             Self::Plan { .. } => ErrorKind::InvalidInput,

@@ -55,14 +55,15 @@ impl Holds {
     }
 
     pub(crate) fn total(&self) -> u64 {
-        self.persistent + self.processes.iter().map(|(_, count)| count).sum::<u64>()
+        let processes = self.processes.iter().map(|(_, count)| *count);
+        processes.fold(self.persistent, u64::saturating_add)
     }
 
     pub(crate) fn add(&mut self, process: Option<ProcessId>) {
         match process {
-            None => self.persistent += 1,
+            None => self.persistent = self.persistent.saturating_add(1),
             Some(process) => match self.processes.iter_mut().find(|(id, _)| *id == process) {
-                Some((_, count)) => *count += 1,
+                Some((_, count)) => *count = count.saturating_add(1),
                 None => self.processes.push((process, 1)),
             },
         }
@@ -130,7 +131,11 @@ impl Holds {
                 _ => return None,
             }
         }
-        (!holds.boot.is_empty()).then_some(holds)
+        let mut counts = holds.processes.iter().map(|(_, count)| *count);
+        let is_countable = counts
+            .try_fold(holds.persistent, u64::checked_add)
+            .is_some();
+        (!holds.boot.is_empty() && is_countable).then_some(holds)
     }
 }
 
@@ -213,6 +218,31 @@ mod tests {
             if let Some(found) = Holds::parse(&text.as_bytes()[..len]) {
                 assert!(found.total() < whole.total(), "cut at {len}: {found:?}");
             }
+        }
+    }
+
+    #[test]
+    fn counts_that_nobody_can_add_up_are_no_holds() {
+        let noted = |persistent: u64, counts: &[u64]| {
+            let processes = counts.iter().map(|&count| (process(1), count)).collect();
+            let holds = Holds {
+                persistent,
+                processes,
+                ..holds()
+            };
+            Holds::parse(holds.to_string().as_bytes())
+        };
+        for (persistent, counts) in [
+            (u64::MAX, &[1][..]),
+            (1, &[u64::MAX]),
+            (0, &[u64::MAX / 2 + 1, u64::MAX / 2 + 1]),
+        ] {
+            assert_eq!(noted(persistent, counts), None, "{persistent}, {counts:?}");
+        }
+        for holder in [None, Some(process(1))] {
+            let mut most = noted(0, &[u64::MAX]).expect("just fits");
+            most.add(holder);
+            assert_eq!(most.total(), u64::MAX, "held, and not by nobody");
         }
     }
 

@@ -1,14 +1,18 @@
 //! What no mock has: small disks, read-only mounts, mounts in the way.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use nix::sched::{CloneFlags, unshare};
 use ovl_driver::blocking::Overlay2;
 use ovl_driver::{
     Base, CreateLayer, Durability, Error, ErrorKind, FindingKind, ImportOptions, Kernel,
     MountRequest, OpenOptions, UpkeepOptions,
 };
+use ovl_layout::LayerId;
+use ovl_mount::{OverlayOptions, Strategy, UnmountMode};
 use ovl_testkit::ArchiveBuilder;
-use rustix::mount::{MountFlags, mount, mount_bind, mount_remount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount};
 
 type Case = (&'static str, fn(&Path));
 
@@ -20,6 +24,14 @@ pub(crate) const CASES: &[Case] = &[
     (
         "row_143_contents_on_another_file_system_are_damage",
         foreign_contents,
+    ),
+    (
+        "row_143_what_is_mounted_over_a_layer_that_was_in_order_is_damage",
+        covered_contents,
+    ),
+    (
+        "an_overlay_that_lives_on_in_another_mount_namespace_is_not_mounted_twice",
+        living_on,
     ),
     (
         "row_155_a_home_on_a_read_only_file_system_can_be_read",
@@ -81,6 +93,114 @@ fn foreign_contents(dir: &Path) {
     let kinds: Vec<FindingKind> = found.iter().map(|one| one.kind).collect();
     assert_eq!(kinds, expected, "{found:#?}");
     assert!(found[0].problem.contains("mounted there"), "{found:#?}");
+}
+
+/// The store has read the layer and remembers it; in no way does the kernel see what covers it.
+fn covered_contents(dir: &Path) {
+    let store = open(dir);
+    import(&store, "base", 10).unwrap();
+    let (base, top) = ("base".parse().unwrap(), "top".parse().unwrap());
+    let layer = CreateLayer::new(top).parent(Some(base));
+    // A layer is remembered once the clock of the file system has moved on since it was made.
+    let changed = |name: &str| {
+        let changed = std::fs::metadata(dir.join("home").join(name)).unwrap();
+        i128::from(changed.ctime()) * 1_000_000_000 + i128::from(changed.ctime_nsec())
+    };
+    let made = changed("base");
+    while changed("l") - made < 30_000_000 {
+        let _ = store.remove(&layer.id, false);
+        store.create(&layer).unwrap();
+    }
+    let by = |strategy| MountRequest::new().strategy(Some(strategy));
+    let mut mounted = Vec::new();
+    for strategy in Strategy::ALL {
+        match store.mount(&layer.id, &by(strategy)) {
+            Ok(_) => mounted.push(strategy),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}"),
+        }
+        let _ = store.unmount(&layer.id, UnmountMode::Now);
+    }
+    assert!(mounted.contains(&Strategy::MountAbsolute), "{mounted:?}");
+    for name in ["base/diff", "l"] {
+        let covered = dir.join("home").join(name);
+        let nothing = None::<&std::ffi::CStr>;
+        mount("ovl-tests", &covered, "tmpfs", MountFlags::empty(), nothing).unwrap();
+        for &strategy in &mounted {
+            let result = store.mount(&layer.id, &by(strategy));
+            // Whoever opens layers by their ids needs no links.
+            if name == "l" && strategy == Strategy::LayersByFd {
+                result.unwrap();
+                store.unmount(&layer.id, UnmountMode::Now).unwrap();
+                continue;
+            }
+            let error = result.unwrap_err();
+            assert!(
+                matches!(&error, Error::Damaged { file, .. } if *file == covered),
+                "{strategy}: {error:?}"
+            );
+        }
+        unmount(&covered, UnmountFlags::empty()).unwrap();
+    }
+    store.mount(&layer.id, &MountRequest::new()).unwrap();
+    store.unmount(&layer.id, UnmountMode::Now).unwrap();
+}
+
+/// A container that has the mount as its root does not make it busy for anybody else.
+fn living_on(dir: &Path) {
+    let root = rustix::fs::stat("/").unwrap().st_dev;
+    let device = (rustix::fs::major(root), rustix::fs::minor(root));
+    let kernel = Kernel::host();
+    if kernel
+        .mount()
+        .is_file_system_alive(device)
+        .unwrap()
+        .is_none()
+    {
+        eprintln!("SKIPPED: living_on: this kernel does not tell which file systems are alive");
+        return;
+    }
+    let store = open(dir);
+    import(&store, "base", 10).unwrap();
+    let (base, top): (LayerId, LayerId) = ("base".parse().unwrap(), "top".parse().unwrap());
+    store
+        .create(&CreateLayer::new(top.clone()).parent(Some(base)))
+        .unwrap();
+    let volatile = OverlayOptions::default().with("volatile").unwrap();
+    let volatile = MountRequest::new().options(volatile);
+    store.mount(&top, &volatile).unwrap();
+    store.unmount(&top, UnmountMode::Now).unwrap();
+    let noted = || {
+        let record = std::fs::read_to_string(dir.join("home/top/.ovl-layer")).unwrap();
+        record.contains("\nvolatile ")
+    };
+    assert!(noted());
+
+    let path = store.mount(&top, &MountRequest::new()).unwrap();
+    let inside = std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        std::fs::File::open(path).unwrap()
+    });
+    let inside = inside.join().unwrap();
+    assert_eq!(store.unmount(&top, UnmountMode::Now).unwrap(), 0);
+    assert!(noted(), "nobody has waited for the disk");
+    let child = CreateLayer::new("child".parse().unwrap()).parent(Some(top.clone()));
+    for _ in 0..2 {
+        let errors = [
+            store.mount(&top, &MountRequest::new()).map(drop),
+            store.create(&child),
+        ];
+        for error in errors {
+            let error = error.unwrap_err();
+            assert!(matches!(error, Error::StillInUse { .. }), "{error:?}");
+        }
+    }
+    assert_eq!(store.check().unwrap().findings, []);
+    drop(inside);
+    store.mount(&top, &MountRequest::new()).unwrap();
+    store.unmount(&top, UnmountMode::Now).unwrap();
+    assert!(!noted());
+    assert!(!dir.join("home/.ovl/holds/top").exists());
+    store.create(&child).unwrap();
 }
 
 fn read_only(dir: &Path) {

@@ -88,6 +88,16 @@ pub trait MountBackend: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// When the kernel does not say; `PermissionDenied` without the privilege to mount.
     fn is_upper_in_use(&self, upper: &Path) -> io::Result<bool>;
+
+    /// Whether a file system with this device number is mounted or in use anywhere: in any mount
+    /// namespace, and also one that was unmounted lazily. Numbers of file systems without a block
+    /// device are given to others once they are free. `None` where the kernel does not tell.
+    ///
+    /// # Errors
+    /// What the kernel gives, except that it cannot tell.
+    fn is_file_system_alive(&self, (_major, _minor): (u32, u32)) -> io::Result<Option<bool>> {
+        Ok(None)
+    }
 }
 
 /// What a kernel offers for mounting overlays.
@@ -145,6 +155,21 @@ impl MountFeatures {
             lowerdir_plus,
             ..self
         }
+    }
+
+    /// Whether this kernel mounts in a way.
+    #[must_use]
+    pub fn offers(&self, strategy: Strategy) -> bool {
+        match strategy {
+            Strategy::LayersByFd => self.layers_by_fd,
+            Strategy::LowerdirPlus => self.lowerdir_plus,
+            Strategy::MountAbsolute | Strategy::MountRelative => true,
+        }
+    }
+
+    /// The ways in which it mounts, the best first.
+    pub fn strategies(&self) -> impl Iterator<Item = Strategy> {
+        Strategy::ALL.into_iter().filter(|&one| self.offers(one))
     }
 
     /// Sets whether the `index` option is known.
@@ -318,7 +343,7 @@ impl fmt::Display for HeldAs {
 #[non_exhaustive]
 pub enum MountError {
     /// The kernel refused the mount.
-    #[error("cannot mount {what} at {}{}", target.display(), Messages(messages))]
+    #[error("cannot mount {what} at {}{}", target.display(), Said { what, messages })]
     #[non_exhaustive]
     Mount {
         /// `overlay` or `bind of ...`.
@@ -484,5 +509,21 @@ impl fmt::Display for Messages<'_> {
         self.0
             .iter()
             .try_for_each(|message| write!(f, "; the kernel says: {message}"))
+    }
+}
+
+/// What the kernel says, or where it may have said it.
+struct Said<'a> {
+    what: &'a str,
+    messages: &'a [String],
+}
+
+impl fmt::Display for Said<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.messages {
+            // Overlayfs writes there what `mount(2)` has no way to tell; bind mounts have no reasons.
+            [] if self.what == "overlay" => f.write_str("; the kernel log (dmesg) may say why"),
+            messages => Messages(messages).fmt(f),
+        }
     }
 }

@@ -187,13 +187,27 @@ impl MountBackend for HostMount {
         };
         match in_directory(Some(upper), ask) {
             Ok(Some(Errno::BUSY)) => Ok(true),
-            Ok(Some(Errno::INVAL)) => Ok(false),
+            // Without overlayfs nothing can be.
+            Ok(Some(Errno::INVAL | Errno::NODEV)) => Ok(false),
             Ok(Some(error)) => Err(error.into()),
             Ok(None) => Err(io::Error::other(
                 "overlayfs took one directory as upper and as work directory",
             )),
             Err(Failure::Refused { source, .. } | Failure::Layer { source, .. }) => Err(source),
             Err(Failure::WrongAccess { .. }) => Err(Errno::INVAL.into()),
+        }
+    }
+
+    /// By `ustat(2)`, which newer architectures than `x86_64` do not have.
+    fn is_file_system_alive(&self, (major, minor): (u32, u32)) -> io::Result<Option<bool>> {
+        match sys::ustat(rustix::fs::makedev(major, minor)) {
+            Ok(()) => Ok(Some(true)),
+            Err(error) => match errno_of(&error) {
+                Some(Errno::INVAL) => Ok(Some(false)),
+                // Not called, or by a filter of system calls.
+                Some(Errno::NOSYS | Errno::PERM) => Ok(None),
+                _ => Err(error),
+            },
         }
     }
 }

@@ -130,6 +130,7 @@ pub struct OverlaySpec<'a> {
     pub(crate) access: Access,
     pub(crate) options: OverlayOptions,
     pub(crate) label: Option<&'a MountLabel>,
+    max_depth: usize,
     strategy: Option<Strategy>,
 }
 
@@ -145,6 +146,7 @@ impl<'a> OverlaySpec<'a> {
             access,
             options,
             label: None,
+            max_depth: KERNEL_MAX_LOWERS,
             strategy: None,
         }
     }
@@ -158,6 +160,13 @@ impl<'a> OverlaySpec<'a> {
             lower_ids: Some(lower_ids),
             ..self
         }
+    }
+
+    /// Sets how many layers may be below, as far as the caller says: the kernel's own limit, which
+    /// counts the `diff` of a read-only layer too, holds besides.
+    #[must_use]
+    pub fn max_depth(self, max_depth: usize) -> Self {
+        Self { max_depth, ..self }
     }
 
     /// Sets the options.
@@ -215,13 +224,17 @@ impl<'a> OverlaySpec<'a> {
     }
 
     fn overlay(&self, layout: &Layout, features: &MountFeatures) -> Result<OverlayCall, PlanError> {
+        let (depth, max_depth) = (self.chain.depth(), self.max_depth);
         let own = usize::from(self.access == Access::ReadOnly);
-        let lowers = self.chain.depth() + own;
+        let lowers = depth + own;
         if lowers > KERNEL_MAX_LOWERS {
             return Err(PlanError::TooManyLowers {
                 lowers,
                 limit: KERNEL_MAX_LOWERS,
             });
+        }
+        if depth > max_depth {
+            return Err(PlanError::TooDeep { depth, max_depth });
         }
         if let Some(ids) = self.lower_ids.map(<[_]>::len)
             && ids != self.chain.depth()
@@ -230,29 +243,30 @@ impl<'a> OverlaySpec<'a> {
             return Err(PlanError::LowerIds { ids, lowers });
         }
         let calls = Calls::new(layout, self, features);
-        let mut last = PlanError::NoStrategy;
+        let mut last = None;
         for strategy in Strategy::ALL {
             let wanted = self.strategy.is_none_or(|wanted| wanted == strategy);
-            if !wanted {
+            if !wanted || !features.offers(strategy) {
                 continue;
             }
             let attempt = match strategy {
-                Strategy::LayersByFd if !features.layers_by_fd => continue,
                 Strategy::LayersByFd => match self.lower_ids {
                     Some(ids) => Ok(calls.layers(ids)),
                     None => Err(PlanError::NoLowerIds),
                 },
-                Strategy::LowerdirPlus if !features.lowerdir_plus => continue,
                 Strategy::LowerdirPlus => calls.settings(),
                 Strategy::MountAbsolute => calls.data(Base::Absolute),
                 Strategy::MountRelative => calls.data(Base::Home),
             };
             match attempt {
                 Ok(call) => return Ok(call),
-                Err(error) => last = error,
+                Err(error) => last = Some(error),
             }
         }
-        Err(last)
+        Err(last.unwrap_or_else(|| PlanError::NoStrategy {
+            wanted: self.strategy,
+            offered: features.strategies().collect(),
+        }))
     }
 }
 
@@ -466,9 +480,30 @@ pub enum PlanError {
         /// Most layers allowed.
         limit: usize,
     },
+    /// More layers below than the caller allows.
+    #[error(
+        "{depth} layers are below it, this store allows {max_depth}; mount it in a store that is made with a larger depth"
+    )]
+    #[non_exhaustive]
+    TooDeep {
+        /// Layers below.
+        depth: usize,
+        /// Most layers allowed.
+        max_depth: usize,
+    },
     /// The strategy asked for is not offered by this kernel.
-    #[error("this kernel does not have the mount strategy asked for")]
-    NoStrategy,
+    #[error(
+        "this kernel does not offer the mount strategy {}; it offers {}",
+        wanted.map_or("asked for", Strategy::as_str),
+        Names(offered)
+    )]
+    #[non_exhaustive]
+    NoStrategy {
+        /// The strategy.
+        wanted: Option<Strategy>,
+        /// Those that the kernel offers.
+        offered: Vec<Strategy>,
+    },
     /// Layers by fd were asked for without the layers' ids.
     #[error("layers are mounted by fd only where the ids of the lower layers are given")]
     NoLowerIds,
@@ -491,4 +526,20 @@ pub enum PlanError {
         /// The path.
         path: PathBuf,
     },
+}
+
+struct Names<'a>(&'a [Strategy]);
+
+impl fmt::Display for Names<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, strategy) in self.0.iter().enumerate() {
+            let before = match index {
+                0 => "",
+                _ if index + 1 == self.0.len() => " and ",
+                _ => ", ",
+            };
+            write!(f, "{before}{strategy}")?;
+        }
+        Ok(())
+    }
 }

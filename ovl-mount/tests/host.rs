@@ -156,3 +156,22 @@ fn unmounting_what_is_not_mounted_is_an_error() {
         }
     }
 }
+
+#[test]
+fn a_file_system_is_alive_while_it_is_mounted() {
+    let host = HostMount::default();
+    let device = |path: &str| {
+        let number = rustix::fs::stat(path).unwrap().st_dev;
+        (rustix::fs::major(number), rustix::fs::minor(number))
+    };
+    let alive = |device| host.is_file_system_alive(device).unwrap();
+    // Where the kernel does not tell, of none.
+    let Some(proc) = alive(device("/proc")) else {
+        assert_eq!(alive((0, 0)), None);
+        return;
+    };
+    assert!(proc, "with no block device");
+    assert_eq!(alive(device("/")), Some(true));
+    assert_eq!(alive((0xfff, 0xf_fffe)), Some(false), "nothing has this");
+    assert_eq!(alive((0, 0)), Some(false));
+}

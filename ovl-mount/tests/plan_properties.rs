@@ -310,7 +310,7 @@ impl From<&PlanError> for Refusal {
                 lowers,
             },
             PlanError::TooManyLowers { lowers, limit, .. } => Self::TooManyLowers { lowers, limit },
-            PlanError::NoStrategy => Self::NoStrategy,
+            PlanError::NoStrategy { .. } => Self::NoStrategy,
             PlanError::NoLowerIds => Self::NoLowerIds,
             PlanError::LabelOnBind => Self::LabelOnBind,
             ref other => Self::Other(other.to_string()),

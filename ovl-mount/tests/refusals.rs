@@ -5,8 +5,8 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use ovl_layout::{LayerId, Layout, LowerChain};
 use ovl_mount::{
-    Access, DataLimit, LabelError, MountFeatures, MountLabel, OverlayOptions, OverlaySpec,
-    PlanError, RedirectDir, Strategy, Switch, Xino,
+    Access, DataLimit, LabelError, MountError, MountFeatures, MountLabel, OverlayOptions,
+    OverlaySpec, PlanError, RedirectDir, Strategy, Switch, Xino,
 };
 use proptest::prelude::any;
 use proptest::{prop_assert, proptest};
@@ -201,11 +201,69 @@ fn a_strategy_that_the_kernel_lacks_is_refused_even_if_others_would_do() {
     let lowers = [lower_id(0)];
     for strategy in [Strategy::LayersByFd, Strategy::LowerdirPlus] {
         let spec = spec.clone().lower_ids(&lowers).strategy(Some(strategy));
+        let refused = spec.plan(&Layout::new("/h"), &features()).unwrap_err();
+        let PlanError::NoStrategy {
+            wanted, offered, ..
+        } = &refused
+        else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(*wanted, Some(strategy));
+        let both = [Strategy::MountAbsolute, Strategy::MountRelative];
+        assert_eq!(*offered, both);
         assert_eq!(
-            spec.plan(&Layout::new("/h"), &features()),
-            Err(PlanError::NoStrategy)
+            refused.to_string(),
+            format!(
+                "this kernel does not offer the mount strategy {strategy}; it offers \
+                 mount-absolute and mount-relative"
+            )
         );
     }
+}
+
+#[test]
+fn a_chain_deeper_than_allowed_is_refused_with_both_numbers() {
+    let id: LayerId = "top".parse().unwrap();
+    let chain: LowerChain = (0..3).map(|index| link(1, index)).collect();
+    for access in [Access::Writable, Access::ReadOnly] {
+        let spec = OverlaySpec::new(&id, &chain, access);
+        let plan = |max_depth| {
+            let spec = spec.clone().max_depth(max_depth);
+            spec.plan(&Layout::new("/h"), &features())
+        };
+        let refused = plan(2).unwrap_err();
+        let depths = match &refused {
+            PlanError::TooDeep {
+                depth, max_depth, ..
+            } => (*depth, *max_depth),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(depths, (3, 2));
+        assert!(plan(3).is_ok(), "a layer's own contents do not count");
+    }
+}
+
+#[test]
+fn a_refused_mount_points_to_what_the_kernel_said() {
+    let (id, chain): (LayerId, LowerChain) =
+        ("top".parse().unwrap(), [link(1, 1)].into_iter().collect());
+    let layout = Layout::new("/h");
+    let refused = |chain: &LowerChain, messages: &[&str]| {
+        let plan = OverlaySpec::new(&id, chain, Access::Writable).plan(&layout, &features());
+        let messages = messages.iter().map(ToString::to_string).collect();
+        MountError::mount(&plan.unwrap(), messages, std::io::Error::other("no")).to_string()
+    };
+    let overlay = "cannot mount overlay at /h/top/merged";
+    assert_eq!(
+        refused(&chain, &[]),
+        format!("{overlay}; the kernel log (dmesg) may say why")
+    );
+    assert_eq!(
+        refused(&chain, &["one", "two"]),
+        format!("{overlay}; the kernel says: one; the kernel says: two")
+    );
+    let bind = refused(&LowerChain::default(), &[]);
+    assert_eq!(bind, "cannot mount bind of /h/top/diff at /h/top/merged");
 }
 
 #[test]

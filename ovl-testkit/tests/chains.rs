@@ -149,3 +149,31 @@ fn a_layer_below_that_was_mounted_volatile_is_looked_at_every_time() {
     store.unmount(&id("below"), UnmountMode::Now).unwrap();
     mount_and_unmount(&store).unwrap();
 }
+
+#[test]
+fn nothing_is_remembered_of_a_chain_that_is_not_in_order() {
+    let (mock, _, store) = chain(KernelProfile::modern());
+    let (kernel, read) = (mock.kernel(), |path: &str| {
+        mock.read_file(&Path::new(HOME).join(path)).unwrap()
+    });
+    let lower = |name: &str| String::from_utf8(read(&format!("{name}/lower"))).unwrap();
+    store.create(&layer("other", None)).unwrap();
+    let other = String::from_utf8(read("other/link")).unwrap();
+    // The uppermost two agree on a lowest one that the others do not know.
+    let lie = |name: &str| {
+        let (rest, _) = lower(name)
+            .rsplit_once(':')
+            .map(|(a, b)| (a.to_owned(), b.to_owned()))
+            .unwrap();
+        let lie = format!("{rest}:l/{other}");
+        replace(&kernel, name, "lower", lie.as_bytes());
+    };
+    let truth = lower("top");
+    lie("s19");
+    lie("top");
+    assert_damaged(&store);
+    // Now s19 alone does.
+    replace(&kernel, "top", "lower", truth.as_bytes());
+    assert_damaged(&store);
+    assert_damaged(&store);
+}

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ovl_diff::TreeBackend as _;
 use ovl_driver::blocking::Overlay2;
 use ovl_driver::{
-    Base, CreateLayer, ErrorKind, ImportOptions, LockKind, OpenOptions, SystemBackend as _,
-    UpkeepOptions,
+    Base, CreateLayer, Durability, Error, ErrorKind, ImportOptions, LockKind, OpenOptions,
+    SystemBackend as _, UpkeepOptions,
 };
 use ovl_layout::LayerId;
-use ovl_mount::UnmountMode;
+use ovl_mount::{MountBackend as _, UnmountMode};
 use ovl_testkit::{ArchiveBuilder, Faulty, KernelProfile, MockKernel};
 
 const EIO: i32 = 5;
@@ -385,5 +385,79 @@ fn a_parent_may_have_any_name_beside_the_index() {
         store.remove(&id(name), false).unwrap_err();
         store.remove(&id("child"), false).unwrap();
         store.remove(&id(name), false).unwrap();
+    }
+}
+
+#[test]
+fn a_layer_may_be_in_use_when_the_kernel_does_not_answer() {
+    let (mock, faulty, store) = two_layers();
+    let request = ovl_driver::MountRequest::new();
+    let path = store.mount(&id("parent"), &request).unwrap();
+    mock.write_file(&path.join("file"), b"file").unwrap();
+    let root = mock.open_root(&path).unwrap();
+    mock.unmount(&path, UnmountMode::Lazy).unwrap();
+    let silent = |errno| {
+        faulty.order_where(move |now, _| (now == "is_upper_in_use").then_some(errno));
+    };
+    silent(EIO);
+    let errors = [
+        store.mount(&id("parent"), &request).map(drop),
+        store.create(&layer("child", Some("parent"))),
+    ];
+    for error in errors {
+        assert_eq!(errno_of(&error.unwrap_err()), Some(EIO));
+    }
+    faulty.heal();
+    drop(root);
+    let path = store.mount(&id("parent"), &request).unwrap();
+
+    // Nor is a lazy unmount forgotten for that.
+    let root = mock.open_root(&path).unwrap();
+    silent(EIO);
+    store.unmount(&id("parent"), UnmountMode::Lazy).unwrap();
+    faulty.heal();
+    let error = store.mount(&id("parent"), &request).unwrap_err();
+    assert!(matches!(error, Error::StillInUse { .. }), "{error}");
+    drop(root);
+    store.mount(&id("parent"), &request).unwrap();
+    store.unmount(&id("parent"), UnmountMode::Now).unwrap();
+}
+
+#[test]
+fn a_layer_that_is_gone_is_never_said_to_stay() {
+    for call in ["rename", "read_link", "unlink", "open_dir"] {
+        let (_, faulty, store) = two_layers();
+        let mut gone = false;
+        faulty.order_where(move |now, subject| {
+            let failed = gone && now == call;
+            gone |= now == "rename" && subject.contains("parent");
+            failed.then_some(EIO)
+        });
+        store.remove(&id("parent"), false).unwrap();
+        faulty.heal();
+        store.reclaim().unwrap();
+        assert!(store.check().unwrap().is_clean(), "{call}");
+        store.create(&layer("parent", Some("base"))).unwrap();
+    }
+    // The syncs after it: of the home, the links and the trash.
+    for sync in 1..=3 {
+        let (mock, _, _) = two_layers();
+        let faulty = Faulty::new(mock.kernel());
+        let options = OpenOptions::new().durability(Durability::Full);
+        let store = Overlay2::open(faulty.kernel(), Path::new("/home"), options).unwrap();
+        let (mut gone, mut syncs) = (false, 0);
+        faulty.order_where(move |now, subject| {
+            gone |= now == "rename" && subject.contains("parent");
+            syncs += u32::from(gone && now == "sync");
+            (now == "sync" && syncs == sync).then_some(EIO)
+        });
+        let error = store.remove(&id("parent"), false).unwrap_err();
+        assert!(faulty.has_fired(), "{sync}");
+        let Error::NotDurable { what, id: gone, .. } = &error else {
+            panic!("{error:?}");
+        };
+        assert_eq!((*what, gone), ("removed", &id("parent")));
+        faulty.heal();
+        assert!(!store.contains(&id("parent")).unwrap());
     }
 }

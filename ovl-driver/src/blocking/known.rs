@@ -2,14 +2,17 @@
 //! each mount.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ovl_diff::{DeviceNumber, Node, Timestamp};
 use ovl_layout::{LayerId, LinkId};
+use ovl_mount::{MountPlan, Strategy};
 
 use super::Overlay2;
-use super::layer::{Layer, Lower};
+use super::layer::{Below, Layer, Lower, MOUNTED_OVER};
+use crate::error::Error;
 
 /// Many more than all chains of a busy machine have; whoever has more reads some again.
 const MOST: usize = 16 * 1024;
@@ -117,9 +120,8 @@ impl Overlay2 {
     }
 
     /// Remembers a layer that was found in order. One that was mounted volatile is read every time.
-    pub(super) fn remember_lower(&self, chain: &[LinkId], at: usize, seen: Seen, layer: &Layer) {
-        let record = layer.record.as_ref();
-        if record.is_some_and(|record| record.volatile.is_some()) {
+    pub(super) fn remember_lower(&self, chain: &[LinkId], at: usize, seen: Seen, lower: &Lower) {
+        if lower.volatile.is_some() {
             return;
         }
         let mut known = self.known_lowers.lock();
@@ -127,14 +129,35 @@ impl Overlay2 {
             known.clear();
         }
         known.insert(
-            layer.link,
+            chain[at],
             KnownLower {
-                id: layer.id.clone(),
+                id: lower.id.clone(),
                 seen,
                 below: below(chain, at),
-                recorded: record.is_some(),
+                recorded: lower.recorded,
             },
         );
+    }
+
+    /// Refuses layers over whose contents or links something is mounted, which their stamps do not
+    /// tell, where the kernel is given paths: other ways open them and find it.
+    pub(super) fn refuse_covered(
+        &self,
+        layer: &Layer,
+        below: &Below,
+        plan: &MountPlan,
+    ) -> Result<(), Error> {
+        if matches!(plan.strategy(), None | Some(Strategy::LayersByFd)) {
+            return Ok(());
+        }
+        let covered = |id: &LayerId, path: &Path| match self.is_mounted(path)? {
+            false => Ok(()),
+            true => Err(Error::damaged(id, path.to_owned(), MOUNTED_OVER)),
+        };
+        covered(&layer.id, &self.layout.link_dir())?;
+        // Else all of them were opened just now.
+        let mut ids = below.ids.iter().filter(|_| below.remembered > 0);
+        ids.try_for_each(|id| covered(id, self.layout.layer(id).diff()))
     }
 
     fn dir_stamp(&self, id: &LayerId) -> Option<Stamp> {

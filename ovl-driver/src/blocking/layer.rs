@@ -15,7 +15,7 @@ use ovl_layout::{
 use rustix::io::Errno;
 
 use super::Overlay2;
-use super::known::Moment;
+use super::known::{Moment, Seen};
 use crate::error::Error;
 use crate::files;
 use crate::system::{Lock, LockKind};
@@ -78,6 +78,8 @@ pub(super) struct Below {
     pub(super) recorded: bool,
     /// Those that were mounted volatile, and the boots in which that was.
     pub(super) volatile: Vec<(LayerId, String)>,
+    /// How many were not opened just now, but remembered.
+    pub(super) remembered: usize,
 }
 
 impl Below {
@@ -86,6 +88,7 @@ impl Below {
             ids: Vec::with_capacity(layer.chain.depth()),
             recorded: layer.record.is_some(),
             volatile: Vec::new(),
+            remembered: 0,
         }
     }
 
@@ -295,31 +298,43 @@ impl Overlay2 {
                 .map(|at| moment.and_then(|moment| self.known_lower(chain, at, moment)))
                 .collect();
             let unknown: Vec<usize> = (0..chain.len()).filter(|&at| known[at].is_none()).collect();
-            let mut found =
-                in_threads(&unknown, |at| self.find_lower(layer, at, moment)).into_iter();
-            for known in known {
-                if let Some(lower) = known.map(Ok).or_else(|| found.next()) {
-                    below.push(lower?);
+            let found = in_threads(&unknown, |at| self.find_lower(layer, at, moment));
+            let mut found = found
+                .into_iter()
+                .collect::<Result<Vec<_>, _>>()?
+                .into_iter();
+            below.remembered = chain.len() - unknown.len();
+            for (at, known) in known.into_iter().enumerate() {
+                if let Some(lower) = known {
+                    below.push(lower);
+                } else if let Some((lower, seen)) = found.next() {
+                    // Only now: one that is in order may stand on one that is not.
+                    if let Some(seen) = seen {
+                        self.remember_lower(chain, at, seen, &lower);
+                    }
+                    below.push(lower);
                 }
             }
             Ok(below)
         })
     }
 
-    /// Reads the layer at a place of another one's chain, and remembers it.
-    fn find_lower(&self, layer: &Layer, at: usize, moment: Option<Moment>) -> Result<Lower, Error> {
-        let chain = layer.chain.links();
-        let id = self.resolve(&layer.id, chain[at])?;
+    /// Reads the layer at a place of another one's chain, and gives how it was before.
+    fn find_lower(
+        &self,
+        layer: &Layer,
+        at: usize,
+        moment: Option<Moment>,
+    ) -> Result<(Lower, Option<Seen>), Error> {
+        let id = self.resolve(&layer.id, layer.chain.links()[at])?;
         let seen = moment.and_then(|moment| self.see_lower(&id, moment));
         let (lower, _) = self.lower(layer, at, id)?;
-        if let Some(seen) = seen {
-            self.remember_lower(chain, at, seen, &lower);
-        }
-        Ok(Lower {
+        let lower = Lower {
             recorded: lower.record.is_some(),
             volatile: lower.record.and_then(|record| record.volatile),
             id: lower.id,
-        })
+        };
+        Ok((lower, seen))
     }
 
     fn unless_gone<T>(
@@ -476,12 +491,14 @@ fn cores() -> usize {
     *CORES.get_or_init(|| thread::available_parallelism().map_or(1, NonZeroUsize::get))
 }
 
+pub(super) const MOUNTED_OVER: &str = "another file system is mounted there";
+
 /// Why a layer has no contents, when that is not the system's fault.
 pub(super) fn contents_problem(error: &io::Error) -> Option<&'static str> {
     match Errno::from_io_error(error) {
         Some(Errno::NOENT) => Some("the directory is missing"),
         Some(Errno::NOTDIR | Errno::LOOP) => Some("not a directory"),
-        Some(Errno::XDEV) => Some("another file system is mounted there"),
+        Some(Errno::XDEV) => Some(MOUNTED_OVER),
         _ => None,
     }
 }

@@ -8,6 +8,7 @@ mod guard;
 mod home;
 mod known;
 mod layer;
+mod mounted;
 mod mounting;
 mod owners;
 mod query;

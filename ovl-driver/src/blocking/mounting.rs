@@ -1,6 +1,6 @@
 use std::ffi::OsStr;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ovl_diff::{DirHandle, FileHandle, Node};
@@ -9,35 +9,20 @@ use ovl_mount::{Access, MountError, MountPlan, OverlaySpec, UnmountMode};
 
 use super::Overlay2;
 use super::home::OwnDirs;
-use super::layer::{Below, Layer};
+use super::layer::{Below, Layer, contents_problem};
 use crate::error::Error;
 use crate::files;
 use crate::holds::{Holds, describe};
 use crate::system::{Lock, LockKind, ProcessId};
-use crate::types::{Hold, MountRequest, MountState};
+use crate::types::{Hold, MountRequest};
 
 /// How long an unmount waits before it calls a mount busy.
-const BUSY_PAUSES: [Duration; 4] = [
+pub(super) const BUSY_PAUSES: [Duration; 4] = [
     Duration::from_millis(1),
     Duration::from_millis(2),
     Duration::from_millis(5),
     Duration::from_millis(10),
 ];
-
-/// What is mounted for a layer.
-pub(super) enum Found {
-    Nothing {
-        /// Whether there is a note nevertheless, which is void.
-        noted: bool,
-    },
-    /// A mount of this store, perhaps held by nobody any more.
-    Ours(Holds),
-    /// The same out of reach: in a mount namespace in which processes still run, or unmounted
-    /// lazily while something uses it.
-    Elsewhere(Holds),
-    /// Something that this store did not mount.
-    Foreign { read_only: bool },
-}
 
 impl Overlay2 {
     /// Mounts a layer, or adds a hold to its mount, and gives the path.
@@ -53,7 +38,8 @@ impl Overlay2 {
     /// unless the request says what to do with this layer; [`Error::Unsupported`] for a volatile
     /// mount of a layer that another program wrote; [`Error::Sealed`] for a discarded sealed layer;
     /// [`Error::MountedDifferently`] for another label or other options than those of the mount;
-    /// [`Error::InFlight`] for an open layer on which a child is being made; [`Error::Plan`];
+    /// [`Error::InFlight`] for an open layer on which a child is being made; [`Error::StillInUse`]
+    /// and [`Error::MountedElsewhere`] for one that is mounted out of reach; [`Error::Plan`];
     /// [`Error::OverQuota`] for a layer at its limit, where there is no room for the mount point or
     /// for what the kernel makes; [`Error::Mount`]. Nothing is left mounted.
     ///
@@ -77,7 +63,7 @@ impl Overlay2 {
             Hold::Persistent => None,
             Hold::Process => Some(self.process()?),
         };
-        if let Some(mut holds) = self.mounted(&own, id, &layer.dir)? {
+        if let Some(mut holds) = self.mounted(&own, id, &layer.dir, UnmountMode::Now)? {
             if (&holds.label, &holds.options) != (&label, &options) {
                 return Err(Error::MountedDifferently {
                     id: id.clone(),
@@ -105,7 +91,6 @@ impl Overlay2 {
         let look_at_work = || self.look_at_work(&layer);
         let work = writable.then(look_at_work).transpose()?;
         let settled = self.settle_dirty(&layer, request.dirty, work.as_ref())?;
-        let tree = self.kernel.tree();
         let over_quota = |error| self.explain_mount(id, error);
         let work = match writable || (settled && !layer.chain.is_empty()) {
             true => {
@@ -114,17 +99,6 @@ impl Overlay2 {
             }
             false => None,
         };
-        if volatile {
-            self.note_volatile(&layer, Some(self.boot()?))?;
-        } else if settled {
-            self.note_volatile(&layer, None)?;
-        }
-        files::make_dir(tree, &layer.dir, names::MERGED, 0o700)
-            .and_then(|_| {
-                let merged = Node::Entry(&layer.dir, OsStr::new(names::MERGED));
-                self.owners.give_to_root(tree, merged)
-            })
-            .map_err(|error| over_quota(Error::io("create", &target, error)))?;
         let holds = Holds {
             boot: self.boot()?,
             namespace: self.namespace()?,
@@ -134,24 +108,53 @@ impl Overlay2 {
             persistent: 0,
             processes: Vec::new(),
         };
+        let noted = layer.record.as_ref().and_then(|r| r.volatile.as_ref());
+        let note = match volatile {
+            true => Some(&holds.boot),
+            false => noted.filter(|_| !settled),
+        };
+        let result = self
+            .note_volatile(&layer, note.cloned())
+            .and_then(|()| self.attach(&own, &layer, &plan, work.as_ref(), &holds, process));
+        if result.is_err() && note != noted {
+            self.take_note_back(&layer);
+        }
+        result.map(|()| target)
+    }
+
+    /// Mounts what is planned, and notes it with its first hold.
+    fn attach(
+        &self,
+        own: &OwnDirs,
+        layer: &Layer,
+        plan: &MountPlan,
+        work: Option<&DirHandle>,
+        holds: &Holds,
+        process: Option<ProcessId>,
+    ) -> Result<(), Error> {
+        let (tree, id, target) = (self.kernel.tree(), &layer.id, plan.target());
+        let over_quota = |error| self.explain_mount(id, error);
+        files::make_dir(tree, &layer.dir, names::MERGED, 0o700)
+            .and_then(|_| {
+                let merged = Node::Entry(&layer.dir, OsStr::new(names::MERGED));
+                self.owners.give_to_root(tree, merged)
+            })
+            .map_err(|error| over_quota(Error::io("create", target, error)))?;
         // Without a hold, but before the mount: what a kill leaves behind is known to be ours.
-        let noting = self.lock_holds(&own, LockKind::Shared)?;
-        let note = self.write_holds(&own, id, &holds)?;
+        let noting = self.lock_holds(own, LockKind::Shared)?;
+        let note = self.write_holds(own, id, holds)?;
         drop(noting);
         let result = self
             .kernel
             .mount()
-            .mount(&plan)
-            .map_err(|source| Error::Mount {
-                id: id.clone(),
-                source,
-            })
+            .mount(plan)
+            .map_err(|source| self.refused_mount(id, source))
             .and_then(|()| {
-                let given = self.give_work_to_root(&layer, work.as_ref());
-                let held = given.and_then(|()| self.add_first_hold(id, &holds, &note, process));
+                let given = self.give_work_to_root(layer, work);
+                let held = given.and_then(|()| self.add_first_hold(id, holds, &note, process));
                 held.inspect_err(|_| {
                     // Nobody could ever release it.
-                    let _ = self.kernel.mount().unmount(&target, UnmountMode::Lazy);
+                    let _ = self.kernel.mount().unmount(target, UnmountMode::Lazy);
                 })
             });
         // While everything is there that takes room.
@@ -161,12 +164,33 @@ impl Overlay2 {
             let _ = tree.remove_dir(&layer.dir, OsStr::new(names::MERGED));
             let _ = files::remove(tree, &own.holds, id.as_str());
         }
-        result.map(|()| target)
+        result
+    }
+
+    /// A layer that cannot be opened for what has become of it is damage.
+    fn refused_mount(&self, id: &LayerId, source: MountError) -> Error {
+        if let MountError::Layer { layer, source, .. } = &source
+            && let Some(problem) = contents_problem(source)
+        {
+            let below = layer.strip_prefix(self.home()).ok();
+            let name = below.and_then(|path| path.iter().next());
+            let damaged = name.and_then(|name| LayerId::from_file_name(name).ok());
+            let damaged = damaged.as_ref().unwrap_or(id);
+            return Error::damaged(damaged, layer.clone(), problem);
+        }
+        Error::Mount {
+            id: id.clone(),
+            source,
+        }
     }
 
     /// Releases one hold of a layer's mount, and unmounts it with the last. Gives the holds left.
     ///
     /// The mount point goes too, which takes copies of the mount in other mount namespaces away.
+    /// Whoever is inside such a copy, as a container that has it as its root, keeps it: the unmount
+    /// succeeds, and the layer is not mounted, changed or made a parent until that is over
+    /// ([`Error::StillInUse`]). The kernel tells of it where it has `ustat(2)` (on `x86_64`, unless a
+    /// filter of system calls forbids that), and elsewhere only of lazy unmounts.
     ///
     /// # Errors
     ///
@@ -185,7 +209,7 @@ impl Overlay2 {
             None if self.has_own_dir()? => self.own_dirs()?,
             None => return Err(not_mounted()),
         };
-        let holds = match self.mounted(&own, id, &dir) {
+        let holds = match self.mounted(&own, id, &dir, mode) {
             Err(Error::StillInUse { .. }) => None,
             result => result?,
         };
@@ -206,13 +230,16 @@ impl Overlay2 {
             self.write_holds(&own, id, &holds)?;
             return Ok(holds.total());
         }
-        self.take_down(&own, id, &dir, mode)?;
-        self.note_synced(id, &dir, &holds, mode);
+        if !self.take_down(&own, id, &dir, mode)? {
+            self.note_synced(id, &dir, &holds, mode);
+        }
         Ok(0)
     }
 
     /// Takes away every mount of a layer, whoever holds it, and gives the ids. Only mounts on
-    /// `<id>/merged` count: never the home itself, and nothing else that is mounted in it.
+    /// `<id>/merged` count: never the home itself, and nothing else that is mounted in it. Those of
+    /// other programs count too: in a home that a running Docker uses, they are the roots of its
+    /// containers.
     ///
     /// # Errors
     ///
@@ -240,8 +267,8 @@ impl Overlay2 {
             let result = self.lock_layer(&id, LockKind::Exclusive).and_then(|_lock| {
                 let dir = self.layer_dir(&id)?;
                 let holds = self.noted_holds(&own, &id);
-                self.take_down(&own, &id, &dir, mode)?;
-                if let Some(holds) = holds {
+                let lives_on = self.take_down(&own, &id, &dir, mode)?;
+                if let Some(holds) = holds.filter(|_| !lives_on) {
                     self.note_synced(&id, &dir, &holds, mode);
                 }
                 Ok(())
@@ -282,7 +309,8 @@ impl Overlay2 {
             true => request.options.explicit(),
             false => request.options,
         };
-        OverlaySpec::new(&layer.id, &layer.chain, access)
+        let plan = OverlaySpec::new(&layer.id, &layer.chain, access)
+            .max_depth(self.settings.max_depth)
             .lower_ids(&below.ids)
             .options(options)
             .label(request.label.as_ref())
@@ -291,191 +319,9 @@ impl Overlay2 {
             .map_err(|source| Error::Plan {
                 id: layer.id.clone(),
                 source,
-            })
-    }
-
-    /// How a layer is mounted, as far as anybody holds it.
-    pub(super) fn mount_state(&self, layer: &Layer) -> Result<Option<MountState>, Error> {
-        let Some(own) = self.own_dirs_if_any()? else {
-            return Ok(None);
-        };
-        let target = self.layout.layer(&layer.id).merged().to_owned();
-        let state = |holds: Holds| MountState {
-            target: target.clone(),
-            access: holds.access,
-            label: holds.label,
-            options: holds.options,
-            persistent: holds.persistent,
-            processes: holds.processes,
-        };
-        Ok(match self.read_mounted(&own, &layer.id)? {
-            Found::Nothing { .. } => None,
-            Found::Elsewhere(holds) if holds.is_detached() => None,
-            Found::Ours(holds) | Found::Elsewhere(holds) => Some(state(holds)),
-            Found::Foreign { read_only } => Some(MountState {
-                target: target.clone(),
-                access: match read_only {
-                    true => Access::ReadOnly,
-                    false => Access::Writable,
-                },
-                label: None,
-                options: String::new(),
-                persistent: 0,
-                processes: Vec::new(),
-            }),
-        })
-    }
-
-    /// Refuses a layer that is mounted, or `only` one that is mounted in this way.
-    pub(super) fn refuse_mounted(&self, layer: &Layer, only: Option<Access>) -> Result<(), Error> {
-        let Some(own) = self.own_dirs_if_any()? else {
-            return Ok(());
-        };
-        let (id, found) = (&layer.id, self.read_mounted(&own, &layer.id)?);
-        let access = match &found {
-            Found::Nothing { .. } => return Ok(()),
-            Found::Ours(holds) | Found::Elsewhere(holds) => holds.access,
-            Found::Foreign { read_only: true } => Access::ReadOnly,
-            Found::Foreign { read_only: false } => Access::Writable,
-        };
-        match found {
-            _ if only.is_some_and(|only| only != access) => Ok(()),
-            Found::Elsewhere(holds) => Err(holds.elsewhere(id)),
-            _ => Err(Error::Mounted {
-                id: id.clone(),
-                target: self.layout.layer(id).merged().to_owned(),
-            }),
-        }
-    }
-
-    /// Who holds the layer's mount. One of ours that nobody holds is a leftover of a process that
-    /// was killed, and taken away; one that is not ours, or out of reach, is left alone.
-    fn mounted(
-        &self,
-        own: &OwnDirs,
-        id: &LayerId,
-        dir: &DirHandle,
-    ) -> Result<Option<Holds>, Error> {
-        match self.read_mounted(own, id)? {
-            Found::Nothing { noted: false } => return Ok(None),
-            Found::Nothing { noted: true } => {}
-            Found::Ours(holds) if holds.total() > 0 => return Ok(Some(holds)),
-            Found::Ours(_) => self.take_down(own, id, dir, UnmountMode::Now)?,
-            Found::Elsewhere(holds) => return Err(holds.elsewhere(id)),
-            Found::Foreign { .. } => {
-                let target = self.layout.layer(id).merged().to_owned();
-                return Err(Error::ForeignMount {
-                    id: id.clone(),
-                    target,
-                });
-            }
-        }
-        files::remove(self.kernel.tree(), &own.holds, id.as_str())
-            .map_err(|error| Error::io("remove", self.holds_path(id), error))?;
-        Ok(None)
-    }
-
-    /// Takes away a mount that nobody holds, of a layer that the caller has locked.
-    pub(super) fn take_down_unheld(&self, id: &LayerId, dir: &DirHandle) -> Result<(), Error> {
-        let Some(own) = self.own_dirs_if_any()? else {
-            return Ok(());
-        };
-        match self.read_mounted(&own, id)? {
-            Found::Ours(holds) if holds.total() == 0 => {
-                self.take_down(&own, id, dir, UnmountMode::Now)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Whether something is mounted at a path.
-    pub(super) fn is_mounted(&self, target: &Path) -> Result<bool, Error> {
-        let mounted = self.kernel.mount().is_mounted(target);
-        mounted.map_err(|error| Error::io("look for a mount at", target, error))
-    }
-
-    /// What is mounted for a layer, here or in another mount namespace.
-    pub(super) fn read_mounted(&self, own: &OwnDirs, id: &LayerId) -> Result<Found, Error> {
-        let target = self.layout.layer(id).merged().to_owned();
-        let mounted = self.is_mounted(&target)?;
-        let path = self.holds_path(id);
-        let contents = files::read(self.kernel.tree(), &own.holds, id.as_str())
-            .map_err(|error| Error::io("read", &path, error))?;
-        let noted = contents.is_some();
-        let holds = contents.as_deref().map(Holds::parse);
-        let boot = self.boot()?;
-        let holds = match (holds, mounted) {
-            // Not ours to read, and nothing that it could speak of.
-            (Some(None), false) => None,
-            (Some(None), true) => {
-                let problem = "it does not say who holds the mount; unmount that with umount(8) if nobody uses it";
-                return Err(Error::damaged(id, path, problem));
-            }
-            (holds, _) => holds.flatten().filter(|holds| holds.boot == boot),
-        };
-        let Some(mut holds) = holds else {
-            if !mounted {
-                return Ok(Found::Nothing { noted });
-            }
-            let info = self.kernel.mount().mount_at(&target);
-            let info = info.map_err(|error| Error::io("look for a mount at", &target, error))?;
-            return Ok(
-                info.map_or(Found::Nothing { noted }, |info| Found::Foreign {
-                    read_only: info.read_only,
-                }),
-            );
-        };
-        let mut alive = Vec::with_capacity(holds.processes.len());
-        for (process, count) in holds.processes {
-            let running = self.kernel.system().is_alive(process);
-            let running =
-                running.map_err(|e| Error::io("look for a process holding", &target, e))?;
-            alive.extend(running.then_some((process, count)));
-        }
-        holds.processes = alive;
-        if mounted {
-            return Ok(Found::Ours(holds));
-        }
-        Ok(if self.is_elsewhere(id, &holds)? {
-            Found::Elsewhere(holds)
-        } else {
-            Found::Nothing { noted }
-        })
-    }
-
-    /// Whether a mount that is not to be seen here is somewhere else.
-    fn is_elsewhere(&self, id: &LayerId, holds: &Holds) -> Result<bool, Error> {
-        if holds.namespace == self.namespace()? {
-            return Ok(false);
-        }
-        if !holds.is_detached() {
-            let alive = self.kernel.system().is_namespace_alive(holds.namespace);
-            let target = self.layout.layer(id).merged().to_owned();
-            if alive.map_err(|e| Error::io("look for the mount namespace of", target, e))? {
-                return Ok(true);
-            }
-        }
-        if holds.access == Access::ReadOnly {
-            return Ok(false);
-        }
-        // Processes in another user namespace hide theirs; the kernel knows. Whoever passes by
-        // keeps a mount for a moment.
-        let is_in_use = |pause: &Duration| {
-            let in_use = self.is_upper_in_use(id);
-            if in_use {
-                std::thread::sleep(*pause);
-            }
-            in_use
-        };
-        Ok(BUSY_PAUSES.iter().all(is_in_use))
-    }
-
-    /// Whether an overlay mount writes to a layer, as far as the kernel says: whoever may not ask
-    /// may not mount either.
-    fn is_upper_in_use(&self, id: &LayerId) -> bool {
-        let paths = self.layout.layer(id);
-        let answer = self.kernel.mount().is_upper_in_use(paths.diff());
-        answer.unwrap_or(false)
+            })?;
+        self.refuse_covered(layer, below, &plan)?;
+        Ok(plan)
     }
 
     /// Mounts go by path; everything else by the directory that was opened.
@@ -496,15 +342,17 @@ impl Overlay2 {
         }
     }
 
-    /// Unmounts and removes what belongs to the mount.
+    /// Unmounts and removes what belongs to the mount. True when something still writes through it,
+    /// out of sight, as far as the kernel says; that is noted.
     pub(super) fn take_down(
         &self,
         own: &OwnDirs,
         id: &LayerId,
         dir: &DirHandle,
         mode: UnmountMode,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let target = self.layout.layer(id).merged().to_owned();
+        let device = self.device_of_mount(dir);
         let mut pauses = BUSY_PAUSES.iter();
         loop {
             match self.kernel.mount().unmount(&target, mode) {
@@ -529,12 +377,30 @@ impl Overlay2 {
             }
             _ => {}
         }
-        if mode == UnmountMode::Lazy && self.is_upper_in_use(id) {
+        // Whoever keeps another mount namespace with a copy of it has it until the mount point goes;
+        // whoever is inside keeps it for longer, and an unmount does not fail for that.
+        let may_live_on = match mode {
+            UnmountMode::Lazy => true,
+            UnmountMode::Now => device.is_some_and(|device| {
+                let alive = self.kernel.mount().is_file_system_alive(device);
+                matches!(alive, Ok(Some(true)))
+            }),
+        };
+        // Where the kernel does not answer, the next one to look asks again.
+        if may_live_on && self.is_upper_in_use(id).unwrap_or(true) {
             self.write_holds(own, id, &Holds::detached(self.boot()?))?;
-            return Ok(());
+            return Ok(true);
         }
         files::remove(tree, &own.holds, id.as_str())
-            .map_err(|error| Error::io("remove", self.holds_path(id), error))
+            .map_err(|error| Error::io("remove", self.holds_path(id), error))?;
+        Ok(false)
+    }
+
+    /// The device number of what is mounted for a layer, where it is a file system of its own.
+    fn device_of_mount(&self, dir: &DirHandle) -> Option<(u32, u32)> {
+        let device = |node| Some(self.kernel.tree().metadata(node).ok()?.dev);
+        let mounted = device(Node::Entry(dir, OsStr::new(names::MERGED)))?;
+        (device(Node::Dir(dir))? != mounted).then_some((mounted.major, mounted.minor))
     }
 
     fn write_holds(&self, own: &OwnDirs, id: &LayerId, holds: &Holds) -> Result<FileHandle, Error> {
@@ -571,7 +437,7 @@ impl Overlay2 {
         self.lock_own(&own.holds, names::HOLDS, kind)
     }
 
-    fn holds_path(&self, id: &LayerId) -> PathBuf {
+    pub(super) fn holds_path(&self, id: &LayerId) -> PathBuf {
         self.layout.store_dir().join(names::HOLDS).join(id.as_str())
     }
 
@@ -580,7 +446,7 @@ impl Overlay2 {
         boot.map_err(|error| Error::io("read the boot id for", self.home(), error))
     }
 
-    fn namespace(&self) -> Result<u64, Error> {
+    pub(super) fn namespace(&self) -> Result<u64, Error> {
         let namespace = self.kernel.system().mount_namespace();
         namespace.map_err(|error| Error::io("find the mount namespace for", self.home(), error))
     }

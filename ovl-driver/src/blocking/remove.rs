@@ -8,7 +8,7 @@ use ovl_mount::UnmountMode;
 use super::Overlay2;
 use super::children::readable_record;
 use super::home::OwnDirs;
-use super::mounting::Found;
+use super::mounted::Found;
 use crate::error::Error;
 use crate::files;
 use crate::system::LockKind;
@@ -18,13 +18,15 @@ impl Overlay2 {
     /// Removes a layer: it is gone at once and as a whole. Its space is free after
     /// [`reclaim`](Self::reclaim).
     ///
-    /// With `force` a mounted layer is unmounted first, lazily when it is busy, whoever holds it. A
-    /// layer that others stand on is never removed.
+    /// With `force` a mounted layer is unmounted first, lazily when it is busy, whoever holds it or
+    /// mounted it: in a home that a running Docker uses too, that is the root of a container. A layer
+    /// that others stand on is never removed.
     ///
     /// # Errors
     ///
     /// [`Error::LayerNotFound`]; [`Error::Mounted`]; [`Error::HasChildren`];
-    /// [`Error::InFlight`]; [`Error::Io`].
+    /// [`Error::InFlight`]; [`Error::Io`]; [`Error::NotDurable`] for a layer that is gone, unless the
+    /// power fails.
     ///
     /// # Compatibility
     ///
@@ -71,9 +73,10 @@ impl Overlay2 {
         let target = self.layout.layer(id).merged().to_owned();
         let mounted = self.is_mounted(&target)?;
         if !force {
-            let found = match &layer {
-                Some(layer) => Some(self.read_mounted(&own, &layer.id)?),
-                None => None,
+            let found = match self.read_mounted(&own, id) {
+                // Whoever takes a damaged layer away need not read who held it.
+                Err(Error::Damaged { .. }) if layer.is_none() && !mounted => None,
+                found => Some(found?),
             };
             match found {
                 // Ours without a hold is what a killed process left.
@@ -115,15 +118,23 @@ impl Overlay2 {
         drop(lock);
         self.sync_home("removed", id)?;
         if let Some(link) = link {
-            self.unlink_layer(&own, id, link)?;
+            // The layer is gone. What stays is looked at before it is believed, and goes with what
+            // is in the trash or by the next scan.
+            let _ = self.unlink_layer(&own, id, link);
             if let Some(parent) = parent {
-                self.forget_child(&own, &parent, link)?;
+                let _ = self.forget_child(&own, &parent, link);
             }
         }
         if self.durability == Durability::Full {
-            for dir in [&self.links, &own.trash] {
-                tree.sync(Node::Dir(dir))
-                    .map_err(|error| Error::io("sync", &path, error))?;
+            let trash = self.layout.store_dir().join(names::TRASH);
+            for (dir, path) in [(&self.links, self.layout.link_dir()), (&own.trash, trash)] {
+                let synced = tree.sync(Node::Dir(dir));
+                synced.map_err(|source| Error::NotDurable {
+                    what: "removed",
+                    id: id.clone(),
+                    path,
+                    source,
+                })?;
             }
         }
         Ok(())

@@ -9,7 +9,7 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use ovl_diff::{DirHandle, FileKind, Node, remove_tree};
-use ovl_layout::{LayerId, names};
+use ovl_layout::{LayerId, LayerRecord, names};
 use ovl_mount::{Access, UnmountMode};
 
 use super::Overlay2;
@@ -89,8 +89,6 @@ impl Overlay2 {
 
     /// Notes a volatile mount before it is made, or that there is nothing to note any more.
     pub(super) fn note_volatile(&self, layer: &Layer, boot: Option<String>) -> Result<(), Error> {
-        let tree = self.kernel.tree();
-        let path = self.layout.layer(&layer.id).dir().join(names::RECORD);
         let Some(record) = &layer.record else {
             return Ok(());
         };
@@ -99,6 +97,23 @@ impl Overlay2 {
         }
         let mut record = record.clone();
         record.volatile = boot;
+        self.write_record(layer, &record)
+    }
+
+    /// Takes back what was noted for a mount that did not come. The kernel's own mark says that it
+    /// did, and its note stays.
+    pub(super) fn take_note_back(&self, layer: &Layer) {
+        if let Some(record) = &layer.record
+            && matches!(self.is_volatile(&layer.dir), Ok(false))
+        {
+            // What stays asks one question too many after the next boot.
+            let _ = self.write_record(layer, record);
+        }
+    }
+
+    fn write_record(&self, layer: &Layer, record: &LayerRecord) -> Result<(), Error> {
+        let tree = self.kernel.tree();
+        let path = self.layout.layer(&layer.id).dir().join(names::RECORD);
         // Not the layer's contents: this one file, which must be whole whatever happens.
         let (contents, durable) = (record.to_string(), self.durable());
         files::replace(
@@ -147,13 +162,18 @@ impl Overlay2 {
     /// What tells that the layer was mounted volatile in a boot that is over.
     fn dirty_mark(&self, layer: &Layer, work: Option<&Work>) -> Result<Option<PathBuf>, Error> {
         let paths = self.layout.layer(&layer.id);
-        let is_marked = || work.map_or_else(|| self.is_volatile(&layer.dir), Work::is_volatile);
+        let is_marked = || match work {
+            Some(work) => Ok(work.is_volatile()),
+            None => self
+                .is_volatile(&layer.dir)
+                .map_err(|error| Error::io("look at", paths.work(), error)),
+        };
         let noted = layer.record.as_ref();
         match noted.and_then(|record| record.volatile.as_ref()) {
             Some(boot) if *boot == self.boot()? => Ok(None),
             Some(_) => Ok(Some(paths.dir().join(names::RECORD))),
             // Somebody else has mounted it so, nobody knows when.
-            None if is_marked() => Ok(Some(paths.work().join("work/incompat/volatile"))),
+            None if is_marked()? => Ok(Some(paths.work().join("work/incompat/volatile"))),
             None => Ok(None),
         }
     }

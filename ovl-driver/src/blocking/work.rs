@@ -5,6 +5,7 @@ use std::io;
 
 use ovl_diff::{DirHandle, FileKind, Node, remove_tree};
 use ovl_layout::names;
+use rustix::io::Errno;
 
 use super::Overlay2;
 use super::layer::Layer;
@@ -54,7 +55,7 @@ impl Overlay2 {
             Ok(match usual {
                 true => Work::Usual(work),
                 false => Work::Unusual {
-                    volatile: self.has_volatile_mark(&work),
+                    volatile: self.has_volatile_mark(&work)?,
                 },
             })
         };
@@ -62,18 +63,18 @@ impl Overlay2 {
     }
 
     /// Whether the kernel left its mark of a volatile mount in a layer's `work`.
-    pub(super) fn is_volatile(&self, layer: &DirHandle) -> bool {
+    pub(super) fn is_volatile(&self, layer: &DirHandle) -> io::Result<bool> {
         let work = self.kernel.tree().open_dir(layer, OsStr::new(names::WORK));
-        work.is_ok_and(|work| self.has_volatile_mark(&work))
+        unless_missing(work.and_then(|work| self.has_volatile_mark(&work)))
     }
 
-    fn has_volatile_mark(&self, work: &DirHandle) -> bool {
+    fn has_volatile_mark(&self, work: &DirHandle) -> io::Result<bool> {
         let tree = self.kernel.tree();
         let mark = tree
             .open_dir(work, OsStr::new(names::WORK))
             .and_then(|inner| tree.open_dir(&inner, OsStr::new("incompat")))
             .and_then(|marks| files::exists(tree, &marks, "volatile"));
-        mark.unwrap_or(false)
+        unless_missing(mark)
     }
 
     /// Makes `work` an empty directory of the container's root. The kernel would keep what lies
@@ -114,4 +115,12 @@ impl Overlay2 {
             Error::io("set the owner of", path, error)
         })
     }
+}
+
+/// Where something else is on the way there is no mark; what cannot be read may be one.
+fn unless_missing(mark: io::Result<bool>) -> io::Result<bool> {
+    mark.or_else(|error| match Errno::from_io_error(&error) {
+        Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(false),
+        _ => Err(error),
+    })
 }

@@ -1,8 +1,8 @@
-//! The two system calls that need unsafe code; nothing else in the crate does.
+//! The three system calls that need unsafe code; nothing else in the crate does.
 
 #![expect(
     unsafe_code,
-    reason = "rustix has no safe unshare and no mount_setattr"
+    reason = "rustix has no safe unshare, no mount_setattr and no ustat"
 )]
 
 use std::io;
@@ -52,6 +52,28 @@ pub(crate) fn mount_setattr(
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// Whether the kernel has a file system with a device number (`ustat(2)`): `EINVAL` when it has not.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn ustat(device: u64) -> io::Result<()> {
+    // Twice the size of `struct ustat` of `include/linux/types.h`, and as aligned.
+    let mut answer = [0_u64; 8];
+    // The kernel takes the lower half, in which the library's numbers are the kernel's.
+    let device = u32::try_from(device).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the kernel writes a `struct ustat` of 32 bytes at the pointer, which is to a larger
+    // value that outlives the call, and reads nothing.
+    let result = unsafe { libc::syscall(libc::SYS_ustat, device, answer.as_mut_ptr()) };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn ustat(_: u64) -> io::Result<()> {
+    Err(rustix::io::Errno::NOSYS.into())
 }
 
 /// `struct mount_attr` of `include/uapi/linux/mount.h`.

@@ -121,7 +121,7 @@ fn a_stack_of_128_shows_every_layer_by_every_strategy(subject: &Subject) {
                 continue;
             }
             Err(Error::Plan {
-                source: PlanError::NoStrategy,
+                source: PlanError::NoStrategy { .. },
                 ..
             }) => {
                 match strategy {

@@ -11,6 +11,7 @@ mod homes;
 mod id_maps;
 mod layers;
 mod mounts;
+mod out_of_sight;
 mod quotas;
 mod rows;
 mod scripts;
@@ -134,6 +135,7 @@ pub fn cases() -> Vec<Case> {
         id_maps::CASES,
         layers::CASES,
         mounts::CASES,
+        out_of_sight::CASES,
         strategies::CASES,
         volatile::CASES,
         trees::CASES,

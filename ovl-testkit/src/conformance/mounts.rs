@@ -2,10 +2,13 @@
 
 use std::ffi::OsStr;
 
-use ovl_driver::{CreateLayer, Error, ErrorKind, Hold, ImportOptions, MountRequest};
+use ovl_driver::blocking::Overlay2;
+use ovl_driver::{
+    Base, CreateLayer, Durability, Error, ErrorKind, Hold, ImportOptions, InitOptions, MountRequest,
+};
 
 use super::damage::findings;
-use ovl_mount::{Access, HeldAs, MountError, OverlayOptions, UnmountMode};
+use ovl_mount::{Access, HeldAs, MountError, OverlayOptions, PlanError, UnmountMode};
 
 use super::support::{chain, create, id, import, layer, mount, unmount, with_mount};
 use super::{Subject, list};
@@ -15,6 +18,7 @@ list! {
     a_mount_lasts_as_long_as_it_is_held,
     unmounting_what_is_not_mounted_is_not_found,
     a_busy_mount_stays_held_until_it_is_unmounted_lazily,
+    a_layer_deeper_than_the_store_allows_is_read_and_not_mounted,
     a_guarded_mount_ends_with_its_guard,
     a_lazily_unmounted_layer_is_not_used_until_nobody_uses_it,
     a_sealed_layer_mounts_read_only,
@@ -152,6 +156,52 @@ fn a_lazily_unmounted_layer_is_not_used_until_nobody_uses_it(subject: &Subject) 
         assert_eq!(subject.read(&path.join("open")), b"");
     });
     create(&store, "child", Some("top"));
+    subject.assert_clean(&store);
+}
+
+fn a_layer_deeper_than_the_store_allows_is_read_and_not_mounted(subject: &Subject) {
+    let home = subject.dir().join("home");
+    let deep = InitOptions::new().max_depth(3).durability(Durability::None);
+    let store = Overlay2::init(subject.kernel().clone(), &home, &deep).expect("a home");
+    let names = ["s0", "s1", "s2", "s3"];
+    create(&store, names[0], None);
+    for pair in names.windows(2) {
+        create(&store, pair[1], Some(pair[0]));
+    }
+    with_mount(&store, "s3", |_| {});
+    drop(store);
+    // As when somebody has put the layers of another home there.
+    let settings = home.join(".ovl/settings");
+    let text = String::from_utf8(subject.read(&settings)).expect("text");
+    let shallow = text.replace("max-depth 3", "max-depth 2");
+    assert_ne!(text, shallow, "the settings have a depth");
+    subject.rewrite(&settings, shallow.as_bytes());
+
+    let store = subject.open("home").expect("it opens");
+    let request = MountRequest::new();
+    let errors = [
+        store.mount(&id("s3"), &request).map(drop).err(),
+        store.plan(&id("s3"), &request).map(drop).err(),
+    ];
+    for error in errors {
+        let error = error.expect("three are below");
+        let Error::Plan {
+            source: PlanError::TooDeep {
+                depth, max_depth, ..
+            },
+            ..
+        } = &error
+        else {
+            panic!("{}", chain(&error));
+        };
+        assert_eq!((*depth, *max_depth), (3, 2));
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    }
+    store.inspect(&id("s3")).expect("it can be read");
+    store
+        .changes(&id("s3"), &Base::Parent)
+        .expect("and compared");
+    with_mount(&store, "s2", |_| {});
     subject.assert_clean(&store);
 }
 

@@ -4,13 +4,16 @@ use std::path::PathBuf;
 
 use ovl_driver::blocking::Overlay2;
 use ovl_driver::{
-    Dirty, Error, ErrorKind, FindingKind, ImportOptions, MountRequest, UpkeepOptions,
+    Dirty, Durability, Error, ErrorKind, FindingKind, ImportOptions, MountRequest, OpenOptions,
+    UpkeepOptions,
 };
 use ovl_layout::{LayerRecord, names};
 use ovl_mount::{MountError, OverlayOptions, UnmountMode};
+use rustix::io::Errno;
 
 use super::support::{chain, create, id, layer, mount, unmount, with_mount};
 use super::{Subject, list};
+use crate::Faulty;
 
 list! {
     a_volatile_mount_is_forgotten_in_the_same_boot,
@@ -24,6 +27,8 @@ list! {
     what_is_not_dirty_is_not_discarded,
     volatile_changes_nothing_without_an_upper_layer,
     a_layer_of_another_program_is_not_mounted_volatile,
+    a_volatile_mount_that_fails_leaves_no_note,
+    a_mark_that_cannot_be_read_is_not_taken_for_none,
 }
 
 fn volatile() -> MountRequest {
@@ -286,5 +291,70 @@ fn a_layer_of_another_program_is_not_mounted_volatile(subject: &Subject) {
     with_mount(&store, "top", |path| {
         subject.write(&path.join("file"), b"x");
     });
+    subject.assert_clean(&store);
+}
+
+/// A store on the same home in which one call fails, once.
+fn failing(subject: &Subject, call: &'static str, about: &'static str) -> Overlay2 {
+    let faulty = Faulty::new(subject.kernel().clone());
+    let options = OpenOptions::new().durability(Durability::None);
+    let store = Overlay2::open(faulty.kernel(), &subject.dir().join("home"), options);
+    let store = store.expect("it opens");
+    let mut done = false;
+    faulty.order_where(move |now, subject| {
+        let fails = !done && now == call && subject.contains(about);
+        done |= fails;
+        fails.then_some(Errno::IO.raw_os_error())
+    });
+    store
+}
+
+fn a_volatile_mount_that_fails_leaves_no_note(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    create(&store, "top", Some("base"));
+    // Before the kernel is asked, and by it.
+    for (call, about) in [
+        ("create_dir", "merged"),
+        ("create_file", "top"),
+        ("mount", "top"),
+    ] {
+        let error = failing(subject, call, about).mount(&id("top"), &volatile());
+        let error = error.expect_err("a fault");
+        assert!(chain(&error).contains("os error 5"), "{}", chain(&error));
+        assert_eq!(record(subject, &store, "top").volatile, None, "{call}");
+    }
+    let path = store.mount(&id("top"), &volatile()).expect("no fault");
+    subject.write(&path.join("file"), b"written");
+    unmount(&store, "top");
+    subject.assert_clean(&store);
+
+    // The question of another boot stays too.
+    let store = stopped_again(subject, store);
+    let request = volatile().dirty(Some(Dirty::Accept));
+    let error = failing(subject, "mount", "top").mount(&id("top"), &request);
+    error.expect_err("a fault");
+    assert_dirty(store.mount(&id("top"), &volatile()), "top");
+    let path = store.mount(&id("top"), &request).expect("accepted");
+    assert_eq!(subject.read(&path.join("file")), b"written");
+    unmount(&store, "top");
+    subject.assert_clean(&store);
+}
+
+fn a_mark_that_cannot_be_read_is_not_taken_for_none(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    create(&store, "top", Some("base"));
+    let work = store.layout().layer(&id("top")).work().to_owned();
+    for name in ["work", "work/incompat", "work/incompat/volatile"] {
+        subject.mkdir(&work.join(name), 0o700);
+    }
+    let error = failing(subject, "open_dir", "incompat").mount(&id("top"), &MountRequest::new());
+    let error = error.expect_err("a fault");
+    assert!(chain(&error).contains("os error 5"), "{}", chain(&error));
+    assert!(subject.exists(&work.join("work/incompat/volatile")));
+    assert_dirty(store.mount(&id("top"), &MountRequest::new()), "top");
+    store.remove(&id("top"), false).expect("it can be removed");
+    store.reclaim().expect("reclaim");
     subject.assert_clean(&store);
 }

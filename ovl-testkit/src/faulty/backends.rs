@@ -305,6 +305,13 @@ impl MountBackend for Faulty {
             mount.is_upper_in_use(upper)
         })
     }
+
+    fn is_file_system_alive(&self, device: (u32, u32)) -> io::Result<Option<bool>> {
+        let subject = format!("{}:{}", device.0, device.1);
+        self.look_at_mounts("is_file_system_alive", Path::new(&subject), |mount| {
+            mount.is_file_system_alive(device)
+        })
+    }
 }
 
 impl QuotaBackend for Faulty {

@@ -10,7 +10,7 @@ use ovl_layout::{LayerId, names};
 use super::FindingKind;
 use crate::blocking::Overlay2;
 use crate::blocking::home::OwnDirs;
-use crate::blocking::mounting::Found;
+use crate::blocking::mounted::Found;
 use crate::error::Error;
 use crate::files;
 use crate::findings::{Finding, Garbage, Remedy, UpkeepOptions};

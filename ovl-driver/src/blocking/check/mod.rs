@@ -13,7 +13,7 @@ use ovl_layout::{DOCKER_MAX_DEPTH, LINK_ID_LEN, LayerId, LinkId, names};
 
 use super::Overlay2;
 use super::home::NEW_SETTINGS;
-use super::mounting::Found;
+use super::mounted::Found;
 use crate::error::Error;
 use crate::findings::{CheckReport, Finding, FindingKind, Remedy, Severity};
 use scan::{Part, Scan, Seen};

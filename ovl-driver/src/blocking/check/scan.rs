@@ -329,7 +329,7 @@ impl Overlay2 {
             committed: names.contains(OsStr::new(names::COMMITTED)),
             contents,
             empty: false,
-            volatile: self.is_volatile(dir),
+            volatile: self.is_volatile(dir).map_err(failed)?,
             writable: Vec::new(),
             enterable: false,
             names,

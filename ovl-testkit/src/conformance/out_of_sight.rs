@@ -1,0 +1,122 @@
+//! Mounts that are not to be seen any more, and that something still writes through.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+
+use ovl_diff::{DirHandle, FileHandle};
+use ovl_driver::blocking::Overlay2;
+use ovl_driver::{Error, ErrorKind, ImportOptions, MountRequest};
+use ovl_mount::{MountError, UnmountMode};
+
+use super::damage::findings;
+use super::support::{create, id, layer, mount, with_mount};
+use super::{Subject, list};
+use crate::archive::ArchiveBuilder;
+
+list! {
+    a_layer_unmounted_behind_the_stores_back_is_not_used_until_nobody_uses_it,
+    an_unheld_mount_in_use_goes_lazily_and_is_not_forgotten,
+    a_damaged_layer_that_is_mounted_elsewhere_is_not_removed,
+}
+
+/// A layer `top` that is mounted, and a file in it that is open.
+fn in_use(subject: &Subject, store: &Overlay2) -> (PathBuf, (DirHandle, FileHandle)) {
+    create(store, "base", None);
+    create(store, "top", Some("base"));
+    let path = mount(store, "top");
+    subject.write(&path.join("open"), b"");
+    let root = subject.tree().open_root(&path).expect("open");
+    let file = subject.tree().open_file(&root, OsStr::new("open"));
+    let file = file.expect("open");
+    (path, (root, file))
+}
+
+#[track_caller]
+fn assert_still_used(store: &Overlay2) {
+    let again = store.mount(&id("top"), &MountRequest::new());
+    let child = store.create(&layer("child", Some("top")));
+    let archive = ArchiveBuilder::new().file("new", b"new").finish();
+    let applied = store.apply(&id("top"), &*archive, ImportOptions::new(), &mut |_| {});
+    for error in [again.err(), child.err(), applied.err()] {
+        let error = error.expect("it is still written to");
+        assert!(matches!(error, Error::StillInUse { .. }), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Busy);
+    }
+    assert_eq!(store.inspect(&id("top")).expect("inspect").mount, None);
+    let none = store.unmount(&id("top"), UnmountMode::Now);
+    assert_eq!(none.expect_err("not mounted").kind(), ErrorKind::NotFound);
+    assert_eq!(findings(store), []);
+}
+
+fn a_layer_unmounted_behind_the_stores_back_is_not_used_until_nobody_uses_it(subject: &Subject) {
+    let store = subject.store();
+    let (path, uses) = in_use(subject, &store);
+    // As by `umount -l`, or by a store that was killed before it could note it.
+    let unmounted = subject.kernel().mount().unmount(&path, UnmountMode::Lazy);
+    unmounted.expect("lazily");
+    assert_still_used(&store);
+    assert_still_used(&store);
+    drop(uses);
+    with_mount(&store, "top", |path| {
+        assert_eq!(subject.names(path), ["open"]);
+    });
+    create(&store, "child", Some("top"));
+    subject.assert_clean(&store);
+}
+
+/// As after a kill between the mount and the note of its hold.
+fn let_go(subject: &Subject, store: &Overlay2) {
+    let holds = store.layout().store_dir().join("holds/top");
+    let noted = String::from_utf8(subject.read(&holds)).expect("text");
+    let noted = noted.replace("persistent 1", "persistent 0");
+    subject.rewrite(&holds, noted.as_bytes());
+}
+
+fn an_unheld_mount_in_use_goes_lazily_and_is_not_forgotten(subject: &Subject) {
+    let store = subject.store();
+    let (path, uses) = in_use(subject, &store);
+    let_go(subject, &store);
+    let now = store.unmount(&id("top"), UnmountMode::Now);
+    let busy = matches!(
+        &now,
+        Err(Error::Mount {
+            source: MountError::Busy { .. },
+            ..
+        })
+    );
+    assert!(busy, "{now:?}");
+    let lazily = store.unmount(&id("top"), UnmountMode::Lazy);
+    assert!(
+        matches!(lazily, Err(Error::NotMounted { .. })),
+        "nobody had a hold to release: {lazily:?}"
+    );
+    assert!(!subject.exists(&path), "it is gone all the same");
+    assert_still_used(&store);
+    drop(uses);
+    with_mount(&store, "top", |_| {});
+    subject.assert_clean(&store);
+}
+
+fn a_damaged_layer_that_is_mounted_elsewhere_is_not_removed(subject: &Subject) {
+    let store = subject.store();
+    let (path, uses) = in_use(subject, &store);
+    let unmounted = subject.kernel().mount().unmount(&path, UnmountMode::Lazy);
+    unmounted.expect("lazily");
+    // As from a mount namespace that this process cannot look into.
+    let holds = store.layout().store_dir().join("holds/top");
+    let noted = String::from_utf8(subject.read(&holds)).expect("text");
+    let lines = noted
+        .lines()
+        .map(|line| match line.starts_with("namespace ") {
+            true => "namespace 2\n".to_owned(),
+            false => format!("{line}\n"),
+        });
+    subject.rewrite(&holds, lines.collect::<String>().as_bytes());
+    subject.unlink(&store.layout().layer(&id("top")).dir().join("lower"));
+    let error = store.remove(&id("top"), false).expect_err("it is mounted");
+    assert!(matches!(error, Error::MountedElsewhere { .. }), "{error}");
+    drop(uses);
+    store.remove(&id("top"), false).expect("nobody uses it");
+    store.reclaim().expect("reclaim");
+    subject.assert_clean(&store);
+}
