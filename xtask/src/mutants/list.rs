@@ -16,7 +16,15 @@ impl Mutant {
         let users = ["ovl-driver", "ovl-testkit", "ovl-diff", "ovl-cli"];
         std::iter::once(own).chain(users.into_iter().filter(move |user| *user != own))
     }
+
+    /// Whether nothing shows it but that something waits forever.
+    pub(super) fn hangs(&self) -> bool {
+        HANGING.contains(&self.name)
+    }
 }
+
+/// Faults by which something waits forever.
+const HANGING: &[&str] = &[];
 
 pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
