@@ -71,7 +71,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     println!("\n| Fault | File | Noticed by |\n|---|---|---|");
     for (mutant, word, outcome, _) in &rows {
-        println!("| {} | `{}` | {word}: {outcome} |", mutant.name, mutant.file);
+        println!(
+            "| {} | `{}` | {word}: {outcome} |",
+            mutant.name, mutant.file
+        );
     }
     let noticed = rows.iter().filter(|(.., is_noticed)| *is_noticed).count();
     let minutes = start.elapsed().as_secs_f64() / 60.0;
