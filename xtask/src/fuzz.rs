@@ -68,8 +68,7 @@ impl Target {
                 "ovl-mount",
                 &[
                     "--exact",
-                    "plan_properties::a_plan_fits_its_limit_or_is_refused_with_the_numbers",
-                    "plan_properties::the_kernel_reads_back_the_paths_that_were_meant",
+                    "plan_properties::a_plan_keeps_to_its_limit_and_to_its_meaning",
                 ],
             ),
             Self::Model => (
