@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use ovl_driver::blocking::Overlay2;
 use ovl_driver::{CreateLayer, Error, Kernel, MountRequest, OpenOptions, ProcessId, UpkeepOptions};
+use ovl_quota::Bytes;
 use ovl_testkit::model::{Machine, MockMachine, Script, Step, Summary, replay, scripts, shrink};
 use ovl_testkit::{Faulty, KernelProfile, MockKernel, Survivors};
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
@@ -310,4 +311,35 @@ fn a_scan_for_a_layer_notes_what_that_stands_on() {
     store.mount(&layer.id, &MountRequest::new()).unwrap();
     let error = store.remove(&"base".parse().unwrap(), true).unwrap_err();
     assert!(matches!(error, Error::HasChildren { .. }), "{error}");
+}
+
+/// Found by such a script: the directory of a layer that was reclaimed came back in its project, and
+/// with it a layer that had the id by then lost its limit.
+#[test]
+fn a_layer_that_comes_back_takes_no_limit_from_whoever_has_its_project() {
+    let kernel = MockKernel::new(KernelProfile::xfs());
+    let options = OpenOptions::new().create(true);
+    let store = Overlay2::open(kernel.kernel(), "/home".as_ref(), options).unwrap();
+    let (old, new) = ("old".parse().unwrap(), "new".parse().unwrap());
+    let limited = |id| CreateLayer::new(id).size(Some(Bytes::new(3 << 20)));
+    store.create_writable(&limited(old)).unwrap();
+    let project = |id| {
+        let quota = store.quota(&id).unwrap();
+        quota.map(|quota| quota.project)
+    };
+    let first = project("old".parse().unwrap());
+    store.remove(&"old".parse().unwrap(), false).unwrap();
+    store.reclaim().unwrap();
+    store.create_writable(&limited(new)).unwrap();
+    assert_eq!(
+        project("new".parse().unwrap()),
+        first,
+        "the id is used again"
+    );
+    kernel.crash(&Survivors::Nothing);
+    let options = OpenOptions::new();
+    let store = Overlay2::open(kernel.kernel(), "/home".as_ref(), options).unwrap();
+    store.reclaim().unwrap();
+    let quota = store.quota(&"new".parse().unwrap()).unwrap().unwrap();
+    assert_eq!(quota.usage.unwrap().limits.bytes, Some(Bytes::new(3 << 20)));
 }

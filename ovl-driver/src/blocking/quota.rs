@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use ovl_diff::{EscapedPath, TreeError, copy_layer, copy_root_attributes};
+use ovl_diff::{EscapedPath, Node, TreeError, copy_layer, copy_root_attributes};
 use ovl_layout::{HomeSettings, LayerId, names};
 use ovl_mount::MountError;
 use ovl_quota::{Bytes, KeepsToLimits, Limits, ProjectId, ProjectRange, QuotaControl, QuotaError};
@@ -263,6 +263,17 @@ impl Overlay2 {
                 ..
             }) if source.kind() != io::ErrorKind::NotFound => {
                 Err(Error::io(operation, path, source))
+            }
+            Ok(Some(_)) if self.durable() => {
+                // Or it comes back after a power cut, in a project that a new layer has by then.
+                let tree = self.kernel.tree();
+                let synced = tree.open_root(dir);
+                let synced = synced.and_then(|dir| tree.sync(Node::Dir(&dir)));
+                match synced {
+                    // Somebody else has removed it.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                    result => result.map_err(|error| Error::io("sync", dir, error)),
+                }
             }
             _ => Ok(()),
         }

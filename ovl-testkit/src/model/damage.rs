@@ -116,6 +116,8 @@ fn target(
             let links = tree.open_root(&store.layout().link_dir())?;
             return Ok(link.map(|link| (links, link, None)));
         }
+        // The mount of a process that was killed is still there, and nobody could tell whose.
+        Harm::BadHolds if store.kernel().mount().is_mounted(paths.merged())? => return Ok(None),
         Harm::BadHolds => {
             let holds = tree.open_root(&store.layout().store_dir().join("holds"))?;
             return Ok(Some((holds, id.to_string(), None)));

@@ -111,8 +111,8 @@ pub enum Step {
     Kill { user: usize },
     /// The machine is started anew.
     Reboot,
-    /// The power goes, and of what was not synced is there what a journal has by chance, all,
-    /// nothing, or anything.
+    /// The power goes, and of what was not synced is there what a journal has by chance, all or
+    /// nothing.
     CutPower { seed: u64 },
     /// The process of the next step is killed before its n-th operation.
     KillAt { operation: u64 },

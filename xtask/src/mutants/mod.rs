@@ -23,9 +23,9 @@ use tests_run::{Ended, Tests};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Only the faults whose name has this in it
+    /// Only the faults whose name has this in it, or one of these
     #[arg(long)]
-    only: Option<String>,
+    only: Vec<String>,
     /// Write down which test noticed which fault, to be tried first from then on
     #[arg(long)]
     record: bool,
@@ -34,8 +34,8 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let start = Instant::now();
     let wanted = |mutant: &&Mutant| {
-        let only = options.only.as_deref();
-        only.is_none_or(|only| mutant.name.contains(only))
+        let mut only = options.only.iter();
+        options.only.is_empty() || only.any(|only| mutant.name.contains(only))
     };
     let chosen: Vec<&Mutant> = MUTANTS.iter().filter(wanted).collect();
     ensure!(!chosen.is_empty(), "no fault has such a name");
@@ -45,7 +45,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     for mutant in &chosen {
         mutant.applied(&scratch.read(mutant)?)?;
     }
-    scratch.control(&chosen, &caught, options.only.is_none())?;
+    scratch.control(&chosen, &caught, options.only.is_empty())?;
     let mut rows = Vec::new();
     for (number, mutant) in chosen.iter().enumerate() {
         let begun = Instant::now();
