@@ -1,8 +1,9 @@
 //! Everything a plan depends on, generated, and the same arithmetic done a second way.
 
 use std::ffi::OsStr;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::os::unix::ffi::OsStrExt as _;
+use std::sync::LazyLock;
 
 use ovl_layout::{LayerId, Layout, LinkId, LowerChain};
 use ovl_mount::{
@@ -70,6 +71,16 @@ impl Case {
         [&self.home, slash, relative.as_bytes()].concat()
     }
 
+    /// Bytes of a path in the home.
+    pub(crate) fn len_in_home(&self, relative: &str) -> usize {
+        self.home.len() + usize::from(!self.home.ends_with(b"/")) + relative.len()
+    }
+
+    /// How many directories the kernel is to stack.
+    pub(crate) fn stacked(&self) -> usize {
+        self.links.len() + usize::from(self.access == Access::ReadOnly)
+    }
+
     /// The directories that the kernel is to stack, relative to the home, uppermost first.
     pub(crate) fn lowers(&self) -> Vec<String> {
         let own = match self.access {
@@ -124,11 +135,15 @@ impl Case {
         // What stands in front of each relative path, escapes included.
         let prefix = match strategy {
             Strategy::MountRelative => 0,
-            _ => self.in_home("").len() + special(&self.home),
+            _ => self.len_in_home("") + special(&self.home),
         };
         let words: usize = self.words().iter().map(|word| word.len() + 1).sum();
-        let lowers = self.lowers();
-        let stack: usize = lowers.iter().map(|lower| prefix + lower.len()).sum();
+        let own = match self.access {
+            Access::ReadOnly => self.id.as_str().len() + "/diff".len(),
+            Access::Writable => 0,
+        };
+        let links = self.links.len() * ("l/".len() + 26);
+        let stack = self.stacked() * prefix + own + links;
         let upper = match self.access {
             Access::ReadOnly => 0,
             Access::Writable => {
@@ -139,7 +154,7 @@ impl Case {
             None => 0,
             Some(label) => r#",context="""#.len() + label.as_str().len(),
         };
-        words + "lowerdir=".len() + stack + lowers.len().saturating_sub(1) + upper + label
+        words + "lowerdir=".len() + stack + self.stacked().saturating_sub(1) + upper + label
     }
 }
 
@@ -170,7 +185,7 @@ const PAGE_SIZES: RangeInclusive<usize> = 4096..=65536;
 prop_compose! {
     fn any_case()(
         home in home(),
-        id in "[A-Za-z0-9][A-Za-z0-9_.-]{0,127}".prop_filter_map("reserved", |id| id.parse().ok()),
+        id in layer_id(),
         links in links(),
         access in prop_oneof![Just(Access::Writable), Just(Access::ReadOnly)],
         options in options(),
@@ -192,17 +207,16 @@ prop_compose! {
     }
 }
 
-/// Absolute paths of any bytes but NUL, with many of those that mean something to the kernel.
+/// Absolute paths of any bytes but NUL, with many of those that mean something to the kernel. The
+/// bytes follow from a seed: thousands of values of their own would take most of the time.
 fn home() -> BoxedStrategy<Vec<u8>> {
-    let byte = || {
-        prop_oneof![
-            3 => prop::sample::select(br#"\,:/"= ."#.to_vec()),
-            2 => b'a'..=b'z',
-            1 => 1..=255_u8,
-        ]
+    let path = |len: Range<usize>| {
+        (any::<u64>(), len).prop_map(|(seed, len)| {
+            let mut path = vec![b'/'];
+            path.extend(Numbers(seed).take(len).map(byte));
+            path
+        })
     };
-    let path =
-        |len| prop::collection::vec(byte(), len).prop_map(|tail| [b"/".as_slice(), &tail].concat());
     prop_oneof![
         1 => Just(b"/var/lib/docker/overlay2".to_vec()),
         4 => path(0..60),
@@ -215,12 +229,58 @@ fn home() -> BoxedStrategy<Vec<u8>> {
     .boxed()
 }
 
+/// Half of them special, a third letters, the rest any but NUL.
+fn byte(number: u64) -> u8 {
+    let (kind, number) = (number % 6, (number >> 8) as usize);
+    match kind {
+        0..3 => br#"\,:/"= ."#[number % 8],
+        3..5 => b'a' + u8::try_from(number % 26).unwrap(),
+        _ => u8::try_from(1 + number % 255).unwrap(),
+    }
+}
+
+/// Numbers that follow from a seed: SplitMix64.
+struct Numbers(u64);
+
+impl Iterator for Numbers {
+    type Item = u64;
+
+    fn next(&mut self) -> Option<u64> {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Some(mixed ^ (mixed >> 31))
+    }
+}
+
+fn layer_id() -> BoxedStrategy<LayerId> {
+    (any::<u64>(), 0..=127_usize)
+        .prop_filter_map("reserved", |(seed, len)| {
+            let symbols = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-";
+            let mut numbers = Numbers(seed);
+            let mut symbol = |among: usize| {
+                let number = numbers.next().unwrap_or_default() >> 8;
+                char::from(symbols[number as usize % among])
+            };
+            let first = symbol(62);
+            let id: String = std::iter::once(first)
+                .chain((0..len).map(|_| symbol(65)))
+                .collect();
+            id.parse().ok()
+        })
+        .boxed()
+}
+
+/// More than any kernel stacks.
+const MAX_LINKS: usize = 520;
+
 /// Distinct links: often about as many as fit 4 KiB, and often about as many as the kernel stacks.
 fn links() -> BoxedStrategy<Vec<LinkId>> {
     let count = prop_oneof![
         1 => 0..=3_usize,
         2 => 4..=160_usize,
-        2 => 0..=520_usize,
+        2 => 0..=MAX_LINKS,
         1 => 497..=502_usize,
     ];
     (any::<u64>(), count)
@@ -238,7 +298,11 @@ pub(crate) fn link(seed: u64, index: usize) -> LinkId {
 
 /// The id of a lower layer.
 pub(crate) fn lower_id(index: usize) -> LayerId {
-    format!("lower-{index}").parse().unwrap()
+    static IDS: LazyLock<Vec<LayerId>> = LazyLock::new(|| {
+        let ids = (0..=MAX_LINKS).map(|index| format!("lower-{index}").parse());
+        ids.map(Result::unwrap).collect()
+    });
+    IDS[index].clone()
 }
 
 fn options() -> BoxedStrategy<Vec<&'static str>> {
@@ -266,7 +330,14 @@ fn options() -> BoxedStrategy<Vec<&'static str>> {
 fn label() -> BoxedStrategy<MountLabel> {
     prop_oneof![
         Just("system_u:object_r:container_file_t:s0:c1,c2".to_owned()),
-        r"[!#-\[\]-~]{1,255}",
+        // Printable, but for quotation marks and backslashes.
+        (any::<u64>(), 1..=255_usize).prop_map(|(seed, len)| {
+            let printable = (b'!'..=b'~').filter(|byte| !br#""\"#.contains(byte));
+            let printable: Vec<u8> = printable.collect();
+            let number = |number: u64| (number >> 8) as usize % printable.len();
+            let bytes = Numbers(seed).take(len).map(|at| printable[number(at)]);
+            bytes.map(char::from).collect::<String>()
+        }),
     ]
     .prop_map(|label| label.parse().unwrap())
     .boxed()

@@ -17,5 +17,7 @@ pub use archive::ArchiveBuilder;
 pub use faulty::{Fault, Faulty, Journal, Operation, Outcome};
 pub use listing::listing_at;
 pub use mock::{Fate, KernelProfile, MockKernel, Pending, PendingKind, Survivors};
-pub use schedule::{Actor, Interleaved, Trace, interleave};
+pub use schedule::{
+    Actor, Interleaved, Order, SharedKernel, Trace, interleave, interleave_threads,
+};
 pub use snapshot::{Object, Snapshot, differences, snapshot, snapshot_at};

@@ -1,6 +1,7 @@
 //! Threads that take turns: every operation on the kernel is made in an order drawn from a seed, so
 //! that what happens once in a million runs happens in a test, and happens again.
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::fmt;
 use std::io;
@@ -61,6 +62,13 @@ impl fmt::Display for Trace {
 }
 
 impl Trace {
+    /// How many operations an actor made before any other made one.
+    #[must_use]
+    pub fn alone(&self, actor: usize) -> usize {
+        let first = self.0.iter().take_while(|(who, _)| *who == actor);
+        first.count()
+    }
+
     /// How often an operation of one actor followed one of another.
     #[must_use]
     pub fn switches(&self) -> usize {
@@ -80,29 +88,114 @@ pub struct Interleaved<T> {
     pub deadlocked: bool,
 }
 
-/// Runs the actors, one operation at a time, in an order that follows from the seed alone: by
-/// chance, by chance with few changes, or by priorities that change a few times.
+/// In which order operations are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Order {
+    /// What follows from a seed: by chance, by chance with few changes, or by priorities that
+    /// change a few times.
+    Seed(u64),
+    /// One actor makes so many operations; then all others do what they have to, as far as they
+    /// need not wait for the first; then the first goes on. Every number up to the count of its
+    /// operations is every point at which it can be stopped once.
+    Stop {
+        /// Which actor.
+        actor: usize,
+        /// How many operations it makes before.
+        after: usize,
+    },
+}
+
+impl From<u64> for Order {
+    fn from(seed: u64) -> Self {
+        Self::Seed(seed)
+    }
+}
+
+/// Runs the actors, one operation at a time, in an order that follows from what is given alone.
 ///
 /// Operations of threads that an actor starts are ordered too, but not always in the same way.
 ///
 /// # Panics
 /// As an actor does.
-pub fn interleave<T: Send>(seed: u64, actors: Vec<Actor<'_, T>>) -> Interleaved<T> {
-    let turns = Arc::new(Turns {
-        state: Mutex::new(State::new(seed, actors.len())),
-        changed: Condvar::new(),
+pub fn interleave<T: Send>(order: impl Into<Order>, actors: Vec<Actor<'_, T>>) -> Interleaved<T> {
+    let turns = Turns::new(order.into(), actors.len());
+    let work = actors.into_iter().enumerate().map(|(number, actor)| {
+        let who = Who::Actor(Arc::clone(&turns), number);
+        let Actor { kernel, work } = actor;
+        Box::new(move || work(ordered(&Faulty::new(kernel), &who))) as Work<'_, T>
     });
+    run(&turns, work.collect())
+}
+
+/// A kernel for a store that several threads share: in [`interleave_threads`] each thread takes
+/// turns of its own. At other times, and for other threads, nothing is ordered.
+#[derive(Clone)]
+pub struct SharedKernel {
+    kernel: Kernel,
+    slot: Slot,
+}
+
+impl SharedKernel {
+    /// This kernel, as one process.
+    #[must_use]
+    pub fn new(kernel: Kernel) -> Self {
+        let slot = Slot::default();
+        let who = Who::Thread(Arc::clone(&slot));
+        let kernel = ordered(&Faulty::new(kernel), &who);
+        Self { kernel, slot }
+    }
+
+    /// The bundle that the store takes.
+    #[must_use]
+    pub fn kernel(&self) -> Kernel {
+        self.kernel.clone()
+    }
+}
+
+impl fmt::Debug for SharedKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedKernel")
+            .field("kernel", &self.kernel)
+            .finish_non_exhaustive()
+    }
+}
+
+/// As [`interleave`], of threads that share what uses the kernel. That must not make one wait for
+/// another while it asks the kernel for something: a store does so only when it looks for its own
+/// directories for the first time, and when it gives out project ids.
+///
+/// # Panics
+/// As a thread does.
+pub fn interleave_threads<'w, T: Send>(
+    order: impl Into<Order>,
+    shared: &SharedKernel,
+    threads: Vec<Box<dyn FnOnce() -> T + Send + 'w>>,
+) -> Interleaved<T> {
+    let turns = Turns::new(order.into(), threads.len());
+    let set = |turns| *shared.slot.lock().unwrap_or_else(PoisonError::into_inner) = turns;
+    set(Some(Arc::clone(&turns)));
+    let done = run(&turns, threads);
+    set(None);
+    done
+}
+
+type Work<'w, T> = Box<dyn FnOnce() -> T + Send + 'w>;
+type Slot = Arc<Mutex<Option<Arc<Turns>>>>;
+
+thread_local! {
+    /// Which of those that take turns this thread is.
+    static NUMBER: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+fn run<T: Send>(turns: &Arc<Turns>, all: Vec<Work<'_, T>>) -> Interleaved<T> {
     let results = thread::scope(|scope| {
         let mut started = Vec::new();
-        for (number, actor) in actors.into_iter().enumerate() {
-            let turns = Arc::clone(&turns);
+        for (number, work) in all.into_iter().enumerate() {
             started.push(scope.spawn(move || {
-                let kernel = turns.ordered(number, actor.kernel);
-                let _end = End {
-                    turns: &turns,
-                    number,
-                };
-                (actor.work)(kernel)
+                NUMBER.set(Some(number));
+                let _end = End { turns, number };
+                work()
             }));
         }
         let ended: Vec<_> = started.into_iter().map(|thread| thread.join()).collect();
@@ -116,6 +209,42 @@ pub fn interleave<T: Send>(seed: u64, actors: Vec<Actor<'_, T>>) -> Interleaved<
     }
 }
 
+/// Whose operations a kernel makes.
+#[derive(Clone)]
+enum Who {
+    Actor(Arc<Turns>, usize),
+    /// That of the thread which asks.
+    Thread(Slot),
+}
+
+impl Who {
+    /// None when nobody takes turns.
+    fn now(&self) -> Option<(Arc<Turns>, usize)> {
+        match self {
+            Self::Actor(turns, number) => Some((Arc::clone(turns), *number)),
+            Self::Thread(slot) => {
+                let turns = slot.lock().unwrap_or_else(PoisonError::into_inner);
+                Some((turns.clone()?, NUMBER.get()?))
+            }
+        }
+    }
+}
+
+/// The kernel with all its operations in turn.
+fn ordered(faulty: &Faulty, who: &Who) -> Kernel {
+    let before = who.clone();
+    let faulty = faulty.before_each(move |call, subject| {
+        if let Some((turns, actor)) = before.now() {
+            turns.take(actor, call, subject);
+        }
+    });
+    let kernel = faulty.kernel();
+    kernel.clone().with_system(InTurn {
+        kernel,
+        who: who.clone(),
+    })
+}
+
 struct Turns {
     state: Mutex<State>,
     changed: Condvar,
@@ -123,7 +252,7 @@ struct Turns {
 
 struct State {
     random: Random,
-    order: Order,
+    policy: Policy,
     actors: Vec<Status>,
     /// Whose turn it is.
     current: Option<usize>,
@@ -145,7 +274,7 @@ enum Status {
     Ended,
 }
 
-enum Order {
+enum Policy {
     /// The turn goes on to anybody once in so many operations.
     Chance { stay: usize },
     /// Whoever is first in the list; at the given operations, the first goes to its end.
@@ -159,33 +288,44 @@ enum Order {
 const RANGE: usize = 250;
 
 impl State {
-    fn new(seed: u64, len: usize) -> Self {
-        let mut state = Self {
-            random: Random::new(seed),
-            order: Order::Chance { stay: 1 },
+    fn new(order: Order, len: usize) -> Self {
+        let seed = match order {
+            Order::Seed(seed) => seed,
+            Order::Stop { .. } => 0,
+        };
+        let mut random = Random::new(seed);
+        let policy = match order {
+            Order::Stop { actor, after } => {
+                let others = (0..len).filter(|other| *other != actor);
+                Policy::Priorities {
+                    first: std::iter::once(actor).chain(others).collect(),
+                    changes: vec![after],
+                }
+            }
+            Order::Seed(seed) if seed % 3 == 0 => Policy::Chance { stay: 1 },
+            Order::Seed(seed) if seed % 3 == 1 => Policy::Chance {
+                stay: 2 + random.below(20),
+            },
+            Order::Seed(_) => {
+                let mut left: Vec<usize> = (0..len).collect();
+                let mut first = Vec::new();
+                while !left.is_empty() {
+                    first.push(left.remove(random.below(left.len())));
+                }
+                let changes = (0..3).map(|_| random.below(RANGE)).collect();
+                Policy::Priorities { first, changes }
+            }
+        };
+        Self {
+            random,
+            policy,
             actors: vec![Status::Busy; len],
             current: None,
             last: 0,
             progress: 0,
             trace: Vec::new(),
             deadlocked: false,
-        };
-        state.order = match seed % 3 {
-            0 => Order::Chance { stay: 1 },
-            1 => Order::Chance {
-                stay: 2 + state.random.below(20),
-            },
-            _ => {
-                let mut left: Vec<usize> = (0..len).collect();
-                let mut first = Vec::new();
-                while !left.is_empty() {
-                    first.push(left.remove(state.random.below(left.len())));
-                }
-                let changes = (0..3).map(|_| state.random.below(RANGE)).collect();
-                Order::Priorities { first, changes }
-            }
-        };
-        state
+        }
     }
 
     /// Gives the turn to somebody, when nobody has it and all who go on have come to a point.
@@ -206,15 +346,17 @@ impl State {
         }
         let any = *self.random.of(&able);
         let now = self.trace.len();
-        let moves = match self.order {
-            Order::Chance { stay } => self.random.one_in(stay),
-            Order::Priorities { .. } => true,
+        let moves = match self.policy {
+            Policy::Chance { stay } => self.random.one_in(stay),
+            Policy::Priorities { .. } => true,
         };
-        let chosen = match &mut self.order {
-            Order::Chance { .. } if !moves && able.contains(&self.last) => self.last,
-            Order::Chance { .. } => any,
-            Order::Priorities { first, changes } => {
-                if changes.contains(&now) {
+        let chosen = match &mut self.policy {
+            Policy::Chance { .. } if !moves && able.contains(&self.last) => self.last,
+            Policy::Chance { .. } => any,
+            Policy::Priorities { first, changes } => {
+                // Once, however often somebody ends or waits meanwhile.
+                if let Some(due) = changes.iter().position(|change| *change == now) {
+                    changes.swap_remove(due);
                     first.rotate_left(1);
                 }
                 let chosen = first.iter().find(|actor| able.contains(actor));
@@ -227,24 +369,15 @@ impl State {
 }
 
 impl Turns {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn new(order: Order, len: usize) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::new(State::new(order, len)),
+            changed: Condvar::new(),
+        })
     }
 
-    /// The kernel with all its operations in turn.
-    fn ordered(self: &Arc<Self>, actor: usize, kernel: Kernel) -> Kernel {
-        let faulty = Faulty::new(kernel);
-        let turns = Arc::clone(self);
-        faulty.order_where(move |call, subject| {
-            turns.take(actor, call, subject);
-            None
-        });
-        let kernel = faulty.kernel();
-        kernel.clone().with_system(InTurn {
-            kernel,
-            turns: Arc::clone(self),
-            actor,
-        })
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for the turn to make an operation.
@@ -306,15 +439,13 @@ impl Drop for End<'_> {
 #[derive(Clone)]
 struct InTurn {
     kernel: Kernel,
-    turns: Arc<Turns>,
-    actor: usize,
+    who: Who,
 }
 
 impl fmt::Debug for InTurn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("InTurn")
             .field("kernel", &self.kernel)
-            .field("actor", &self.actor)
             .finish_non_exhaustive()
     }
 }
@@ -368,12 +499,15 @@ impl SystemBackend for InTurn {
         kind: LockKind,
         wait: bool,
     ) -> io::Result<Option<Lock>> {
+        let Some((turns, actor)) = self.who.now() else {
+            return self.kernel.system().lock(dir, name, kind, wait);
+        };
         loop {
             let lock = self.kernel.system().lock(dir, name, kind, false)?;
             if lock.is_some() || !wait {
                 return Ok(lock);
             }
-            if !self.turns.waits(self.actor) {
+            if !turns.waits(actor) {
                 return Err(Errno::DEADLK.into());
             }
         }

@@ -4,18 +4,20 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use ovl_diff::TreeBackend as _;
 use ovl_driver::blocking::Overlay2;
 use ovl_driver::{
-    Base, CreateLayer, Durability, Error, ErrorKind, ImportOptions, LockKind, OpenOptions,
-    SystemBackend as _, UpkeepOptions,
+    Base, CreateLayer, Durability, Error, ErrorKind, ImportOptions, LockKind, MountRequest,
+    OpenOptions, SystemBackend as _, UpkeepOptions,
 };
 use ovl_layout::LayerId;
-use ovl_mount::{MountBackend as _, UnmountMode};
-use ovl_testkit::{ArchiveBuilder, Faulty, KernelProfile, MockKernel};
+use ovl_mount::{MountBackend as _, MountError, UnmountMode};
+use ovl_testkit::{ArchiveBuilder, Fault, Faulty, KernelProfile, MockKernel, Outcome};
 
 const EIO: i32 = 5;
+const EBUSY: i32 = 16;
 const EACCES: i32 = 13;
 const EMFILE: i32 = 24;
 
@@ -460,4 +462,89 @@ fn a_layer_that_is_gone_is_never_said_to_stay() {
         faulty.heal();
         assert!(!store.contains(&id("parent")).unwrap());
     }
+}
+
+/// A reader that passes by keeps a mount busy for a moment.
+#[test]
+fn a_mount_that_is_busy_for_a_moment_is_taken_down_nevertheless() {
+    for times in 1..8 {
+        let (_, faulty, store) = two_layers();
+        store.mount(&id("parent"), &MountRequest::new()).unwrap();
+        let mut left = times;
+        faulty.order_where(move |call, _| {
+            let busy = call == "unmount" && left > 0;
+            left -= u32::from(busy);
+            busy.then_some(EBUSY)
+        });
+        let unmounted = store.unmount(&id("parent"), UnmountMode::Now);
+        faulty.heal();
+        let held = store.inspect(&id("parent")).unwrap().mount;
+        match times {
+            // As often as the store waits.
+            1..=4 => assert_eq!((unmounted.unwrap(), held), (0, None)),
+            _ => {
+                let error = unmounted.unwrap_err();
+                let busy = matches!(
+                    &error,
+                    Error::Mount {
+                        source: MountError::Busy { .. },
+                        ..
+                    }
+                );
+                assert!(busy, "{error:?}");
+                assert_eq!(held.map(|mount| mount.holds()), Some(1));
+            }
+        }
+    }
+}
+
+#[test]
+fn from_an_operation_on_everything_fails_until_the_kernel_is_healed() {
+    let (_, faulty, store) = two_layers();
+    faulty.order(Fault::From { at: 3, errno: EIO });
+    let home = || faulty.kernel().tree().open_root(Path::new("/home"));
+    assert!(home().is_ok() && home().is_ok() && !faulty.has_fired());
+    for _ in 0..3 {
+        let error = home().unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(EIO));
+    }
+    assert!(faulty.has_fired());
+    let error = store.create(&layer("child", Some("parent"))).unwrap_err();
+    assert_eq!(errno_of(&error), Some(EIO));
+    let journal = faulty.journal();
+    let (done, failed) = journal.operations().split_at(2);
+    assert!(done.iter().all(|one| one.outcome == Outcome::Done));
+    let is_fault = |one: &Outcome| matches!(one, Outcome::Fault(_));
+    assert!(failed.len() > 3 && failed.iter().all(|one| is_fault(&one.outcome)));
+    faulty.heal();
+    store.create(&layer("child", Some("parent"))).unwrap();
+}
+
+#[test]
+fn a_delay_lets_one_operation_take_its_time_and_does_it() {
+    let (_, faulty, store) = two_layers();
+    let time = Duration::from_millis(30);
+    faulty.order(Fault::Delay { at: 2, time });
+    let timed = || {
+        let start = Instant::now();
+        faulty
+            .kernel()
+            .tree()
+            .open_root(Path::new("/home"))
+            .unwrap();
+        start.elapsed()
+    };
+    timed();
+    assert!(!faulty.has_fired());
+    // Never less; how much more, the machine decides.
+    assert!(timed() >= time);
+    assert!(faulty.has_fired());
+    let journal = faulty.journal();
+    assert!(
+        journal
+            .operations()
+            .iter()
+            .all(|one| one.outcome == Outcome::Done)
+    );
+    assert!(store.check().unwrap().is_clean());
 }

@@ -18,6 +18,7 @@ mod locks;
 mod model;
 mod overlay;
 mod power;
+mod printed;
 mod quota;
 mod quota_properties;
 mod rows;

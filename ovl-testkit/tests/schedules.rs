@@ -1,7 +1,9 @@
 //! Several processes at once, with every operation on the kernel in an order that is drawn: whatever
 //! the order, one wins, counts are right, nobody is told of damage, and nobody waits forever.
 
+use std::cell::Cell;
 use std::env;
+use std::ffi::OsStr;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 
@@ -13,7 +15,10 @@ use ovl_driver::{
 use ovl_layout::LayerId;
 use ovl_mount::{MountBackend as _, UnmountMode};
 use ovl_quota::{Bytes, Limits};
-use ovl_testkit::{Actor, ArchiveBuilder, KernelProfile, MockKernel, interleave};
+use ovl_testkit::{
+    Actor, ArchiveBuilder, Interleaved, KernelProfile, MockKernel, Order, SharedKernel, interleave,
+    interleave_threads,
+};
 
 /// Orders that each test tries.
 const ORDERS: u64 = 250;
@@ -45,19 +50,54 @@ type Work<'w, T> = Box<dyn FnOnce(&Overlay2) -> T + Send + 'w>;
 /// One home, and processes that work on it in many orders.
 struct Race {
     mock: MockKernel,
-    /// Another process than those that race.
+    /// Another process than those that race, or the one that has all threads.
     store: Overlay2,
+    shared: SharedKernel,
+    /// Operations of the actor that is stopped, before it was.
+    alone: Cell<usize>,
 }
 
 impl Race {
-    fn run<T: Send>(&self, seed: u64, all: Vec<Work<'_, T>>) -> Vec<T> {
+    fn new(prepare: impl Fn(&Overlay2)) -> Self {
+        let mock = MockKernel::new(KernelProfile::modern());
+        let shared = SharedKernel::new(mock.kernel());
+        let store = open(shared.kernel());
+        prepare(&store);
+        Self {
+            mock,
+            store,
+            shared,
+            alone: Cell::new(0),
+        }
+    }
+
+    /// Each as a process of its own, with a store of its own.
+    fn run<T: Send>(&self, order: impl Into<Order>, all: Vec<Work<'_, T>>) -> Vec<T> {
+        let order = order.into();
         let pids = 2000..;
         let actors = all.into_iter().zip(pids).map(|(work, pid)| {
             let kernel = self.mock.as_process(pid).kernel();
             Actor::new(kernel, move |kernel| work(&open(kernel)))
         });
-        let done = interleave(seed, actors.collect());
+        self.ended(order, interleave(order, actors.collect()))
+    }
+
+    /// Each as a thread of one process, with the one store.
+    fn run_threads<T: Send>(&self, order: Order, all: Vec<Work<'_, T>>) -> Vec<T> {
+        let store = &self.store;
+        let threads = all.into_iter().map(|work| {
+            let thread: Box<dyn FnOnce() -> T + Send + '_> = Box::new(move || work(store));
+            thread
+        });
+        let done = interleave_threads(order, &self.shared, threads.collect());
+        self.ended(order, done)
+    }
+
+    fn ended<T>(&self, order: Order, done: Interleaved<T>) -> Vec<T> {
         assert!(!done.deadlocked, "all wait for each other:\n{}", done.trace);
+        if let Order::Stop { actor, .. } = order {
+            self.alone.set(done.trace.alone(actor));
+        }
         done.results
     }
 
@@ -65,6 +105,28 @@ impl Race {
         let list = self.store.layers().unwrap();
         assert!(list.broken.is_empty(), "{:?}", list.broken);
         list.layers.iter().map(|one| one.id.to_string()).collect()
+    }
+
+    fn holds(&self, name: &str) -> u64 {
+        let info = self.store.inspect(&id(name)).unwrap();
+        info.mount.map_or(0, |mount| mount.holds())
+    }
+
+    /// The home is sound, and clean once it is cleaned.
+    fn ends_well(&self) {
+        let report = self.store.check().unwrap();
+        assert!(report.is_sound(), "{report:#?}");
+        self.layers();
+        self.store.gc(UpkeepOptions::new()).unwrap();
+        let report = self.store.check().unwrap();
+        assert!(report.is_clean(), "{report:#?}");
+    }
+}
+
+fn retold(order: &str, race: impl FnOnce()) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(race)) {
+        println!("{order}");
+        resume_unwind(panic);
     }
 }
 
@@ -76,24 +138,36 @@ fn in_many_orders(prepare: impl Fn(&Overlay2), race: impl Fn(&Race, u64)) {
         None => 0..number(COUNT).unwrap_or(ORDERS),
     };
     for seed in seeds {
-        let mock = MockKernel::new(KernelProfile::modern());
-        let store = open(mock.kernel());
-        prepare(&store);
-        let one = Race { mock, store };
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            race(&one, seed);
-            let report = one.store.check().unwrap();
-            assert!(report.is_sound(), "{report:#?}");
-            one.layers();
-            one.store.gc(UpkeepOptions::new()).unwrap();
-            let report = one.store.check().unwrap();
-            assert!(report.is_clean(), "{report:#?}");
-        }));
-        if let Err(panic) = result {
-            println!("order {seed}: {SEED}={seed} tries it again");
-            resume_unwind(panic);
+        let one = Race::new(&prepare);
+        retold(
+            &format!("order {seed}: {SEED}={seed} tries it again"),
+            || {
+                race(&one, seed);
+                one.ends_well();
+            },
+        );
+    }
+}
+
+/// Stops each of so many actors once, at every point that it comes to, while the others do all that
+/// they can.
+fn at_every_point(
+    actors: usize,
+    prepare: impl Fn(&Overlay2),
+    race: impl Fn(&Race, Order),
+) -> usize {
+    let mut points = 0;
+    for actor in 0..actors {
+        for after in 0.. {
+            let (one, order) = (Race::new(&prepare), Order::Stop { actor, after });
+            retold(&format!("{order:?}"), || race(&one, order));
+            points += 1;
+            if one.alone.get() < after {
+                break;
+            }
         }
     }
+    points
 }
 
 fn archive() -> Vec<u8> {
@@ -278,14 +352,10 @@ fn a_mount_stays_for_as_long_as_somebody_holds_it() {
                     }),
                 ],
             );
-            let holds = |race: &Race| {
-                let info = race.store.inspect(&id("work")).unwrap();
-                info.mount.map_or(0, |mount| mount.holds())
-            };
-            assert_eq!(holds(race), 2);
+            assert_eq!(race.holds("work"), 2);
             // The process that holds it.
             race.mock.kill(2002);
-            assert_eq!(holds(race), 1);
+            assert_eq!(race.holds("work"), 1);
             assert_eq!(unmount(&race.store, "work").unwrap(), 0);
         },
     );
@@ -471,6 +541,178 @@ fn a_layer_is_removed_once_and_its_id_is_free() {
             assert!((1..=2).contains(&removed));
         },
     );
+}
+
+/// `gc` takes a note for one of a layer that is gone, and the layer is there again.
+#[test]
+fn whoever_cleans_up_takes_no_first_note_of_a_layer_made_meanwhile() {
+    let points = at_every_point(
+        2,
+        |store| store.create(&layer("first", None)).unwrap(),
+        |race, order| {
+            let note = Path::new("/home/.ovl/holds/new");
+            race.mock.write_file(note, b"of long ago").unwrap();
+            race.run::<()>(
+                order,
+                vec![
+                    Box::new(|store| drop(store.gc(UpkeepOptions::new()).unwrap())),
+                    Box::new(|store| {
+                        store.create(&layer("new", None)).unwrap();
+                        mount(store, "new").unwrap();
+                    }),
+                ],
+            );
+            assert_eq!(race.holds("new"), 1);
+            race.ends_well();
+            assert_eq!(unmount(&race.store, "new").unwrap(), 0);
+        },
+    );
+    assert!(points > 100, "{points} points");
+}
+
+#[test]
+fn a_layer_of_the_same_id_keeps_its_holds_when_the_old_one_goes() {
+    let points = at_every_point(
+        2,
+        |store| store.create(&layer("one", None)).unwrap(),
+        |race, order| {
+            let made = race.run::<bool>(
+                order,
+                vec![
+                    Box::new(|store| {
+                        let removed = kind(store.remove(&id("one"), false));
+                        assert!(matches!(removed, None | Some(ErrorKind::Busy)));
+                        removed.is_none()
+                    }),
+                    Box::new(|store| {
+                        let made = store.create(&layer("one", None)).is_ok();
+                        if made {
+                            mount(store, "one").unwrap();
+                        }
+                        made
+                    }),
+                ],
+            )[1];
+            if made {
+                assert_eq!(race.holds("one"), 1);
+                assert_eq!(unmount(&race.store, "one").unwrap(), 0);
+            }
+            race.ends_well();
+        },
+    );
+    assert!(points > 80, "{points} points");
+}
+
+#[test]
+fn a_layer_is_made_and_mounted_beside_removals_and_upkeep() {
+    in_many_orders(
+        |store| {
+            store.create(&layer("base", None)).unwrap();
+            store.create(&layer("old", Some("base"))).unwrap();
+            mount(store, "old").unwrap();
+            unmount(store, "old").unwrap();
+        },
+        |race, seed| {
+            race.run::<()>(
+                seed,
+                vec![
+                    Box::new(|store| {
+                        store.create(&layer("new", Some("base"))).unwrap();
+                        mount(store, "new").unwrap();
+                    }),
+                    Box::new(|store| {
+                        store.remove(&id("old"), true).unwrap();
+                        store.gc(UpkeepOptions::new()).unwrap();
+                    }),
+                    Box::new(|store| {
+                        store.gc(UpkeepOptions::new()).unwrap();
+                        store.repair(UpkeepOptions::new()).unwrap();
+                    }),
+                ],
+            );
+            assert_eq!(race.layers(), ["base", "new"]);
+            assert_eq!(race.holds("new"), 1);
+            assert_eq!(unmount(&race.store, "new").unwrap(), 0);
+        },
+    );
+}
+
+/// A chain whose layers the store has found in order already.
+fn known_chain(store: &Overlay2) {
+    store.create(&layer("base", None)).unwrap();
+    for name in ["mid", "side"] {
+        store.create(&layer(name, Some("base"))).unwrap();
+    }
+    for name in ["work", "other"] {
+        store.create(&layer(name, Some("mid"))).unwrap();
+    }
+    mount(store, "work").unwrap();
+    unmount(store, "work").unwrap();
+}
+
+#[test]
+fn threads_of_one_store_do_as_processes_do() {
+    let points = at_every_point(3, known_chain, |race, order| {
+        race.run_threads::<()>(
+            order,
+            vec![
+                Box::new(|store| {
+                    mount(store, "work").unwrap();
+                    mount(store, "other").unwrap();
+                    unmount(store, "work").unwrap();
+                }),
+                Box::new(|store| {
+                    store.remove(&id("side"), false).unwrap();
+                    store.create(&layer("new", Some("mid"))).unwrap();
+                }),
+                Box::new(|store| {
+                    mount(store, "work").unwrap();
+                    store.gc(UpkeepOptions::new()).unwrap();
+                }),
+            ],
+        );
+        assert_eq!(race.layers(), ["base", "mid", "new", "other", "work"]);
+        assert_eq!((race.holds("work"), race.holds("other")), (1, 1));
+        race.store.unmount_all(UnmountMode::Now).unwrap();
+        race.ends_well();
+    });
+    assert!(points > 300, "{points} points");
+}
+
+/// Whether it was read before or after, the store believes in nothing that is not so.
+#[test]
+fn damage_beside_a_mount_is_found_by_the_next() {
+    for known in [false, true] {
+        let points = at_every_point(
+            2,
+            |store| {
+                known_chain(store);
+                if !known {
+                    // What was remembered goes with the layer's time.
+                    apply(store, "work").unwrap();
+                }
+            },
+            |race, order| {
+                race.run_threads::<()>(
+                    order,
+                    vec![
+                        // It may have come first.
+                        Box::new(|store| drop(mount(store, "work"))),
+                        Box::new(|store| {
+                            let tree = store.kernel().tree();
+                            let mid = tree.open_root(Path::new("/home/mid")).unwrap();
+                            tree.unlink(&mid, OsStr::new("lower")).unwrap();
+                        }),
+                    ],
+                );
+                for name in ["other", "other"] {
+                    let error = mount(&race.store, name).unwrap_err();
+                    assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
+                }
+            },
+        );
+        assert!(points > 30, "{points} points");
+    }
 }
 
 #[test]

@@ -3,9 +3,11 @@
 use std::path::Path;
 
 use ovl_driver::blocking::Overlay2;
-use ovl_driver::{CreateLayer, Dirty, Error, Hold, MountRequest, OpenOptions};
+use ovl_driver::{
+    CreateLayer, Dirty, Durability, Error, Hold, ImportOptions, MountRequest, OpenOptions,
+};
 use ovl_mount::{OverlayOptions, UnmountMode};
-use ovl_testkit::{KernelProfile, MockKernel};
+use ovl_testkit::{ArchiveBuilder, KernelProfile, MockKernel};
 
 /// A kernel with a layer `top` on another, that stops while `top` is mounted.
 fn stopped_under(request: &MountRequest) -> (MockKernel, Overlay2) {
@@ -69,4 +71,34 @@ fn a_machine_that_stops_under_any_other_mount_leaves_none() {
         .mount(&"top".parse().unwrap(), &MountRequest::new())
         .unwrap();
     assert_eq!(kernel.read_file(&path.join("file")).unwrap(), b"written");
+}
+
+/// A copy that nobody synced is no safer than what it was made of; one that was, is.
+#[test]
+fn what_is_applied_to_a_layer_that_was_mounted_volatile_is_as_safe_as_its_copy() {
+    for durability in [Durability::None, Durability::Layer] {
+        let kernel = MockKernel::new(KernelProfile::modern());
+        let options = OpenOptions::new().create(true).durability(durability);
+        let store = Overlay2::open(kernel.kernel(), Path::new("/home"), options).unwrap();
+        let base = CreateLayer::new("base".parse().unwrap());
+        store.create(&base).unwrap();
+        let top = CreateLayer::new("top".parse().unwrap()).parent(Some(base.id));
+        store.create(&top).unwrap();
+        let path = store.mount(&top.id, &volatile()).unwrap();
+        kernel.write_file(&path.join("file"), b"written").unwrap();
+        store.unmount(&top.id, UnmountMode::Now).unwrap();
+        let archive = ArchiveBuilder::new().file("other", b"applied").finish();
+        let applied = store.apply(&top.id, &*archive, ImportOptions::new(), &mut |_| {});
+        applied.unwrap();
+        kernel.reboot();
+        let store = open(&kernel);
+        let mounted = store.mount(&top.id, &MountRequest::new());
+        match durability {
+            Durability::None => {
+                let error = mounted.unwrap_err();
+                assert!(matches!(error, Error::Dirty { .. }), "{error}");
+            }
+            _ => drop(mounted.unwrap()),
+        }
+    }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program talks")]
 
 mod ci;
+mod coverage;
 mod e2e;
 mod fuzz;
 mod mutants;
@@ -36,6 +37,8 @@ enum Task {
     Fuzz(fuzz::Options),
     /// Put faults into the code one at a time, and see that the tests notice each
     Mutants(mutants::Options),
+    /// Say which lines of the libraries the tests reach (needs LLVM's tools)
+    Coverage,
     /// Run the whole gate
     Ci {
         /// With the full counts instead of the quick ones
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Some(Task::DockerFixtures) => e2e::run(&e2e::Options::for_fixtures()),
         Some(Task::Fuzz(options)) => fuzz::run(&options),
         Some(Task::Mutants(options)) => mutants::run(&options),
+        Some(Task::Coverage) => coverage::run(),
         Some(Task::Ci { full }) => ci::run(full),
         Some(Task::Suite(options)) => e2e::suite(&options),
         Some(Task::StormWorker(options)) => e2e::work(&options),

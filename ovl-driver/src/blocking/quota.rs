@@ -286,6 +286,17 @@ impl Overlay2 {
             }) if source.kind() != io::ErrorKind::NotFound => {
                 Err(Error::io(operation, path, source))
             }
+            Ok(Some(_)) if self.durable() => {
+                // Or it comes back after a power cut, in a project that a new layer has by then.
+                let tree = self.kernel.tree();
+                let synced = tree.open_root(dir);
+                let synced = synced.and_then(|dir| tree.sync(Node::Dir(&dir)));
+                match synced {
+                    // Somebody else has removed it.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                    result => result.map_err(|error| Error::io("sync", dir, error)),
+                }
+            }
             _ => Ok(()),
         }
     }

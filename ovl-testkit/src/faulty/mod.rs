@@ -40,6 +40,8 @@ use ovl_driver::Kernel;
 pub struct Faulty {
     inner: Kernel,
     shared: Arc<Mutex<State>>,
+    /// What is to know of each operation before it is made, and may let it wait.
+    before: Option<Arc<dyn Fn(&str, &str) + Send + Sync>>,
 }
 
 /// What goes wrong, and when. Operations are counted from 1, beginning with the order.
@@ -150,6 +152,15 @@ impl Faulty {
         Self {
             inner,
             shared: Arc::default(),
+            before: None,
+        }
+    }
+
+    /// Tells of each operation before it is made. Nothing is locked meanwhile.
+    pub(crate) fn before_each(&self, before: impl Fn(&str, &str) + Send + Sync + 'static) -> Self {
+        Self {
+            before: Some(Arc::new(before)),
+            ..self.clone()
         }
     }
 
@@ -212,6 +223,9 @@ impl Faulty {
         operation: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, E> {
         let subject = subject.into();
+        if let Some(before) = &self.before {
+            before(call, &subject);
+        }
         let fault = self.state().next(call, &subject);
         let (result, is_fault) = match fault {
             Some(Happens::Error(error)) => (Err(failure(error)), true),

@@ -12,6 +12,12 @@ pub trait Machine {
     /// Where the home is to be made: an absolute path at which there is nothing.
     fn home(&self) -> &Path;
 
+    /// The expression that makes such a machine, in a test that a failure prints. It may use
+    /// `MockMachine` and `KernelProfile`.
+    fn constructor(&self) -> String {
+        constructor("modern")
+    }
+
     /// The kernel as a process sees it, a new one where there can be several.
     fn start(&mut self) -> Kernel;
 
@@ -30,10 +36,15 @@ pub trait Machine {
     }
 }
 
+pub(super) fn constructor(profile: &str) -> String {
+    format!("MockMachine::new(KernelProfile::{profile}())")
+}
+
 /// A [`MockKernel`] as a [`Machine`].
 #[derive(Debug)]
 pub struct MockMachine {
     kernel: MockKernel,
+    constructor: String,
     home: PathBuf,
     next: u32,
 }
@@ -42,8 +53,24 @@ impl MockMachine {
     /// A new kernel of this kind.
     #[must_use]
     pub fn new(profile: KernelProfile) -> Self {
+        let known: [(&str, fn() -> KernelProfile); 7] = [
+            ("modern", KernelProfile::modern),
+            ("legacy", KernelProfile::legacy),
+            ("legacy_tmpfs", KernelProfile::legacy_tmpfs),
+            ("named_layers", KernelProfile::named_layers),
+            ("rootless", KernelProfile::rootless),
+            ("large_pages", KernelProfile::large_pages),
+            ("xfs", KernelProfile::xfs),
+        ];
+        let name = known.iter().find(|(_, known)| known() == profile);
+        let constructor = match name {
+            Some((name, _)) => constructor(name),
+            // No constructor makes it: whoever pastes this has changed one, and knows how.
+            None => format!("MockMachine::new(/* {profile:?} */ KernelProfile::modern())"),
+        };
         Self {
             kernel: MockKernel::new(profile),
+            constructor,
             home: PathBuf::from("/home"),
             next: 2000,
         }
@@ -59,6 +86,10 @@ impl MockMachine {
 impl Machine for MockMachine {
     fn home(&self) -> &Path {
         &self.home
+    }
+
+    fn constructor(&self) -> String {
+        self.constructor.clone()
     }
 
     fn start(&mut self) -> Kernel {
@@ -78,8 +109,15 @@ impl Machine for MockMachine {
     }
 
     fn cut_power(&mut self, seed: u64) -> bool {
-        let changes = Random::new(seed).below(self.kernel.pending_changes() + 1);
-        self.kernel.crash(&Survivors::Journal { changes, seed });
+        let mut random = Random::new(seed);
+        let changes = random.below(self.kernel.pending_changes() + 1);
+        let survivors = match random.below(8) {
+            0 => Survivors::Nothing,
+            1 => Survivors::Everything,
+            // Not anything: the index of children relies on names reaching the disk in their order.
+            _ => Survivors::Journal { changes, seed },
+        };
+        self.kernel.crash(&survivors);
         true
     }
 }

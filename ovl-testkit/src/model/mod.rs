@@ -18,6 +18,7 @@
 //! # Ok::<(), ovl_testkit::model::Failure>(())
 //! ```
 
+mod damage;
 mod machine;
 mod reference;
 mod run;
@@ -25,4 +26,4 @@ mod script;
 
 pub use machine::{Machine, MockMachine};
 pub use run::{Failure, Summary, replay, shrink};
-pub use script::{Against, Archive, Edit, Put, Script, Step, scripts};
+pub use script::{Against, Archive, Edit, Harm, Put, Script, Step, scripts};

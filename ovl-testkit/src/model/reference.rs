@@ -131,6 +131,11 @@ impl Model {
         parent.map_or(0, |parent| 1 + self.depth(parent))
     }
 
+    pub(super) fn has_children(&self, id: &str) -> bool {
+        let mut all = self.layers.values();
+        all.any(|layer| layer.parent.as_deref() == Some(id))
+    }
+
     /// What a new layer on this parent shows.
     fn below(&self, parent: Option<&str>) -> Tree {
         let parent = parent.and_then(|parent| self.layers.get(parent));
@@ -288,8 +293,7 @@ impl Model {
 
     pub(super) fn remove(&mut self, id: &str, force: bool) -> Result<(), Refusal> {
         self.layer(id)?;
-        let mut others = self.layers.values();
-        if others.any(|other| other.parent.as_deref() == Some(id)) {
+        if self.has_children(id) {
             return Err("HasChildren");
         }
         if self.layer(id)?.mount.is_some() && !force {

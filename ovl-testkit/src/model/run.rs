@@ -17,6 +17,7 @@ use ovl_mount::{Access, OverlayOptions, UnmountMode};
 use ovl_quota::{Bytes, Enforcement, Limits};
 use rustix::io::Errno;
 
+use super::damage;
 use super::machine::Machine;
 use super::reference::{Answer, Body, FILL, Layer, MAX_DEPTH, Model, Mount, Object, Refusal, Tree};
 use super::reference::{TARGET, edited};
@@ -66,6 +67,8 @@ pub struct Failure {
     pub problem: String,
     /// The script up to that step.
     pub script: Script,
+    /// The expression that makes the machine it ran on.
+    pub machine: String,
 }
 
 impl fmt::Display for Failure {
@@ -74,7 +77,9 @@ impl fmt::Display for Failure {
         write!(
             f,
             "step {}, {last}: {}\n\n{}",
-            self.step, self.problem, self.script
+            self.step,
+            self.problem,
+            self.script.as_test(&self.machine)
         )
     }
 }
@@ -87,10 +92,12 @@ impl std::error::Error for Failure {}
 /// # Errors
 /// The first difference.
 pub fn replay(machine: &mut dyn Machine, script: &[Step]) -> Result<Summary, Failure> {
+    let made_by = machine.constructor();
     let failure = |step: usize, problem| Failure {
         step,
         problem,
         script: Script(script.iter().take(step + 1).cloned().collect()),
+        machine: made_by.clone(),
     };
     let mut run = Run::new(machine).map_err(|problem| failure(0, problem))?;
     for (number, step) in script.iter().enumerate() {
@@ -272,6 +279,20 @@ impl<'m> Run<'m> {
                     self.count(step);
                 }
             }
+            Step::Damage { user, layer, harm } => {
+                let Some(found) = self.model.layers.get(*layer) else {
+                    return Ok(());
+                };
+                if found.mount.is_none() {
+                    let has_children = self.model.has_children(layer);
+                    let user = &self.users[*user];
+                    if damage::do_and_mend(&user.store, &id(layer), *harm, has_children)? {
+                        self.count(step);
+                        self.count(harm);
+                    }
+                    self.compare()?;
+                }
+            }
             Step::Create { user, .. }
             | Step::CreateWritable { user, .. }
             | Step::Import { user, .. }
@@ -354,6 +375,19 @@ impl<'m> Run<'m> {
             String::new()
         };
         one.kernel.heal();
+        // A copy was made, which is on disk.
+        match step {
+            Step::Apply { layer, .. } if result.is_ok() => {
+                self.written.remove(*layer);
+            }
+            Step::SetLimit { layer, .. } if result.is_ok() => {
+                let project = |model: &Model| model.layers.get(*layer)?.project;
+                if project(&before) != project(&after) && project(&before).is_none() {
+                    self.written.remove(*layer);
+                }
+            }
+            _ => {}
+        }
         if fired {
             *self.summary.faults.entry(name(step)).or_default() += 1;
             let told = match &result {

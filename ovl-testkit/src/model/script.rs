@@ -7,6 +7,7 @@ use proptest::option::of;
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::sample::select;
 
+use super::machine::constructor;
 use super::reference::Model;
 use super::run::foresee;
 
@@ -96,13 +97,22 @@ pub enum Step {
     Check { user: usize },
     /// `repair`.
     Repair { user: usize },
+    /// Somebody damages a layer that is not mounted, or what is noted of it. `check` tells, what
+    /// cannot be trusted is not mounted, and `repair` gives back what has one right answer; what has
+    /// none is put back by hand.
+    Damage {
+        user: usize,
+        layer: &'static str,
+        harm: Harm,
+    },
     /// The store is opened again by the same process.
     Reopen { user: usize },
     /// A process is killed, and another one opens the store.
     Kill { user: usize },
     /// The machine is started anew.
     Reboot,
-    /// The power goes, and of what was not synced is there what a journal has by chance.
+    /// The power goes, and of what was not synced is there what a journal has by chance, all or
+    /// nothing.
     CutPower { seed: u64 },
     /// The process of the next step is killed before its n-th operation.
     KillAt { operation: u64 },
@@ -147,6 +157,25 @@ pub enum Against {
     Layer(&'static str),
 }
 
+/// What becomes of a file of a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Harm {
+    /// `lower` is gone.
+    NoLower,
+    /// `lower` names what is no link.
+    BadLower,
+    /// `lower` names one layer too few.
+    ShortLower,
+    /// `link` is gone.
+    NoLink,
+    /// The link in `l` is gone.
+    NoLinkEntry,
+    /// The mark of a layer that others stand on is gone.
+    NoMark,
+    /// The note of who holds the mount says nothing that can be read.
+    BadHolds,
+}
+
 /// One change of a mounted tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "paths, modes and contents")]
@@ -183,24 +212,37 @@ pub struct Script(
     pub Vec<Step>,
 );
 
+impl Script {
+    /// The test to paste, on the machine that an expression makes: that of
+    /// [`Machine::constructor`](super::Machine::constructor).
+    #[must_use]
+    pub fn as_test(&self, machine: &str) -> String {
+        let steps: Vec<_> = self.0.iter().map(as_code).collect();
+        // Formatted, but for the steps. Not every script has all kinds of steps.
+        format!(
+            "#[test]
+#[allow(unused_imports)]
+fn regression() {{
+    use ovl_testkit::KernelProfile;
+    use ovl_testkit::model::{{
+        Against::*, Archive, Edit::*, Harm::*, MockMachine, Put::*, Step::*, replay,
+    }};
+    let mut machine = {machine};
+    #[rustfmt::skip]
+    let script = [
+        {},
+    ];
+    replay(&mut machine, &script).unwrap();
+}}
+",
+            steps.join(",\n        ")
+        )
+    }
+}
+
 impl fmt::Display for Script {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "#[test]\nfn regression() {{")?;
-        writeln!(f, "    use ovl_testkit::model::{{")?;
-        writeln!(
-            f,
-            "        Against::*, Archive, Edit::*, MockMachine, Put::*, Step::*, replay,"
-        )?;
-        writeln!(f, "    }};")?;
-        writeln!(
-            f,
-            "    let mut machine = MockMachine::new(KernelProfile::modern());"
-        )?;
-        writeln!(f, "    #[rustfmt::skip]\n    let script = [")?;
-        for step in &self.0 {
-            writeln!(f, "        {},", as_code(step))?;
-        }
-        writeln!(f, "    ];\n    replay(&mut machine, &script).unwrap();\n}}")
+        f.write_str(&self.as_test(&constructor("modern")))
     }
 }
 
@@ -288,6 +330,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => by().prop_map(|user| Step::Gc { user }),
         1 => by().prop_map(|user| Step::Check { user }),
         1 => by().prop_map(|user| Step::Repair { user }),
+        4 => (who(), harm()).prop_map(|((user, layer), harm)| Step::Damage { user, layer, harm }),
         1 => by().prop_map(|user| Step::Reopen { user }),
         1 => by().prop_map(|user| Step::Kill { user }),
         1 => Just(Step::Reboot),
@@ -301,6 +344,20 @@ fn step() -> impl Strategy<Value = Step> {
 /// Some operations of the store make ten calls, others more than a hundred.
 fn operation() -> impl Strategy<Value = u64> {
     prop_oneof![1..30_u64, 1..100_u64, 1..200_u64]
+}
+
+fn harm() -> impl Strategy<Value = Harm> {
+    select(
+        &[
+            Harm::NoLower,
+            Harm::BadLower,
+            Harm::ShortLower,
+            Harm::NoLink,
+            Harm::NoLinkEntry,
+            Harm::NoMark,
+            Harm::BadHolds,
+        ][..],
+    )
 }
 
 fn against() -> impl Strategy<Value = Against> {
@@ -420,6 +477,7 @@ fn aim(model: &Model, number: usize, step: &mut Step) {
         Step::Mount { layer, .. } => among(layer, &open),
         Step::Write { layer, .. } => among(layer, &writable),
         Step::Unmount { layer, .. } => among(layer, &mounted),
+        Step::Damage { layer, .. } => among(layer, &|name| there(name) && !mounted(name)),
         Step::Remove { layer, .. } => {
             let parents = model
                 .layers

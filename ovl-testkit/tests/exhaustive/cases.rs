@@ -27,6 +27,8 @@ pub(super) struct Case {
     pub(super) unsure: &'static [&'static str],
     /// Whether it writes to a mount that is volatile.
     pub(super) volatile: bool,
+    /// Whether it sets limits.
+    pub(super) limits: bool,
 }
 
 const CASE: Case = Case {
@@ -36,6 +38,7 @@ const CASE: Case = Case {
     done: &[],
     unsure: &[],
     volatile: false,
+    limits: false,
 };
 
 fn said<T>(result: Result<T, Error>) -> Result<String, Error> {
@@ -239,6 +242,7 @@ pub(super) const LAYERS: &[Case] = &[
             said(scene.store.create_writable(&new.inodes(Some(50))))
         }],
         done: &["AlreadyExists"],
+        limits: true,
         ..CASE
     },
     Case {
@@ -321,6 +325,7 @@ pub(super) const LAYERS: &[Case] = &[
             let limits = Limits::UNLIMITED.bytes(Some(Bytes::new(1 << 24)));
             said(scene.store.set_limits(&id("work"), limits))
         }],
+        limits: true,
         ..CASE
     },
     Case {
@@ -329,6 +334,7 @@ pub(super) const LAYERS: &[Case] = &[
             let change = |now: Limits| now.inodes(Some(60));
             said(scene.store.change_limits(&id("open"), change))
         }],
+        limits: true,
         ..CASE
     },
 ];

@@ -7,7 +7,7 @@ use ovl_driver::blocking::Overlay2;
 use ovl_driver::{CreateLayer, Durability, Error, ImportOptions, OpenOptions, UpkeepOptions};
 use ovl_layout::LayerId;
 use ovl_mount::{MountBackend as _, UnmountMode};
-use ovl_quota::{Bytes, Limits};
+use ovl_quota::{Bytes, Enforcement, Limits, QuotaBackend as _};
 use ovl_testkit::{ArchiveBuilder, Faulty, KernelProfile, MockKernel, Snapshot, snapshot_at};
 
 pub(super) const HOME: &str = "/home";
@@ -82,15 +82,22 @@ impl Scene {
     /// A home on disk: `top` on `mid` on `base`, which are sealed, and four open layers: `work` on
     /// `top` with a limit, `open` and `bare` on `base`, `lone` on nothing.
     pub(super) fn new(durability: Durability) -> Self {
-        let mock = MockKernel::new(KernelProfile::modern());
+        Self::of(KernelProfile::modern(), durability)
+    }
+
+    /// The same on another kind of kernel; `work` has no limit where none is kept.
+    pub(super) fn of(profile: KernelProfile, durability: Durability) -> Self {
+        let mock = MockKernel::new(profile);
         let scene = Self::on(mock, durability, true);
         let store = &scene.store;
         import(store, &layer("base", None), &archive(b"base")).unwrap();
         store.create(&layer("mid", Some("base"))).unwrap();
         apply(store, &id("mid"), &second()).unwrap();
         import(store, &layer("top", Some("mid")), &archive(b"top")).unwrap();
-        let work = layer("work", Some("top"));
-        let work = work.size(Some(Bytes::new(8 * MIB))).inodes(Some(100));
+        let mut work = layer("work", Some("top"));
+        if scene.keeps_limits() {
+            work = work.size(Some(Bytes::new(8 * MIB))).inodes(Some(100));
+        }
         store.create_writable(&work).unwrap();
         store.create(&layer("open", Some("base"))).unwrap();
         apply(store, &id("open"), &archive(b"open")).unwrap();
@@ -98,6 +105,11 @@ impl Scene {
         store.create(&layer("lone", None)).unwrap();
         scene.mock.sync_all();
         scene
+    }
+
+    pub(super) fn keeps_limits(&self) -> bool {
+        let found = self.mock.enforcement(HOME.as_ref());
+        found.is_ok_and(|found| found == Enforcement::Enforced)
     }
 
     fn on(mock: MockKernel, durability: Durability, create: bool) -> Self {

@@ -16,7 +16,15 @@ impl Mutant {
         let users = ["ovl-driver", "ovl-testkit", "ovl-diff", "ovl-cli"];
         std::iter::once(own).chain(users.into_iter().filter(move |user| *user != own))
     }
+
+    /// Whether nothing shows it but that something waits forever.
+    pub(super) fn hangs(&self) -> bool {
+        HANGING.contains(&self.name)
+    }
 }
+
+/// Faults by which something waits forever.
+const HANGING: &[&str] = &[];
 
 pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
@@ -373,5 +381,105 @@ pub(super) const MUTANTS: &[Mutant] = &[
         from: r#"        self.set_limits(dir, project, &Limits::UNLIMITED)?;
         self.assign"#,
         to: r#"        self.assign"#,
+    },
+    Mutant {
+        name: "note a first hold without a lock",
+        file: "ovl-driver/src/blocking/mounting.rs",
+        from: r#"        let noting = self.lock_holds(&own, LockKind::Shared)?;
+        let note = self.write_holds(&own, id, &holds)?;
+        drop(noting);"#,
+        to: r#"        let note = self.write_holds(&own, id, &holds)?;"#,
+    },
+    Mutant {
+        name: "never wait for a mount that is busy for a moment",
+        file: "ovl-driver/src/blocking/mounting.rs",
+        from: r#"(MountError::Busy { .. }, Some(pause)) => std"#,
+        to: r#"(MountError::Busy { .. }, Some(pause)) if pause.is_zero() => std"#,
+    },
+    Mutant {
+        name: "remove the holds when the lock is gone",
+        file: "ovl-driver/src/blocking/remove.rs",
+        from: r#"        files::remove(tree, &own.holds, id.as_str())
+            .map_err(|error| Error::io("remove the holds of", &path, error))?;
+        tree.rename(&self.home, id.as_ref(), &own.trash, &trash_name, mode)
+            .map_err(|error| Error::io("remove", &path, error))?;
+        // Nobody waits for the disk but whoever removes.
+        drop(lock);"#,
+        to: r#"        tree.rename(&self.home, id.as_ref(), &own.trash, &trash_name, mode)
+            .map_err(|error| Error::io("remove", &path, error))?;
+        // Nobody waits for the disk but whoever removes.
+        drop(lock);
+        files::remove(tree, &own.holds, id.as_str())
+            .map_err(|error| Error::io("remove the holds of", &path, error))?;"#,
+    },
+    Mutant {
+        name: "forget that what was copied was volatile",
+        file: "ovl-driver/src/blocking/archives.rs",
+        from: r#"            staged.record.volatile = layer.record.and_then(|record| record.volatile);"#,
+        to: r#"            staged.record.volatile = None;"#,
+    },
+    Mutant {
+        name: "stack one layer more than the kernel",
+        file: "ovl-mount/src/plan.rs",
+        from: r#"lowers > KERNEL_MAX_LOWERS {"#,
+        to: r#"lowers > KERNEL_MAX_LOWERS + 1 {"#,
+    },
+    Mutant {
+        name: "mount fewer layers by fd than there are",
+        file: "ovl-mount/src/plan.rs",
+        from: r#"&& ids != self.chain.depth()"#,
+        to: r#"&& ids > self.chain.depth()"#,
+    },
+    Mutant {
+        name: "take a whiteout with contents",
+        file: "ovl-diff/src/apply.rs",
+        from: r#"            EntryKind::Regular => entry.size == 0,"#,
+        to: r#"            EntryKind::Regular => entry.size < 2,"#,
+    },
+    Mutant {
+        name: "show through a whiteout what is below",
+        file: "ovl-diff/src/place.rs",
+        from: r#"            _ if over_whiteout => (ViewDir::default(), None),"#,
+        to: r#"            _ if over_whiteout && name.is_empty() => (ViewDir::default(), None),"#,
+    },
+    Mutant {
+        name: "lose what a socket hides",
+        file: "ovl-diff/src/emit.rs",
+        from: r#"        if hides {
+            self.whiteout(parent, name, None)"#,
+        to: r#"        if hides && parent == Path::new("") {
+            self.whiteout(parent, name, None)"#,
+    },
+    Mutant {
+        name: "ignore a link that changes under a diff",
+        file: "ovl-diff/src/emit.rs",
+        from: r#"                refuse_changed(self.view, node, metadata, path)?;
+                let kind = MemberKind::Symlink {"#,
+        to: r#"                let kind = MemberKind::Symlink {"#,
+    },
+    Mutant {
+        name: "leave an opaque root out of the record",
+        file: "ovl-layout/src/record.rs",
+        from: r#"        if self.root_opaque {"#,
+        to: r#"        if self.root_opaque && self.volatile.is_some() {"#,
+    },
+    Mutant {
+        name: "take settings with a depth of nothing",
+        file: "ovl-layout/src/record.rs",
+        from: r#"if (1..=MAX_DEPTH).contains"#,
+        to: r#"if (0..=MAX_DEPTH).contains"#,
+    },
+    Mutant {
+        name: "take over a project of somebody else",
+        file: "ovl-quota/src/control.rs",
+        from: r#"            if !range.contains(project) {"#,
+        to: r#"            if !range.contains(project) && limits == Limits::UNLIMITED {"#,
+    },
+    Mutant {
+        name: "lose an id whose directory was not tagged",
+        file: "ovl-quota/src/control.rs",
+        from: r#"        if let Err(error) = self.assign(dir, Some(project)) {
+            ids.release(project);"#,
+        to: r#"        if let Err(error) = self.assign(dir, Some(project)) {"#,
     },
 ];

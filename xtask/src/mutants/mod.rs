@@ -1,64 +1,114 @@
 //! Faults put into the code one at a time, in a copy of the tree: `cargo test` must notice each.
+//!
+//! A test counts where it passes without a fault, which is tried first. The test that noticed a
+//! fault the last time (`caught.tsv`) is tried before whole packages.
 
+mod caught;
 mod list;
+mod tests_run;
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::process::CommandExt as _;
-use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
-use rustix::process::{Pid, Signal};
+use rustix::fs::FlockOperation;
 
+use caught::Caught;
 use list::{MUTANTS, Mutant};
-
-/// A test run that takes longer hangs, which is noticed too.
-const PATIENCE: Duration = Duration::from_secs(600);
-
-/// So many of the tests that notice are named, or as many as do within this time of the first.
-const NAMED: usize = 3;
-const OTHERS: Duration = Duration::from_secs(20);
+use tests_run::{Ended, Tests};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Only the faults whose name has this in it
+    /// Only the faults whose name has this in it, or one of these
     #[arg(long)]
-    only: Option<String>,
+    only: Vec<String>,
+    /// Write down which test noticed which fault, to be tried first from then on
+    #[arg(long)]
+    record: bool,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
+    let start = Instant::now();
     let wanted = |mutant: &&Mutant| {
-        let only = options.only.as_deref();
-        only.is_none_or(|only| mutant.name.contains(only))
+        let mut only = options.only.iter();
+        options.only.is_empty() || only.any(|only| mutant.name.contains(only))
     };
     let chosen: Vec<&Mutant> = MUTANTS.iter().filter(wanted).collect();
     ensure!(!chosen.is_empty(), "no fault has such a name");
-    let scratch = tempfile::Builder::new().prefix("ovl-mutants-").tempdir()?;
-    copy_tree(scratch.path())?;
+    let mut caught = Caught::known();
+    let mut scratch = Scratch::new()?;
     // Before the long part.
     for mutant in &chosen {
-        mutant.applied(&read(scratch.path(), mutant)?)?;
+        mutant.applied(&scratch.read(mutant)?)?;
     }
-    let mut missed = Vec::new();
-    for mutant in &chosen {
-        let original = read(scratch.path(), mutant)?;
-        let path = scratch.path().join(mutant.file);
-        fs::write(&path, mutant.applied(&original)?)?;
-        let outcome = try_out(scratch.path(), mutant);
-        fs::write(&path, original)?;
-        match outcome? {
-            Some(tests) => println!("caught  {:45} {}", mutant.name, tests.join(", ")),
-            None => {
-                println!("MISSED  {:45} {}", mutant.name, mutant.file);
-                missed.push(mutant.name);
+    scratch.control(&chosen, &caught, options.only.is_empty())?;
+    let mut rows = Vec::new();
+    for (number, mutant) in chosen.iter().enumerate() {
+        let begun = Instant::now();
+        let outcome = scratch.try_out(mutant, caught.of(mutant))?;
+        let (word, is_noticed) = match &outcome {
+            Outcome::Caught(tests) => {
+                caught.note(mutant, &tests[0]);
+                ("caught", true)
             }
+            // Nothing but its hanging shows it.
+            Outcome::Hangs(_) if mutant.hangs() => ("hangs", true),
+            Outcome::Hangs(_) => ("HANGS", false),
+            Outcome::Missed => ("MISSED", false),
+        };
+        println!(
+            "{:3}/{} {word:6} {:50} {:3.0} s  {outcome}",
+            number + 1,
+            chosen.len(),
+            mutant.name,
+            begun.elapsed().as_secs_f64(),
+        );
+        rows.push((mutant, word, outcome, is_noticed));
+    }
+    println!("\n| Fault | File | Noticed by |\n|---|---|---|");
+    for (mutant, word, outcome, _) in &rows {
+        println!(
+            "| {} | `{}` | {word}: {outcome} |",
+            mutant.name, mutant.file
+        );
+    }
+    let noticed = rows.iter().filter(|(.., is_noticed)| *is_noticed).count();
+    let minutes = start.elapsed().as_secs_f64() / 60.0;
+    println!("\n{noticed} of {} noticed in {minutes:.1} min", rows.len());
+    if options.record {
+        caught.write()?;
+    }
+    let names = rows.iter().filter(|(.., is_noticed)| !is_noticed);
+    let names: Vec<_> = names.map(|(mutant, ..)| mutant.name).collect();
+    ensure!(names.is_empty(), "not noticed: {}", names.join(", "));
+    Ok(())
+}
+
+/// What came of a fault.
+enum Outcome {
+    Caught(Vec<(Tests, String)>),
+    /// A test that ends without the fault does not end with it.
+    Hangs(Tests),
+    Missed,
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Caught(tests) => {
+                let tests = tests
+                    .iter()
+                    .map(|(tests, name)| format!("{}: {name}", tests.package));
+                f.write_str(&tests.collect::<Vec<_>>().join(", "))
+            }
+            Self::Hangs(tests) => write!(f, "the tests of {} do not end", tests.package),
+            Self::Missed => f.write_str("nothing"),
         }
     }
-    println!("{} of {} caught", chosen.len() - missed.len(), chosen.len());
-    ensure!(missed.is_empty(), "not caught: {}", missed.join(", "));
-    Ok(())
 }
 
 impl Mutant {
@@ -75,15 +125,144 @@ impl Mutant {
     }
 }
 
-fn read(scratch: &Path, mutant: &Mutant) -> Result<String> {
-    fs::read_to_string(scratch.join(mutant.file)).with_context(|| mutant.file.to_owned())
+/// The copy of the tree. It stays for the next run, which builds only what has changed.
+struct Scratch {
+    dir: PathBuf,
+    /// One run at a time.
+    _lock: fs::File,
+    /// Packages whose tests pass without a fault, and how long they take.
+    sound: Vec<(&'static str, Duration)>,
 }
 
-/// The files that git knows, as they are now.
+impl Scratch {
+    fn new() -> Result<Self> {
+        let dir = crate::root().join("target/mutants");
+        fs::create_dir_all(dir.join("tree"))?;
+        let lock = fs::File::create(dir.join("lock"))?;
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .context("another run is at work")?;
+        copy_tree(&dir.join("tree"))?;
+        Ok(Self {
+            dir,
+            _lock: lock,
+            sound: Vec::new(),
+        })
+    }
+
+    fn path(&self, mutant: &Mutant) -> PathBuf {
+        self.dir.join("tree").join(mutant.file)
+    }
+
+    fn read(&self, mutant: &Mutant) -> Result<String> {
+        fs::read_to_string(self.path(mutant)).with_context(|| mutant.file.to_owned())
+    }
+
+    /// Without a fault everything passes: of each package that will be used, the tests that are
+    /// known to notice, or all.
+    fn control(&mut self, chosen: &[&Mutant], caught: &Caught, whole: bool) -> Result<()> {
+        if whole {
+            let packages = chosen.iter().flat_map(|mutant| mutant.packages());
+            for package in packages.collect::<BTreeSet<_>>() {
+                self.package_is_sound(package)?;
+            }
+        }
+        let known = chosen.iter().filter_map(|mutant| caught.of(mutant));
+        let targets: BTreeSet<_> = known.clone().map(|(tests, _)| tests.clone()).collect();
+        for tests in targets {
+            let names = known.clone().filter(|(of, _)| *of == tests);
+            let names: BTreeSet<_> = names.map(|(_, name)| name.as_str()).collect();
+            let names: Vec<_> = names.into_iter().collect();
+            tests_run::build(&self.dir, &tests)?;
+            let (ended, log) = tests_run::run(&self.dir, &tests, &names, PATIENCE)?;
+            ensure!(
+                ended == Ended::Passed && tests_run::count(&log) == names.len(),
+                "without a fault, these do not all pass in {}, or are not there any more: {}\n{log}",
+                tests.package,
+                names.join(", ")
+            );
+        }
+        Ok(())
+    }
+
+    /// Sees that all tests of a package pass without a fault, and gives how long they take.
+    fn package_is_sound(&mut self, package: &'static str) -> Result<Duration> {
+        if let Some((_, time)) = self.sound.iter().find(|(name, _)| *name == package) {
+            return Ok(*time);
+        }
+        let tests = Tests::all(package);
+        tests_run::build(&self.dir, &tests)?;
+        let begun = Instant::now();
+        let (ended, log) = tests_run::run(&self.dir, &tests, &[], PATIENCE)?;
+        ensure!(
+            ended == Ended::Passed,
+            "without a fault, the tests of {package} do not pass:\n{log}"
+        );
+        let time = begun.elapsed();
+        println!(
+            "        without a fault, the tests of {package} pass in {:.0} s",
+            time.as_secs_f64()
+        );
+        self.sound.push((package, time));
+        Ok(time)
+    }
+
+    /// Tries one fault: on the test that noticed it before, then on all.
+    fn try_out(&mut self, mutant: &Mutant, known: Option<&(Tests, String)>) -> Result<Outcome> {
+        let original = self.read(mutant)?;
+        let path = self.path(mutant);
+        let applied = mutant.applied(&original)?;
+        if let Some((tests, name)) = known {
+            fs::write(&path, &applied)?;
+            let outcome = self.noticed(mutant, tests, &[name.as_str()], PATIENCE / 4);
+            fs::write(&path, &original)?;
+            if let Some(outcome) = outcome? {
+                return Ok(outcome);
+            }
+        }
+        for package in mutant.packages() {
+            let time = self.package_is_sound(package)?;
+            fs::write(&path, &applied)?;
+            let patience = (time * 5).max(PATIENCE / 4);
+            let outcome = self.noticed(mutant, &Tests::all(package), &[], patience);
+            fs::write(&path, &original)?;
+            if let Some(outcome) = outcome? {
+                return Ok(outcome);
+            }
+        }
+        Ok(Outcome::Missed)
+    }
+
+    fn noticed(
+        &self,
+        mutant: &Mutant,
+        tests: &Tests,
+        names: &[&str],
+        patience: Duration,
+    ) -> Result<Option<Outcome>> {
+        // The compiler must not find it, and its time is not the tests'.
+        tests_run::build(&self.dir, tests).with_context(|| mutant.name)?;
+        let (ended, log) = tests_run::run(&self.dir, tests, names, patience)?;
+        let failed = tests_run::failed(&log, &tests.package);
+        Ok(match ended {
+            Ended::Passed => None,
+            _ if !failed.is_empty() => Some(Outcome::Caught(failed)),
+            Ended::TimedOut => Some(Outcome::Hangs(tests.clone())),
+            Ended::Failed => {
+                bail!("{}: no test failed, but the run did:\n{log}", mutant.name);
+            }
+        })
+    }
+}
+
+/// How long the tests of one package may take at most, once they are built.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// The files that git knows, as they are now; what is the same already stays as old as it is.
 fn copy_tree(to: &Path) -> Result<()> {
     let mut list = Command::new("git");
     list.args(["ls-files", "-coz", "--exclude-standard"]);
     let listed = crate::output(list.current_dir(crate::root()))?;
+    let mut wanted = BTreeSet::new();
     for name in listed.split('\0').filter(|name| !name.is_empty()) {
         let (from, to) = (crate::root().join(name), to.join(name));
         if !from.is_file() {
@@ -92,75 +271,26 @@ fn copy_tree(to: &Path) -> Result<()> {
         if let Some(dir) = to.parent() {
             fs::create_dir_all(dir)?;
         }
-        fs::copy(&from, &to).with_context(|| name.to_owned())?;
+        let contents = fs::read(&from)?;
+        if fs::read(&to).ok().as_ref() != Some(&contents) {
+            fs::write(&to, contents).with_context(|| name.to_owned())?;
+        }
+        fs::set_permissions(&to, fs::metadata(&from)?.permissions())?;
+        wanted.insert(to);
+    }
+    remove_others(to, &wanted)
+}
+
+fn remove_others(dir: &Path, wanted: &BTreeSet<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() && !path.is_symlink() {
+            remove_others(&path, wanted)?;
+        } else if !wanted.contains(&path) {
+            fs::remove_file(&path)?;
+        }
     }
     Ok(())
-}
-
-/// The first tests that fail, of the first package in which any does; `None` when all pass.
-fn try_out(scratch: &Path, mutant: &Mutant) -> Result<Option<Vec<String>>> {
-    for package in mutant.packages() {
-        let log = scratch.join("log");
-        let output = fs::File::create(&log)?;
-        let mut test = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        let mut child = test
-            .args(["test", "--no-fail-fast", "-p", package])
-            .env("CARGO_TARGET_DIR", scratch.join("target"))
-            .current_dir(scratch)
-            .stdin(Stdio::null())
-            .stdout(output.try_clone()?)
-            .stderr(output)
-            // It and the test programs end together.
-            .process_group(0)
-            .spawn()?;
-        let status = wait(&mut child, &log)?;
-        let failed = failed_tests(&log)?;
-        match status {
-            Some(status) if status.success() => {}
-            _ if !failed.is_empty() => return Ok(Some(failed)),
-            Some(_) => {
-                let text = fs::read_to_string(&log)?;
-                // A fault must be one that the compiler does not find.
-                bail!("{}: no test failed, but the run did:\n{text}", mutant.name);
-            }
-            None => return Ok(Some(vec![format!("the tests of {package} do not end")])),
-        }
-    }
-    Ok(None)
-}
-
-/// Waits for the end of a test run, and ends it where enough is known: `None`.
-fn wait(child: &mut Child, log: &Path) -> Result<Option<ExitStatus>> {
-    let (start, mut first_failure) = (Instant::now(), None);
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
-        }
-        let failed = failed_tests(log)?.len();
-        if failed > 0 {
-            first_failure.get_or_insert_with(Instant::now);
-        }
-        let is_known = first_failure.is_some_and(|first: Instant| first.elapsed() > OTHERS);
-        if failed >= NAMED || is_known || start.elapsed() > PATIENCE {
-            rustix::process::kill_process_group(Pid::from_child(child), Signal::KILL)?;
-            child.wait()?;
-            return Ok(None);
-        }
-        std::thread::sleep(Duration::from_millis(200));
-    }
-}
-
-fn failed_tests(log: &Path) -> Result<Vec<String>> {
-    let text = String::from_utf8_lossy(&fs::read(log)?).into_owned();
-    let mut failed: Vec<String> = text.lines().filter_map(failed_test).collect();
-    failed.dedup();
-    failed.truncate(NAMED);
-    Ok(failed)
-}
-
-fn failed_test(line: &str) -> Option<String> {
-    let name = line.strip_prefix("test ")?.strip_suffix("FAILED")?.trim();
-    Some(name.trim_end_matches("...").trim().to_owned())
 }
 
 #[cfg(test)]
@@ -170,7 +300,7 @@ mod tests {
     #[test]
     fn every_fault_still_stands_where_it_is_said_to() {
         for mutant in MUTANTS {
-            let text = read(&crate::root(), mutant).unwrap();
+            let text = fs::read_to_string(crate::root().join(mutant.file)).unwrap();
             mutant.applied(&text).unwrap();
             assert_ne!(mutant.from, mutant.to, "{}", mutant.name);
         }
@@ -182,17 +312,5 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), MUTANTS.len());
-    }
-
-    #[test]
-    fn failed_tests_are_found_in_both_harnesses_words() {
-        let found = |line| failed_test(line);
-        assert_eq!(found("test a::b ... FAILED"), Some("a::b".to_owned()));
-        assert_eq!(
-            found("test case_1      ... FAILED"),
-            Some("case_1".to_owned())
-        );
-        assert_eq!(found("test a::b ... ok"), None);
-        assert_eq!(found("test result: FAILED. 1 passed"), None);
     }
 }
