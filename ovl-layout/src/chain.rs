@@ -63,31 +63,6 @@ impl LowerChain {
         }
     }
 
-    /// Reads the contents of a `lower` file that probably says `known`, links that a chain was read
-    /// with before: the same result as [`parse_file`](Self::parse_file), sooner where it does. What
-    /// a stack of n layers says takes n * n / 2 entries.
-    ///
-    /// # Errors
-    ///
-    /// As for [`parse_file`](Self::parse_file).
-    pub fn parse_known(contents: &[u8], known: &[LinkId]) -> Result<Self, LowerFileError> {
-        // Whole entries of one length, which compilers compare quickly; the last has no colon.
-        let (entries, last) = contents.as_chunks::<{ Self::ENTRY_LEN + 1 }>();
-        let is_entry = |entry: &[u8], link: &LinkId| entry == Self::entry(link);
-        let is_known = contents.len() == Self::encoded_len(known.len())
-            && known.split_last().is_some_and(|(lowest, above)| {
-                is_entry(last, lowest)
-                    && entries.iter().zip(above).all(|(entry, link)| {
-                        let [entry @ .., colon] = entry;
-                        is_entry(entry, link) && *colon == b':'
-                    })
-            });
-        match is_known {
-            true => Ok(Self(known.to_vec())),
-            false => Self::parse_file(contents),
-        }
-    }
-
     /// How many layers are below.
     #[must_use]
     pub fn depth(&self) -> usize {
@@ -120,15 +95,6 @@ impl LowerChain {
     }
 
     const ENTRY_LEN: usize = names::LINK_DIR.len() + 1 + LINK_ID_LEN;
-
-    /// `l/` and the link.
-    fn entry(link: &LinkId) -> [u8; Self::ENTRY_LEN] {
-        let mut entry = [b'/'; Self::ENTRY_LEN];
-        let (dir, symbols) = entry.split_at_mut(Self::ENTRY_LEN - LINK_ID_LEN);
-        dir[..names::LINK_DIR.len()].copy_from_slice(names::LINK_DIR.as_bytes());
-        symbols.copy_from_slice(link.as_bytes());
-        entry
-    }
 }
 
 impl FromIterator<LinkId> for LowerChain {

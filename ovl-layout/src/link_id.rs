@@ -56,10 +56,6 @@ impl LinkId {
         Self::from_bytes(contents.strip_suffix(b"\n").unwrap_or(contents))
     }
 
-    pub(crate) fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-
     pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self, LinkIdError> {
         let symbols: [u8; LINK_ID_LEN] = bytes
             .try_into()

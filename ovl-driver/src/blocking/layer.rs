@@ -37,15 +37,68 @@ pub(super) struct Layer {
 enum Role<'a> {
     /// Itself.
     Top,
-    /// What stands on it. These are the links below it in a chain that was read before.
-    Below(&'a [LinkId]),
+    /// What stands on it.
+    Below(Rest<'a>),
+}
+
+/// What is below a layer by the chain of one above it, which was read before.
+#[derive(Clone, Copy)]
+struct Rest<'a> {
+    links: &'a [LinkId],
+    /// What its `lower` file says then.
+    text: &'a str,
+}
+
+impl<'a> Rest<'a> {
+    /// Of the layer at a place of a chain, which says `text` as a whole.
+    fn of(chain: &'a LowerChain, text: &'a str, at: usize) -> Self {
+        let (before, links) = (LowerChain::encoded_len(at + 1), &chain.links()[at + 1..]);
+        let text = text.get(before + 1..).unwrap_or_default();
+        Self { links, text }
+    }
+}
+
+/// What a layer's small files say.
+struct Said {
+    link: LinkId,
+    /// None for that of the rest that it was read with: what a stack of n layers says takes
+    /// n * n / 2 entries.
+    chain: Option<LowerChain>,
+    committed: bool,
+    record: Option<LayerRecord>,
+}
+
+impl Said {
+    fn layer(self, id: &LayerId, dir: DirHandle) -> Layer {
+        let Self {
+            link,
+            chain,
+            committed,
+            record,
+        } = self;
+        Layer {
+            id: id.clone(),
+            dir,
+            link,
+            chain: chain.unwrap_or_default(),
+            committed,
+            record,
+        }
+    }
 }
 
 impl<'a> Role<'a> {
-    fn chain(self) -> &'a [LinkId] {
+    fn links(self) -> &'a [LinkId] {
         match self {
             Self::Top => &[],
-            Self::Below(chain) => chain,
+            Self::Below(rest) => rest.links,
+        }
+    }
+
+    fn expects(self, lower: &[u8]) -> bool {
+        match self {
+            Self::Top => false,
+            Self::Below(rest) => !rest.links.is_empty() && rest.text.as_bytes() == lower,
         }
     }
 }
@@ -112,30 +165,33 @@ pub(super) struct Lower {
 impl Overlay2 {
     /// Reads a layer's small files.
     pub(super) fn layer(&self, id: &LayerId) -> Result<Layer, Error> {
-        self.layer_as(id, Role::Top)
+        let (dir, said) = self.read_layer(id, Role::Top)?;
+        Ok(said.layer(id, dir))
     }
 
     /// The same of a layer that the caller has locked.
     pub(super) fn locked_layer(&self, id: &LayerId, lock: &Lock) -> Result<Layer, Error> {
-        let layer = lock.dir().map(|dir| self.layer_in(id, dir, Role::Top));
-        match layer {
-            Some(Ok(layer)) if layer.record.is_some() => Ok(layer),
-            // Another program's, which knows nothing of the lock.
-            _ => self.layer(id),
+        if let Some(dir) = lock.dir()
+            && let Ok(said) = self.read_files(id, dir, Role::Top)
+            && said.record.is_some()
+        {
+            return Ok(said.layer(id, dir.clone()));
         }
+        // Another program's, which knows nothing of the lock.
+        self.layer(id)
     }
 
-    fn layer_as(&self, id: &LayerId, role: Role<'_>) -> Result<Layer, Error> {
+    fn read_layer(&self, id: &LayerId, role: Role<'_>) -> Result<(DirHandle, Said), Error> {
         loop {
             let dir = self.layer_dir(id)?;
-            let result = self.layer_in(id, &dir, role);
+            let result = self.read_files(id, &dir, role);
             // Files that are missing may be those of a layer that is being taken away.
             let doubtful = match &result {
-                Ok(layer) => layer.record.is_none(),
+                Ok(said) => said.record.is_none(),
                 Err(_) => true,
             };
             if !doubtful || self.is_named(id, &dir)? {
-                return result;
+                return result.map(|said| (dir, said));
             }
         }
     }
@@ -175,7 +231,7 @@ impl Overlay2 {
         }
     }
 
-    fn layer_in(&self, id: &LayerId, dir: &DirHandle, role: Role<'_>) -> Result<Layer, Error> {
+    fn read_files(&self, id: &LayerId, dir: &DirHandle, role: Role<'_>) -> Result<Said, Error> {
         // Hundreds of layers are read for one mount, and paths are for errors.
         let (tree, path) = (self.kernel.tree(), || {
             self.layout.layer(id).dir().to_owned()
@@ -193,11 +249,16 @@ impl Overlay2 {
             error => damaged(names::LINK, &error),
         })?;
         let chain = match read(names::LOWER)? {
-            None => LowerChain::default(),
-            Some(contents) => LowerChain::parse_known(&contents, role.chain())
-                .map_err(|error| damaged(names::LOWER, &with_source(&error)))?,
+            None => Some(LowerChain::default()),
+            // Made of a chain in which no link stands twice.
+            Some(contents) if role.expects(&contents) => None,
+            Some(contents) => Some(
+                LowerChain::parse_file(&contents)
+                    .map_err(|error| damaged(names::LOWER, &with_source(&error)))?,
+            ),
         };
-        if chain.links().contains(&link) {
+        let links = chain.as_ref().map_or(role.links(), LowerChain::links);
+        if chain.is_some() && links.contains(&link) {
             return Err(damaged(names::LOWER, &"the layer stands on itself"));
         }
         let record = match read(names::RECORD)? {
@@ -215,11 +276,11 @@ impl Overlay2 {
         // Another link id: another program wrote the layer anew, and the record is void.
         let record = record.filter(|record| record.link == link);
         if let Some(record) = &record
-            && record.depth != chain.depth()
+            && record.depth != links.len()
         {
             let problem = format!(
                 "it names {} layers, {} were below the layer when it was made",
-                chain.depth(),
+                links.len(),
                 record.depth
             );
             return Err(damaged(names::LOWER, &problem));
@@ -230,9 +291,7 @@ impl Overlay2 {
             Role::Top => files::exists(tree, dir, names::COMMITTED)
                 .map_err(|error| Error::io("look at", path(), error))?,
         };
-        Ok(Layer {
-            id: id.clone(),
-            dir: dir.clone(),
+        Ok(Said {
             link,
             chain,
             committed,
@@ -242,11 +301,15 @@ impl Overlay2 {
 
     /// Opens a layer's `diff`.
     pub(super) fn diff_dir(&self, layer: &Layer) -> Result<DirHandle, Error> {
+        self.diff_in(&layer.id, &layer.dir)
+    }
+
+    fn diff_in(&self, id: &LayerId, dir: &DirHandle) -> Result<DirHandle, Error> {
         let (tree, name) = (self.kernel.tree(), OsStr::new(names::DIFF));
-        tree.open_dir(&layer.dir, name).map_err(|error| {
-            let path = self.layout.layer(&layer.id).diff().to_owned();
+        tree.open_dir(dir, name).map_err(|error| {
+            let path = self.layout.layer(id).diff().to_owned();
             match contents_problem(&error) {
-                Some(problem) => Error::damaged(&layer.id, path, problem),
+                Some(problem) => Error::damaged(id, path, problem),
                 None => Error::io("open", path, error),
             }
         })
@@ -277,9 +340,10 @@ impl Overlay2 {
                 lowers: Vec::with_capacity(depth),
                 ids: Vec::with_capacity(depth),
             };
+            let text = layer.chain.to_string();
             for (at, &link) in layer.chain.links().iter().enumerate() {
                 let id = self.resolve(&layer.id, link)?;
-                let (lower, contents) = self.lower(layer, at, id)?;
+                let (lower, contents) = self.lower(layer, &text, at, id)?;
                 stack.lowers.push(contents);
                 stack.ids.push(lower.id);
             }
@@ -298,7 +362,11 @@ impl Overlay2 {
                 .map(|at| moment.and_then(|moment| self.known_lower(chain, at, moment)))
                 .collect();
             let unknown: Vec<usize> = (0..chain.len()).filter(|&at| known[at].is_none()).collect();
-            let found = in_threads(&unknown, |at| self.find_lower(layer, at, moment));
+            let text = match unknown[..] {
+                [] => String::new(),
+                _ => layer.chain.to_string(),
+            };
+            let found = in_threads(&unknown, |at| self.find_lower(layer, &text, at, moment));
             let mut found = found
                 .into_iter()
                 .collect::<Result<Vec<_>, _>>()?
@@ -323,17 +391,13 @@ impl Overlay2 {
     fn find_lower(
         &self,
         layer: &Layer,
+        text: &str,
         at: usize,
         moment: Option<Moment>,
     ) -> Result<(Lower, Option<Seen>), Error> {
         let id = self.resolve(&layer.id, layer.chain.links()[at])?;
         let seen = moment.and_then(|moment| self.see_lower(&id, moment));
-        let (lower, _) = self.lower(layer, at, id)?;
-        let lower = Lower {
-            recorded: lower.record.is_some(),
-            volatile: lower.record.and_then(|record| record.volatile),
-            id: lower.id,
-        };
+        let (lower, _) = self.lower(layer, text, at, id)?;
         Ok((lower, seen))
     }
 
@@ -353,37 +417,49 @@ impl Overlay2 {
         result
     }
 
-    /// Reads and opens the layer at a place of another one's chain.
-    fn lower(&self, layer: &Layer, at: usize, id: LayerId) -> Result<(Layer, DirHandle), Error> {
+    /// Reads and opens the layer at a place of another one's chain, of which `text` is the file.
+    fn lower(
+        &self,
+        layer: &Layer,
+        text: &str,
+        at: usize,
+        id: LayerId,
+    ) -> Result<(Lower, DirHandle), Error> {
         let link = layer.chain.links()[at];
         // It was the parent's when the layer was made, and no chain ever changes.
-        let known = &layer.chain.links()[at + 1..];
-        let below = self
-            .layer_as(&id, Role::Below(known))
-            .map_err(|error| match error {
-                Error::LayerNotFound { .. } => Error::damaged(
-                    &layer.id,
-                    self.layout.link(link),
-                    format!("the link points to the layer {id}, which does not exist"),
-                ),
-                error => error,
-            })?;
+        let known = Rest::of(&layer.chain, text, at);
+        let (dir, below) =
+            self.read_layer(&id, Role::Below(known))
+                .map_err(|error| match error {
+                    Error::LayerNotFound { .. } => Error::damaged(
+                        &layer.id,
+                        self.layout.link(link),
+                        format!("the link points to the layer {id}, which does not exist"),
+                    ),
+                    error => error,
+                })?;
         if below.link != link {
             let file = self.layout.link(link);
             let problem = format!("the link points to {id}, whose own link is {}", below.link);
             return Err(Error::damaged(&layer.id, file, problem));
         }
-        if below.chain.links() != known {
+        let chain = below.chain.as_ref();
+        if let Some(chain) = chain.filter(|chain| chain.links() != known.links) {
             let file = self.layout.layer(&layer.id).dir().join(names::LOWER);
             let problem = format!(
                 "it names {} layers below {id}, which itself names {}",
-                known.len(),
-                below.chain.depth()
+                known.links.len(),
+                chain.depth()
             );
             return Err(Error::damaged(&layer.id, file, problem));
         }
-        let contents = self.diff_dir(&below)?;
-        Ok((below, contents))
+        let contents = self.diff_in(&id, &dir)?;
+        let lower = Lower {
+            id,
+            recorded: below.record.is_some(),
+            volatile: below.record.and_then(|record| record.volatile),
+        };
+        Ok((lower, contents))
     }
 
     /// The layer's parent: by its record, or by the first link of its chain.

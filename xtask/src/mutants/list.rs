@@ -198,8 +198,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "believe a chain that the parent does not have",
         file: "ovl-driver/src/blocking/layer.rs",
-        from: r#"        if below.chain.links() != known {"#,
-        to: r#"        if below.chain.links().len() > known.len() {"#,
+        from: r#"chain.links() != known.links)"#,
+        to: r#"chain.depth() > known.links.len())"#,
     },
     Mutant {
         name: "believe a link that leads to another layer",
