@@ -79,13 +79,8 @@ fn check_finds_and_mends_what_has_one_right_answer() {
     assert!(errors.contains("no single right answer"), "{errors}");
 }
 
-/// A home of layers, on each other or on none, and one more on none; and a shell that runs the program where it
-/// can open as many files at most.
-fn many_layers(
-    test: &str,
-    count: usize,
-    stacked: bool,
-) -> Option<(Store, impl Fn(&Store, u32, &[&str]) -> Output)> {
+/// A home of layers, on each other or on none.
+fn many_layers(test: &str, count: usize, stacked: bool) -> Option<Store> {
     let store = store(test)?;
     if !rustix::process::geteuid().is_root() {
         eprintln!("SKIPPED: 1 test did not run: {test}: only root makes layers for root");
@@ -108,30 +103,29 @@ fn many_layers(
         }
         parent = stacked.then_some(id);
     }
-    library
-        .create(&CreateLayer::new("alone".parse().unwrap()))
-        .unwrap();
-    let run = |store: &Store, descriptors: u32, arguments: &[&str]| {
-        let ovl = store.command(arguments);
-        let mut shell = Command::new("sh");
-        shell
-            .args(["-c", "ulimit -n $0 && exec \"$@\""])
-            .arg(descriptors.to_string())
-            .arg(ovl.get_program())
-            .args(ovl.get_args())
-            .env_remove("OVL_HOME");
-        shell.stdin(Stdio::null()).output().unwrap()
-    };
-    Some((store, run))
+    Some(store)
+}
+
+/// Runs the program where it can open as many files at most.
+fn run_with(store: &Store, descriptors: u32, arguments: &[&str]) -> Output {
+    let ovl = store.command(arguments);
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", "ulimit -n $0 && exec \"$@\""])
+        .arg(descriptors.to_string())
+        .arg(ovl.get_program())
+        .args(ovl.get_args())
+        .env_remove("OVL_HOME");
+    shell.stdin(Stdio::null()).output().unwrap()
 }
 
 #[test]
 fn a_home_has_more_layers_than_a_process_has_descriptors() {
     let test = "a_home_has_more_layers_than_a_process_has_descriptors";
-    let Some((store, run)) = many_layers(test, 200, false) else {
+    let Some(store) = many_layers(test, 200, false) else {
         return;
     };
-    let run = |arguments: &[&str]| run(&store, 64, arguments);
+    let run = |arguments: &[&str]| run_with(&store, 64, arguments);
     let first = run(&["check"]);
     assert_eq!(first.status.code(), Some(0), "{first:?}");
     std::fs::remove_file(store.path("home/l7/link")).unwrap();
@@ -149,11 +143,11 @@ fn a_home_has_more_layers_than_a_process_has_descriptors() {
 #[test]
 fn the_deepest_stack_needs_no_more_descriptors_than_a_process_has_at_first() {
     let test = "the_deepest_stack_needs_no_more_descriptors_than_a_process_has_at_first";
-    let Some((store, run)) = many_layers(test, 500, true) else {
+    let Some(store) = many_layers(test, 500, true) else {
         return;
     };
     let ok = |arguments: &[&str]| {
-        let output = run(&store, 1024, arguments);
+        let output = run_with(&store, 1024, arguments);
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "ovl {arguments:?}: {errors}");
         String::from_utf8(output.stdout).unwrap()
