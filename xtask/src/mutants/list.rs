@@ -385,10 +385,10 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "note a first hold without a lock",
         file: "ovl-driver/src/blocking/mounting.rs",
-        from: r#"        let noting = self.lock_holds(&own, LockKind::Shared)?;
-        let note = self.write_holds(&own, id, &holds)?;
+        from: r#"        let noting = self.lock_holds(own, LockKind::Shared)?;
+        let note = self.write_holds(own, id, holds)?;
         drop(noting);"#,
-        to: r#"        let note = self.write_holds(&own, id, &holds)?;"#,
+        to: r#"        let note = self.write_holds(own, id, holds)?;"#,
     },
     Mutant {
         name: "never wait for a mount that is busy for a moment",
