@@ -163,7 +163,7 @@ fn what_a_failure_prints_is_a_test() {
             user: 0,
             layer: "a",
             parent: None,
-            archive: archive.clone(),
+            archive,
         },
         Create {
             user: 1,

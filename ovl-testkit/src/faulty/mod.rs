@@ -41,7 +41,7 @@ pub struct Faulty {
     inner: Kernel,
     shared: Arc<Mutex<State>>,
     /// What is to know of each operation before it is made, and may let it wait.
-    before: Option<Arc<dyn Fn(&str, &str) + Send + Sync>>,
+    before: Option<Arc<Before>>,
 }
 
 /// What goes wrong, and when. Operations are counted from 1, beginning with the order.
@@ -133,6 +133,7 @@ impl fmt::Display for Journal {
     }
 }
 
+type Before = dyn Fn(&str, &str) + Send + Sync;
 type Rule = Box<dyn FnMut(&str, &str) -> Option<i32> + Send>;
 
 #[derive(Default)]

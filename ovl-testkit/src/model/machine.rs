@@ -53,16 +53,16 @@ impl MockMachine {
     /// A new kernel of this kind.
     #[must_use]
     pub fn new(profile: KernelProfile) -> Self {
-        let known: [(&str, fn() -> KernelProfile); 7] = [
-            ("modern", KernelProfile::modern),
-            ("legacy", KernelProfile::legacy),
-            ("legacy_tmpfs", KernelProfile::legacy_tmpfs),
-            ("named_layers", KernelProfile::named_layers),
-            ("rootless", KernelProfile::rootless),
-            ("large_pages", KernelProfile::large_pages),
-            ("xfs", KernelProfile::xfs),
+        let known = [
+            ("modern", KernelProfile::modern()),
+            ("legacy", KernelProfile::legacy()),
+            ("legacy_tmpfs", KernelProfile::legacy_tmpfs()),
+            ("named_layers", KernelProfile::named_layers()),
+            ("rootless", KernelProfile::rootless()),
+            ("large_pages", KernelProfile::large_pages()),
+            ("xfs", KernelProfile::xfs()),
         ];
-        let name = known.iter().find(|(_, known)| known() == profile);
+        let name = known.iter().find(|(_, known)| *known == profile);
         let constructor = match name {
             Some((name, _)) => constructor(name),
             // No constructor makes it: whoever pastes this has changed one, and knows how.
