@@ -32,8 +32,15 @@ const TICK: Duration = Duration::from_millis(500);
 
 /// A running keeper. While this lives, it does not end.
 pub(crate) struct Keeper {
-    pid: u32,
+    running: Running,
     _lock: File,
+}
+
+/// A process and its namespaces, which stay while they are open.
+struct Running {
+    pid: u32,
+    user: File,
+    mounts: File,
 }
 
 impl Keeper {
@@ -43,7 +50,11 @@ impl Keeper {
             return Ok(None);
         };
         let lock = place.lock("lock", FlockOperation::LockShared)?;
-        Ok(place.keeper().map(|pid| Self { pid, _lock: lock }))
+        let running = place.keeper()?;
+        Ok(running.map(|running| Self {
+            running,
+            _lock: lock,
+        }))
     }
 
     /// The user's keeper, started if there is none.
@@ -51,37 +62,32 @@ impl Keeper {
         let place = Place::make()?;
         // From here on no keeper ends by itself: neither one that is found nor one that is started.
         let lock = place.lock("lock", FlockOperation::LockShared)?;
-        if let Some(pid) = place.keeper() {
-            return Ok(Self { pid, _lock: lock });
+        if let Some(running) = place.keeper()? {
+            return Ok(Self {
+                running,
+                _lock: lock,
+            });
         }
         let _turn = place.lock("start", FlockOperation::LockExclusive)?;
-        let pid = match place.keeper() {
-            Some(pid) => pid,
+        let running = match place.keeper()? {
+            Some(running) => running,
             None => place.start()?,
         };
-        Ok(Self { pid, _lock: lock })
+        Ok(Self {
+            running,
+            _lock: lock,
+        })
     }
 
     /// Where its root is seen by everybody else.
     pub(crate) fn root(&self) -> PathBuf {
-        format!("/proc/{}/root", self.pid).into()
+        format!("/proc/{}/root", self.running.pid).into()
     }
 
     /// Enters its namespaces. The working directory stays.
     pub(crate) fn join(&self) -> Result<(), Failure> {
-        let failed = |error: &dyn std::fmt::Display| {
-            let message = format!(
-                "cannot enter the namespace of process {}: {error}",
-                self.pid
-            );
-            Failure::new(Kind::Unsupported, message)
-        };
-        let open = |name| File::open(format!("/proc/{}/ns/{name}", self.pid));
-        let (user, mounts) = (open("user"), open("mnt"));
-        let (user, mounts) = (
-            user.map_err(|e| failed(&e))?,
-            mounts.map_err(|e| failed(&e))?,
-        );
+        let Running { pid, user, mounts } = &self.running;
+        let failed = |error: &dyn std::fmt::Display| cannot_enter(*pid, error);
         let dir = std::env::current_dir();
         setns(user, CloneFlags::CLONE_NEWUSER).map_err(|e| failed(&e))?;
         setns(mounts, CloneFlags::CLONE_NEWNS).map_err(|e| failed(&e))?;
@@ -154,15 +160,29 @@ impl Place {
         self.0.join("keeper")
     }
 
-    /// The number of the keeper that runs.
-    fn keeper(&self) -> Option<u32> {
-        let text = fs::read_to_string(self.note()).ok()?;
-        let (pid, started) = text.trim_end().split_once(' ')?;
-        let pid = pid.parse().ok()?;
-        (start_time(pid)? == started).then_some(pid)
+    /// The keeper that runs.
+    fn keeper(&self) -> Result<Option<Running>, Failure> {
+        let noted = || {
+            let text = fs::read_to_string(self.note()).ok()?;
+            let (pid, started) = text.trim_end().split_once(' ')?;
+            Some((pid.parse().ok()?, started.to_owned()))
+        };
+        let Some((pid, started)) = noted() else {
+            return Ok(None);
+        };
+        let runs = || start_time(pid).is_some_and(|since| since == started);
+        if !runs() {
+            return Ok(None);
+        }
+        match Running::open(pid) {
+            Ok(running) => Ok(Some(running)),
+            // It is ending: its namespaces go before it does.
+            Err(error) if error.kind() == io::ErrorKind::NotFound || !runs() => Ok(None),
+            Err(error) => Err(cannot_enter(pid, &error)),
+        }
     }
 
-    fn start(&self) -> Result<u32, Failure> {
+    fn start(&self) -> Result<Running, Failure> {
         let failed = |error: &dyn std::fmt::Display| {
             let message = format!("cannot start a process that keeps the mounts: {error}");
             Failure::new(Kind::Unsupported, message)
@@ -195,8 +215,24 @@ impl Place {
             .and_then(|mut file| writeln!(file, "{pid} {started}"))
             .and_then(|()| fs::rename(&new, &note));
         written.map_err(|error| Failure::io("write", &note, &error))?;
-        Ok(pid)
+        Running::open(pid).map_err(|error| failed(&error))
     }
+}
+
+impl Running {
+    fn open(pid: u32) -> io::Result<Self> {
+        let open = |name| File::open(format!("/proc/{pid}/ns/{name}"));
+        Ok(Self {
+            pid,
+            user: open("user")?,
+            mounts: open("mnt")?,
+        })
+    }
+}
+
+fn cannot_enter(pid: u32, error: &dyn std::fmt::Display) -> Failure {
+    let message = format!("cannot enter the namespace of process {pid}: {error}");
+    Failure::new(Kind::Unsupported, message)
 }
 
 #[expect(
