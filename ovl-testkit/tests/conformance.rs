@@ -68,6 +68,19 @@ fn all_cases_hold_without_the_new_mount_api() {
 }
 
 #[test]
+fn all_cases_hold_on_linux_4_19() {
+    let skips = run_shallow(&KernelProfile::linux_4_19());
+    assert!(left_out(&skips, Some("lowerdir-plus")), "{skips:?}");
+    let volatile = |(_, skip): &&(&str, Skip)| skip.reason.contains("volatile");
+    assert_eq!(skips.iter().filter(volatile).count(), 8, "{skips:?}");
+}
+
+#[test]
+fn all_cases_hold_where_mounts_write_redirects_unless_told_otherwise() {
+    assert_eq!(run_shallow(&KernelProfile::redirect_on()), []);
+}
+
+#[test]
 fn all_cases_hold_where_files_take_only_the_attributes_of_root() {
     let skips = run_shallow(&KernelProfile::legacy_tmpfs());
     assert!(left_out(&skips, Some("user attributes")), "{skips:?}");

@@ -19,6 +19,8 @@ fn a_script_gives_the_same_however_layers_are_told_to_the_kernel() {
             KernelProfile::legacy(),
             KernelProfile::named_layers(),
             KernelProfile::large_pages(),
+            KernelProfile::linux_4_19(),
+            KernelProfile::redirect_on(),
         ] {
             if let Some(words) = one.difference(&transcript(other.clone(), number)) {
                 panic!("script {number} on {other:?}:\n{words}");

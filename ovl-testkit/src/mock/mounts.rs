@@ -8,7 +8,6 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use ovl_driver::Identity;
 use ovl_layout::XattrNamespace;
 use ovl_mount::{
     Access, DataLimit, HeldAs, Holder, KERNEL_MAX_LOWERS, MAX_HOLDERS, MountAction, MountBackend,
@@ -19,7 +18,7 @@ use rustix::io::Errno;
 use super::inode::{Body, Ino, ROOT, Result};
 use super::overlay::Overlay;
 use super::request::{Directory, Refusal, Request};
-use super::{MockKernel, State};
+use super::{KernelProfile, MockKernel, State};
 
 /// One mount.
 #[derive(Debug)]
@@ -182,7 +181,7 @@ impl State {
             .any(|mount| mount.uses(dir))
     }
 
-    fn overlay(&mut self, request: &Request, identity: &Identity) -> Result<Overlay> {
+    fn overlay(&mut self, request: &Request, profile: &KernelProfile) -> Result<Overlay> {
         let find = |directory: &Directory| match directory {
             Directory::Open(ino) => Ok(*ino),
             Directory::Named(path) if path.is_absolute() => self.plain_dir(path),
@@ -206,10 +205,10 @@ impl State {
         let xattrs = match request.userxattr {
             true => XattrNamespace::User,
             // It would not see the attributes it has written.
-            false if identity.user_namespace => return Err(Errno::PERM),
+            false if profile.identity.user_namespace => return Err(Errno::PERM),
             false => XattrNamespace::Trusted,
         };
-        let (redirect, metacopy) = request.extras()?;
+        let (redirect, metacopy) = request.extras(profile)?;
         let upper = match (&request.upper, &request.work) {
             (None, None) => None,
             (Some(upper), Some(work)) => Some((find(upper)?, find(work)?)),
@@ -236,6 +235,7 @@ impl State {
             xattrs,
             redirect,
             metacopy,
+            escapes: profile.escapes_xattrs,
         })
     }
 
@@ -317,7 +317,7 @@ impl MockKernel {
                     }
                 };
                 request.working_dir = call.working_dir().map(Path::to_owned);
-                let overlay = state.overlay(&request, &profile.identity)?;
+                let overlay = state.overlay(&request, profile)?;
                 let read_only = overlay.upper.is_none();
                 (Kind::Overlay(overlay), read_only)
             }

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStringExt as _;
 
 use ovl_diff::{DeviceNumber, NodeKind};
 use ovl_layout::XattrNamespace;
+use ovl_mount::RedirectDir;
 use rustix::io::Errno;
 
 use super::State;
@@ -19,19 +20,34 @@ pub(super) struct Overlay {
     pub(super) work: Option<Ino>,
     pub(super) lowers: Vec<Ino>,
     pub(super) xattrs: XattrNamespace,
-    pub(super) redirect: Redirect,
+    pub(super) redirect: RedirectDir,
     pub(super) metacopy: bool,
+    /// A user's own attributes under its prefix are kept.
+    pub(super) escapes: bool,
 }
 
-/// What becomes of renamed directories that have contents below.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Redirect {
-    /// Where they come from is written down, and followed.
-    On,
-    /// It is followed where it is written down.
-    Follow,
-    #[default]
-    NoFollow,
+impl Overlay {
+    pub(super) fn private(&self) -> Private {
+        Private {
+            prefix: self.xattrs.prefix(),
+            escapes: self.escapes,
+        }
+    }
+}
+
+/// Which attributes overlayfs keeps to itself.
+#[derive(Clone, Copy)]
+pub(super) struct Private {
+    pub(super) prefix: &'static str,
+    /// But for escaped ones, which are the user's.
+    pub(super) escapes: bool,
+}
+
+impl Private {
+    pub(super) fn has(self, name: &OsStr) -> bool {
+        let rest = name.as_encoded_bytes().strip_prefix(self.prefix.as_bytes());
+        rest.is_some_and(|rest| !(self.escapes && rest.starts_with(b"overlay.")))
+    }
 }
 
 /// The directories that make up a merged one.
@@ -123,7 +139,7 @@ impl State {
         name: &OsStr,
     ) -> Result<Option<Entry>> {
         check_name(name)?;
-        let follow = overlay.redirect != Redirect::NoFollow;
+        let follow = overlay.redirect != RedirectDir::NoFollow;
         let mut search = Search {
             names: vec![name.to_owned()],
             absolute: false,
@@ -385,11 +401,11 @@ impl State {
         let impure = OsString::from([overlay.xattrs.prefix(), "impure"].concat());
         let copy = self.inode_mut(ino)?;
         (copy.uid, copy.gid, copy.mtime) = (original.uid, original.gid, original.mtime);
-        let private = overlay.xattrs.prefix();
+        let private = overlay.private();
         let kept = original
             .xattrs
             .into_iter()
-            .filter(|(name, _)| !is_private(private, name));
+            .filter(|(name, _)| !private.has(name));
         copy.xattrs = kept.collect();
         copy.xattrs.insert(origin, from.to_be_bytes().to_vec());
         if metacopy {
@@ -419,7 +435,7 @@ impl State {
         let is_dir = matches!(body, Body::Directory(_));
         let ino = self.add(upper, name, body, mode)?;
         // With these, what is below must not change; else a directory that comes there later shows.
-        let settled = overlay.metacopy || overlay.redirect == Redirect::On;
+        let settled = overlay.metacopy || overlay.redirect == RedirectDir::On;
         let merged = !self.overlay_dir(overlay, path)?.lowers.is_empty();
         if is_dir && (hidden || (settled && merged)) {
             self.set_opaque(overlay, ino)?;
@@ -600,7 +616,7 @@ impl State {
         }
         if let Entry::Directory(dir) = &moved
             && !dir.lowers.is_empty()
-            && overlay.redirect != Redirect::On
+            && overlay.redirect != RedirectDir::On
         {
             // Without redirects the contents below could not follow.
             return Err(Errno::XDEV);
@@ -709,12 +725,4 @@ impl State {
         self.inode_mut(ino)?.xattrs.insert(attribute, value);
         Ok(())
     }
-}
-
-/// Whether overlayfs keeps an attribute to itself; an escaped one is the user's.
-pub(super) fn is_private(prefix: &str, name: &OsStr) -> bool {
-    let bytes = name.as_encoded_bytes();
-    bytes
-        .strip_prefix(prefix.as_bytes())
-        .is_some_and(|rest| !rest.starts_with(b"overlay."))
 }

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use super::data::Data;
 use super::inode::{Body, Ino, ROOT, Result, check_name};
 use super::mounts::{Kind, Mount, Use};
-use super::overlay::{Entry, Overlay, is_private};
+use super::overlay::{Entry, Overlay, Private};
 use super::{MockKernel, State};
 
 /// Symbolic links that one path may lead through.
@@ -179,9 +179,9 @@ impl MockKernel {
         &self,
         state: &State,
         node: Node<'_>,
-    ) -> io::Result<(Ino, u32, Option<&'static str>)> {
+    ) -> io::Result<(Ino, u32, Option<Private>)> {
         let private = |mount: &Mount| match &mount.kind {
-            Kind::Overlay(overlay) => Some(overlay.xattrs.prefix()),
+            Kind::Overlay(overlay) => Some(overlay.private()),
             Kind::Plain(_) => None,
         };
         Ok(match node {
@@ -210,11 +210,7 @@ impl MockKernel {
     }
 
     /// The subject of a step that changes it, copied up where it must be.
-    fn locate_mut(
-        &self,
-        state: &mut State,
-        node: Node<'_>,
-    ) -> io::Result<(Ino, Option<&'static str>)> {
+    fn locate_mut(&self, state: &mut State, node: Node<'_>) -> io::Result<(Ino, Option<Private>)> {
         let (ino, _, private) = self.locate(state, node)?;
         let covering = match node {
             Node::Entry(handle, name) => dir(handle)?.covering(state, name)?,
@@ -683,7 +679,7 @@ impl TreeBackend for MockKernel {
         Ok(state
             .inode(ino)?
             .xattrs
-            .get(&stored_name(private, name))
+            .get(&stored_name(private, name)?)
             .cloned())
     }
 
@@ -715,12 +711,11 @@ impl TreeBackend for MockKernel {
         // A merged view copies the file up before its file system is asked.
         let (ino, private) = self.locate_mut(&mut state, node)?;
         self.keeps(name)?;
+        let stored = stored_name(private, name)?;
         let now = state.tick();
         let inode = state.inode_mut(ino)?;
         inode.ctime = now;
-        inode
-            .xattrs
-            .insert(stored_name(private, name), value.to_vec());
+        inode.xattrs.insert(stored, value.to_vec());
         Ok(())
     }
 
@@ -733,7 +728,7 @@ impl TreeBackend for MockKernel {
         state
             .inode_mut(ino)?
             .xattrs
-            .remove(&stored_name(private, name));
+            .remove(&stored_name(private, name)?);
         Ok(())
     }
 
@@ -752,17 +747,16 @@ impl TreeBackend for MockKernel {
 }
 
 /// Under which name a merged view shows a stored attribute.
-fn shown_name(private: Option<&str>, name: &OsStr) -> Option<OsString> {
-    let Some(prefix) = private else {
+fn shown_name(private: Option<Private>, name: &OsStr) -> Option<OsString> {
+    let Some(private) = private else {
         return Some(name.to_owned());
     };
-    if is_private(prefix, name) {
+    if private.has(name) {
         return None;
     }
-    let bytes = name.as_encoded_bytes();
-    let own = bytes
-        .strip_prefix(prefix.as_bytes())
-        .and_then(|rest| rest.strip_prefix(b"overlay."));
+    let prefix = private.prefix;
+    let own = name.as_encoded_bytes().strip_prefix(prefix.as_bytes());
+    let own = own.and_then(|rest| rest.strip_prefix(b"overlay."));
     Some(match own {
         Some(own) => join(prefix, own),
         None => name.to_owned(),
@@ -770,11 +764,14 @@ fn shown_name(private: Option<&str>, name: &OsStr) -> Option<OsString> {
 }
 
 /// Under which name an attribute set through a merged view is stored.
-fn stored_name(private: Option<&str>, name: &OsStr) -> OsString {
-    let bytes = name.as_encoded_bytes();
-    match private.and_then(|prefix| Some((prefix, bytes.strip_prefix(prefix.as_bytes())?))) {
-        Some((prefix, own)) => join(prefix, &[b"overlay.", own].concat()),
-        None => name.to_owned(),
+fn stored_name(private: Option<Private>, name: &OsStr) -> Result<OsString> {
+    let Some(Private { prefix, escapes }) = private else {
+        return Ok(name.to_owned());
+    };
+    match name.as_encoded_bytes().strip_prefix(prefix.as_bytes()) {
+        Some(_) if !escapes => Err(Errno::OPNOTSUPP),
+        Some(own) => Ok(join(prefix, &[b"overlay.", own].concat())),
+        None => Ok(name.to_owned()),
     }
 }
 
