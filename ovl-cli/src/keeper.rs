@@ -2,12 +2,18 @@
 //!
 //! A mount namespace ends with its last process, and the mounts in it with it. So the first `mount`
 //! of an ordinary user starts a process that does nothing but live in a user and mount namespace;
-//! every later command of that user enters it. It ends by itself when nothing is mounted there any
+//! every later command of that user enters it. It ends by itself when no layer is mounted there any
 //! more. From outside, its mounts are under `/proc/<its number>/root`.
+//!
+//! Every command that uses a keeper holds the file `lock` shared for as long as it runs, however
+//! long that is, and nobody but a keeper that is about to end ever takes it alone, without waiting.
+//! Those that would start one take turns on the file `start`.
 
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::collections::HashSet;
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -36,14 +42,19 @@ impl Keeper {
         let Some(place) = Place::existing()? else {
             return Ok(None);
         };
-        let lock = place.lock(FlockOperation::LockShared)?;
+        let lock = place.lock("lock", FlockOperation::LockShared)?;
         Ok(place.keeper().map(|pid| Self { pid, _lock: lock }))
     }
 
     /// The user's keeper, started if there is none.
     pub(crate) fn find_or_start() -> Result<Self, Failure> {
         let place = Place::make()?;
-        let lock = place.lock(FlockOperation::LockExclusive)?;
+        // From here on no keeper ends by itself: neither one that is found nor one that is started.
+        let lock = place.lock("lock", FlockOperation::LockShared)?;
+        if let Some(pid) = place.keeper() {
+            return Ok(Self { pid, _lock: lock });
+        }
+        let _turn = place.lock("start", FlockOperation::LockExclusive)?;
         let pid = match place.keeper() {
             Some(pid) => pid,
             None => place.start()?,
@@ -128,8 +139,8 @@ impl Place {
         Self::existing()?.ok_or_else(gone)
     }
 
-    fn lock(&self, kind: FlockOperation) -> Result<File, Failure> {
-        let path = self.0.join("lock");
+    fn lock(&self, name: &str, kind: FlockOperation) -> Result<File, Failure> {
+        let path = self.0.join(name);
         let failed = |error: io::Error| Failure::io("lock", &path, &error);
         let mut options = File::options();
         let file = options.read(true).write(true).create(true).truncate(false);
@@ -175,9 +186,14 @@ impl Place {
             return Err(failed(&"it ended at once"));
         }
         let started = start_time(pid).ok_or_else(|| failed(&"it ended at once"))?;
-        let note = self.note();
-        let written = fs::write(&note, format!("{pid} {started}\n"))
-            .and_then(|()| fs::set_permissions(&note, Permissions::from_mode(0o600)));
+        // Renamed, because it is read without a lock.
+        let (note, new) = (self.note(), self.0.join("keeper.new"));
+        let mut options = File::options();
+        let options = options.write(true).create(true).truncate(true).mode(0o600);
+        let written = options
+            .open(&new)
+            .and_then(|mut file| writeln!(file, "{pid} {started}"))
+            .and_then(|()| fs::rename(&new, &note));
         written.map_err(|error| Failure::io("write", &note, &error))?;
         Ok(pid)
     }
@@ -191,27 +207,39 @@ fn change_dir(dir: &Path) -> io::Result<()> {
     std::env::set_current_dir(dir)
 }
 
-/// When a process started, in clock ticks since boot.
+/// When a process that still runs started, in clock ticks since boot.
 fn start_time(pid: u32) -> Option<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name of the program is in brackets and may hold anything.
     let (_, fields) = text.rsplit_once(')')?;
-    fields.split_ascii_whitespace().nth(19).map(str::to_owned)
+    let mut fields = fields.split_ascii_whitespace();
+    // One that has ended is there until somebody asks for its end, and init may take its time.
+    let runs = !matches!(fields.next()?, "Z" | "X");
+    fields.nth(18).filter(|_| runs).map(str::to_owned)
 }
 
-/// Lives in namespaces of its own until nothing is mounted there.
+/// Lives in namespaces of its own until no layer is mounted there.
 pub(crate) fn run(inside: Option<&Path>) -> Result<(), Failure> {
     let Some(place) = inside else {
         // Only a process that was started in its namespace lets its user look into it.
         let place = Place::make()?;
+        // Whoever has it open reads on in the namespace in which it was opened.
+        let outside = File::open(MOUNTS);
+        let outside = outside.map_err(|e| Failure::io("open", Path::new(MOUNTS), &e))?;
         namespace::enter_for_keeping()?;
         let program = std::env::current_exe();
         let program = program.map_err(|e| Failure::io("find", Path::new("ovl"), &e))?;
         let mut again = Command::new(&program);
-        let error = again.args([COMMAND, "--inside"]).arg(&place.0).exec();
+        again.args([COMMAND, "--inside"]).arg(&place.0);
+        let error = again.stdin(outside).exec();
         return Err(Failure::io("run", &program, &error));
     };
     let place = Place(place.to_owned());
+    let failed = |error: &io::Error| Failure::io("read", Path::new(MOUNTS), error);
+    close_inherited();
+    let outside = io::stdin().as_fd().try_clone_to_owned();
+    let mut mounts =
+        Mounts::now(outside.map_err(|e| failed(&e))?.into()).map_err(|e| failed(&e))?;
     let mut output = io::stdout();
     let told = output.write_all(b"ready\n").and_then(|()| output.flush());
     told.map_err(|error| Failure::output(&error))?;
@@ -222,7 +250,7 @@ pub(crate) fn run(inside: Option<&Path>) -> Result<(), Failure> {
     rustix::stdio::dup2_stderr(&null).map_err(|error| Failure::output(&error.into()))?;
     loop {
         std::thread::sleep(TICK);
-        if has_mounts() {
+        if mounts.of_layers() {
             continue;
         }
         // Whoever is about to mount holds the lock.
@@ -231,18 +259,124 @@ pub(crate) fn run(inside: Option<&Path>) -> Result<(), Failure> {
             return Ok(());
         };
         let kind = FlockOperation::NonBlockingLockExclusive;
-        if rustix::fs::flock(&lock, kind).is_ok() && !has_mounts() {
+        if rustix::fs::flock(&lock, kind).is_ok() && !mounts.of_layers() {
             let _ = fs::remove_file(place.note());
             return Ok(());
         }
     }
 }
 
-/// Whether a layer is mounted in this namespace; when that cannot be told, one may be.
-fn has_mounts() -> bool {
-    let Ok(table) = fs::read_to_string("/proc/self/mountinfo") else {
-        return true;
+/// Whatever the caller's shell has open, as a lock or the end of a pipe, ends with the caller.
+fn close_inherited() {
+    let Ok(open) = fs::read_dir("/proc/self/fd") else {
+        return;
     };
-    let mut targets = table.lines().filter_map(|line| line.split(' ').nth(4));
-    targets.any(|target| target.ends_with("/merged"))
+    let names: Vec<_> = open.flatten().map(|entry| entry.file_name()).collect();
+    let numbers = names
+        .iter()
+        .filter_map(|name| name.to_str()?.parse::<i32>().ok());
+    // The list's own is closed already.
+    for number in numbers.filter(|number| *number > 2) {
+        let _ = nix::unistd::close(number);
+    }
+}
+
+const MOUNTS: &str = "/proc/self/mountinfo";
+
+/// Tells the mounts that were made in this namespace from the host's, which it was made with or
+/// which came in later: Docker's, and root's own, also end in `merged`.
+struct Mounts {
+    /// The table of the namespace outside.
+    outside: File,
+    /// Those that were there from the beginning. The kernel gives numbers of mounts again.
+    before: HashSet<Line>,
+}
+
+/// Number and mount point, as the table has them.
+type Line = (Vec<u8>, Vec<u8>);
+
+impl Mounts {
+    fn now(outside: File) -> io::Result<Self> {
+        let before = merged(File::open(MOUNTS)?)?.into_iter().collect();
+        Ok(Self { outside, before })
+    }
+
+    /// Whether a layer is mounted in this namespace; when that cannot be told, one may be.
+    fn of_layers(&mut self) -> bool {
+        // In this order: what comes in between the two is outside already.
+        let inside = File::open(MOUNTS).and_then(merged);
+        match (inside, merged(&self.outside)) {
+            (Ok(inside), Ok(outside)) => self.has_own(inside, &outside),
+            _ => true,
+        }
+    }
+
+    /// Whether a mount point has more mounts than came from outside.
+    fn has_own(&mut self, inside: Vec<Line>, outside: &[Line]) -> bool {
+        let inside: HashSet<Line> = inside.into_iter().collect();
+        self.before.retain(|line| inside.contains(line));
+        inside.iter().any(|(_, target)| {
+            fn on<'l>(target: &[u8], lines: impl IntoIterator<Item = &'l Line>) -> usize {
+                lines.into_iter().filter(|line| line.1 == target).count()
+            }
+            on(target, &inside) > on(target, outside).max(on(target, &self.before))
+        })
+    }
+}
+
+/// All mounts on a directory of this name.
+fn merged<T: io::Read + io::Seek>(mut table: T) -> io::Result<Vec<Line>> {
+    let mut bytes = Vec::new();
+    table.rewind()?;
+    table.read_to_end(&mut bytes)?;
+    let lines = bytes.split(|&byte| byte == b'\n').filter_map(|line| {
+        let mut fields = line.split(|&byte| byte == b' ');
+        let (id, target) = (fields.next()?, fields.nth(3)?);
+        let merged = target.ends_with(b"/merged");
+        merged.then(|| (id.to_owned(), target.to_owned()))
+    });
+    Ok(lines.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use super::*;
+
+    fn line(id: u32, target: &str) -> Line {
+        (id.to_string().into_bytes(), target.as_bytes().to_owned())
+    }
+
+    fn mounts(before: &[Line]) -> Mounts {
+        Mounts {
+            outside: File::open("/dev/null").unwrap(),
+            before: before.iter().cloned().collect(),
+        }
+    }
+
+    #[test]
+    fn mounts_are_found_by_their_name_whatever_their_bytes() {
+        let table = b"21 1 0:5 / /a rw - proc p rw\n30 21 0:6 / /\xff\\040/merged ro - x y\n\n";
+        let found = merged(Cursor::new(table)).unwrap();
+        assert_eq!(found, [(b"30".to_vec(), b"/\xff\\040/merged".to_vec())]);
+    }
+
+    #[test]
+    fn mounts_from_outside_are_not_ones_own() {
+        let (host, own) = (line(30, "/d/merged"), line(31, "/h/merged"));
+        let mut at_first = mounts(std::slice::from_ref(&host));
+        // There from the beginning; unmounted outside; come in later.
+        assert!(!at_first.has_own(vec![host.clone()], std::slice::from_ref(&host)));
+        assert!(!at_first.has_own(vec![host.clone()], &[]));
+        let later = line(40, "/d/merged");
+        let both = [host.clone(), later];
+        assert!(!at_first.has_own(both.to_vec(), &[host.clone(), line(9, "/d/merged")]));
+        assert!(at_first.has_own(vec![host.clone(), own.clone()], std::slice::from_ref(&host)));
+        // One's own, under one from outside.
+        assert!(at_first.has_own(vec![own, line(41, "/h/merged")], &[line(9, "/h/merged")]));
+        // The number and the place of one that is gone.
+        assert!(!at_first.has_own(vec![], &[]));
+        assert!(at_first.has_own(vec![host], &[]));
+    }
 }

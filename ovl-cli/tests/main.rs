@@ -10,6 +10,7 @@
 mod commands;
 mod demo;
 mod id_maps;
+mod keeping;
 mod mounting;
 mod ordinary;
 mod quotas;

@@ -12,12 +12,12 @@ const USER: &str = "65534";
 
 /// Runs a script as an ordinary user in a directory of theirs, with `ovl` on the path; `None`, and
 /// a line about it, where that cannot be.
-fn as_user(test: &str, dir: &Path, script: &str) -> Option<Output> {
+pub(crate) fn as_user(test: &str, dir: &Path, script: &str) -> Option<Output> {
     as_user_after(test, dir, "", script)
 }
 
 /// The same after something that root does in a mount namespace of its own.
-fn as_user_after(test: &str, dir: &Path, setup: &str, script: &str) -> Option<Output> {
+pub(crate) fn as_user_after(test: &str, dir: &Path, setup: &str, script: &str) -> Option<Output> {
     std::fs::set_permissions(dir, Permissions::from_mode(0o777)).unwrap();
     // Where the program is built, others may not look.
     std::fs::copy(env!("CARGO_BIN_EXE_ovl"), dir.join("ovl")).unwrap();

@@ -2,9 +2,15 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::plan::{Access, DataLimit, MountAction, MountPlan};
+use crate::lack::Lack;
+use crate::plan::{Access, DataLimit, MountAction, MountPlan, Strategy};
 
 /// Carries out mount plans and tells what is mounted.
+///
+/// What a store does for itself, such as asking whether a directory is in use, needs no attached
+/// mount, so that a program that is killed leaves none behind. The only mounts that are ever
+/// attached are those of plans, at their targets; where the kernel can, they are made detached and
+/// attached when they are known to be as planned.
 ///
 /// # Privileges
 ///
@@ -55,6 +61,20 @@ pub trait MountBackend: fmt::Debug + Send + Sync + 'static {
         Ok(self.mount_at(path)?.is_some())
     }
 
+    /// The mount that `path` lies in, in the caller's mount namespace: the one at it, or the nearest
+    /// one above. Made of [`mount_at`](Self::mount_at), where there is no shorter way.
+    ///
+    /// # Errors
+    /// When the mount table cannot be read.
+    fn mount_of(&self, path: &Path) -> io::Result<Option<MountInfo>> {
+        for path in path.ancestors() {
+            if let Some(mount) = self.mount_at(path)? {
+                return Ok(Some(mount));
+            }
+        }
+        Ok(None)
+    }
+
     /// All mounts below `path`, not at it, in the order in which they were made.
     ///
     /// # Errors
@@ -82,12 +102,19 @@ pub struct MountFeatures {
     pub lowerdir_plus: bool,
     /// The overlay module knows the `index` option (Linux 4.13).
     pub index: bool,
+    /// The overlay module knows `redirect_dir=nofollow` (Linux 4.15). A kernel without is not told
+    /// so: before 4.10 none makes redirects.
+    pub redirect_dir: bool,
+    /// The overlay module knows the `metacopy` option (Linux 4.19).
+    pub metacopy: bool,
     /// The caller is in a user namespace: `userxattr` is needed.
     pub user_namespace: bool,
+    /// Why `layers_by_fd` and `lowerdir_plus` are missing, where they are.
+    lacks: [Lack; 2],
 }
 
 impl MountFeatures {
-    /// Features with everything that is not named absent.
+    /// A kernel that knows `redirect_dir` and `metacopy`; all else that is not named is absent.
     #[must_use]
     pub fn new(data_limit: DataLimit) -> Self {
         Self {
@@ -95,7 +122,10 @@ impl MountFeatures {
             layers_by_fd: false,
             lowerdir_plus: false,
             index: false,
+            redirect_dir: true,
+            metacopy: true,
             user_namespace: false,
+            lacks: [Lack::Unknown; 2],
         }
     }
 
@@ -121,6 +151,50 @@ impl MountFeatures {
     #[must_use]
     pub fn index(self, index: bool) -> Self {
         Self { index, ..self }
+    }
+
+    /// Sets whether `redirect_dir=nofollow` is known.
+    #[must_use]
+    pub fn redirect_dir(self, redirect_dir: bool) -> Self {
+        Self {
+            redirect_dir,
+            ..self
+        }
+    }
+
+    /// Sets whether the `metacopy` option is known.
+    #[must_use]
+    pub fn metacopy(self, metacopy: bool) -> Self {
+        Self { metacopy, ..self }
+    }
+
+    /// Sets that layers cannot be given in one of the ways of `fsconfig(2)`, and why.
+    /// [`Strategy::MountAbsolute`] and [`Strategy::MountRelative`] are never missing.
+    #[must_use]
+    pub fn without(self, strategy: Strategy, why: Lack) -> Self {
+        let [fds, strings] = self.lacks;
+        match strategy {
+            Strategy::LayersByFd => Self {
+                lacks: [why, strings],
+                ..self.layers_by_fd(false)
+            },
+            Strategy::LowerdirPlus => Self {
+                lacks: [fds, why],
+                ..self.lowerdir_plus(false)
+            },
+            Strategy::MountAbsolute | Strategy::MountRelative => self,
+        }
+    }
+
+    /// Why a strategy is missing; `None` where it is not.
+    #[must_use]
+    pub fn lack(&self, strategy: Strategy) -> Option<Lack> {
+        let [fds, strings] = self.lacks;
+        match strategy {
+            Strategy::LayersByFd => (!self.layers_by_fd).then_some(fds),
+            Strategy::LowerdirPlus => (!self.lowerdir_plus).then_some(strings),
+            Strategy::MountAbsolute | Strategy::MountRelative => None,
+        }
     }
 
     /// Sets whether the caller is in a user namespace.

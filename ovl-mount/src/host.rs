@@ -15,9 +15,10 @@ use rustix::mount::{
 };
 
 use crate::backend::{Holder, MountBackend, MountError, MountFeatures, MountInfo, UnmountMode};
+use crate::lack::Lack;
 use crate::mountinfo;
 use crate::options::OverlayOptions;
-use crate::plan::{Access, DataLimit, MountAction, MountPlan, OverlayCall};
+use crate::plan::{Access, DataLimit, MountAction, MountPlan, OverlayCall, Strategy};
 use crate::sys;
 use context::Overlay;
 
@@ -43,7 +44,8 @@ const OVERLAY: &str = "overlay";
 ///
 /// # Kernel
 ///
-/// 4.0 for more than one lower layer. Later features are found by trying: `fsopen(2)` with layers
+/// 4.0 for more than one lower layer; `index`, `redirect_dir` and `metacopy` are named only where the
+/// kernel knows them. Later features are found by trying: `fsopen(2)` with layers
 /// as open directories (6.13) or as `lowerdir+` (6.8), and for bind mounts `open_tree(2)` with `mount_setattr(2)` (5.12), by which a
 /// read-only bind mount is never writable for a moment.
 #[derive(Clone, Debug, Default)]
@@ -57,17 +59,36 @@ impl MountBackend for HostMount {
             return Ok(*features);
         }
         // First, because it loads the overlay module.
-        let probed = context::probe()?;
-        let takes = probed.unwrap_or_default();
-        let features = MountFeatures::new(DataLimit::for_page_size(rustix::param::page_size()))
-            .layers_by_fd(takes.fds)
-            .lowerdir_plus(takes.strings)
-            .index(fs::exists("/sys/module/overlay/parameters/index")?)
+        let takes = context::probe()?;
+        let known = match takes.known {
+            Some(known) => known,
+            None => context::Known {
+                index: has_parameter("index")?,
+                // The option is older, but not this value of it.
+                redirect_dir: has_parameter("redirect_always_follow")?,
+                metacopy: has_parameter("metacopy")?,
+            },
+        };
+        let mut features = MountFeatures::new(DataLimit::for_page_size(rustix::param::page_size()))
+            .layers_by_fd(true)
+            .lowerdir_plus(true)
+            .index(known.index)
+            .redirect_dir(known.redirect_dir)
+            .metacopy(known.metacopy)
             .user_namespace(in_user_namespace()?);
-        if probed.is_some() {
-            return Ok(*self.features.get_or_init(|| features));
+        for (strategy, taken) in [
+            (Strategy::LayersByFd, takes.fds),
+            (Strategy::LowerdirPlus, takes.strings),
+        ] {
+            if let Err(why) = taken {
+                features = features.without(strategy, why);
+            }
         }
-        Ok(features)
+        // Another caller may ask later.
+        match takes.strings {
+            Err(Lack::Privilege) => Ok(features),
+            _ => Ok(*self.features.get_or_init(|| features)),
+        }
     }
 
     fn mount(&self, plan: &MountPlan) -> Result<(), MountError> {
@@ -125,6 +146,17 @@ impl MountBackend for HostMount {
             Ok(RootId::Mount(_)) => Ok(true),
             Ok(RootId::Unknown) | Err(_) => Ok(self.mount_at(path)?.is_some()),
         }
+    }
+
+    fn mount_of(&self, path: &Path) -> io::Result<Option<MountInfo>> {
+        let path = fs::canonicalize(path)?;
+        for path in path.ancestors() {
+            if let Some(mount) = self.mount_at(path)? {
+                return Ok(Some(mount));
+            }
+        }
+        // The root of a process may be no mount.
+        Ok(None)
     }
 
     /// The path may lead through symbolic links; the targets are resolved ones.
@@ -223,14 +255,16 @@ fn carry_out(plan: &MountPlan) -> Result<(), Failure> {
         }
         MountAction::Bind { source } => {
             let source = open_directory(source, OFlags::NOFOLLOW)?;
-            match detached_bind(plan, &source) {
-                Ok(mount) => place(plan, &mount, &target),
+            let bound = detached_bind(plan, &source).map_err(Failure::from);
+            match bound.and_then(|mount| place(plan, &mount, &target)) {
                 // A kernel, or a system call filter, that does not have one of the calls.
-                Err(error) if matches!(errno_of(&error), Some(Errno::NOSYS | Errno::PERM)) => {
+                Err(Failure::Refused { source: error, .. })
+                    if matches!(errno_of(&error), Some(Errno::NOSYS | Errno::PERM)) =>
+                {
                     rustix::mount::mount_bind(fd_path(&source), fd_path(&target))?;
                     settle(plan, |root| restrict_bind(plan, root))
                 }
-                Err(error) => Err(error.into()),
+                result => result,
             }
         }
     }
@@ -391,6 +425,22 @@ fn mount_attributes(options: OverlayOptions) -> MountAttrFlags {
     attributes.set(MountAttrFlags::MOUNT_ATTR_NOSUID, options.nosuid);
     attributes.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, options.noexec);
     attributes
+}
+
+/// Whether the overlay module has a parameter, which it has since it knows the option. Where there
+/// is no telling, as without `/sys`, the kernel is taken for a newer one.
+fn has_parameter(name: &str) -> io::Result<bool> {
+    let parameters = Path::new("/sys/module/overlay/parameters");
+    if fs::exists(parameters)? {
+        return fs::exists(parameters.join(name));
+    }
+    // The module has had parameters since Linux 4.10.
+    Ok(!(fs::exists("/sys/module")? && is_loaded()?))
+}
+
+fn is_loaded() -> io::Result<bool> {
+    let types = fs::read_to_string("/proc/filesystems")?;
+    Ok(types.lines().any(|line| line == "nodev\toverlay"))
 }
 
 /// `PROC_USER_INIT_INO` of `include/linux/proc_ns.h`.

@@ -13,6 +13,7 @@ mod backend;
 mod call;
 mod host;
 mod label;
+mod lack;
 mod mountinfo;
 mod options;
 mod plan;
@@ -23,6 +24,7 @@ pub use backend::{
 };
 pub use host::HostMount;
 pub use label::{LabelError, MountLabel};
+pub use lack::{Call, Lack};
 pub use options::{OptionError, OverlayOptions, RedirectDir, Switch, Xino};
 pub use plan::{
     Access, DataLimit, KERNEL_MAX_LOWERS, MAX_SETTING_LEN, MountAction, MountData, MountPlan,

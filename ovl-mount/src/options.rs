@@ -31,7 +31,8 @@ pub struct OverlayOptions {
 
 impl OverlayOptions {
     /// The options for a chain in which every layer is ours: no redirect is written or followed and
-    /// no data stays below, whatever the kernel's build-time defaults.
+    /// no data stays below, whatever the kernel's build-time defaults. A plan leaves out what says so
+    /// where the kernel does not know it: it would refuse the mount.
     #[must_use]
     pub fn explicit(self) -> Self {
         // The kernel refuses metacopy without redirects.
@@ -93,8 +94,16 @@ impl OverlayOptions {
         let mut text = |key, value: Option<&'static str>| {
             settings.extend(value.map(|value| Setting::Text(key, value.into())));
         };
-        text("redirect_dir", self.redirect_dir.map(RedirectDir::as_str));
-        text("metacopy", self.metacopy.map(Switch::as_str));
+        // What asks for nothing is left out where it is not known; what asks for something is for
+        // the kernel to refuse.
+        let redirect_dir = self
+            .redirect_dir
+            .filter(|value| features.redirect_dir || *value != RedirectDir::NoFollow);
+        let metacopy = self
+            .metacopy
+            .filter(|value| features.metacopy || *value != Switch::Off);
+        text("redirect_dir", redirect_dir.map(RedirectDir::as_str));
+        text("metacopy", metacopy.map(Switch::as_str));
         text("xino", self.xino.map(Xino::as_str));
         if self.volatile && writable {
             settings.push(Setting::Flag("volatile"));

@@ -54,6 +54,8 @@ impl Case {
             .layers_by_fd(self.features.layers_by_fd)
             .lowerdir_plus(self.features.lowerdir_plus)
             .index(self.features.index)
+            .redirect_dir(self.features.redirect_dir)
+            .metacopy(self.features.metacopy)
             .user_namespace(self.features.user_namespace);
         Self {
             page_size,
@@ -105,6 +107,11 @@ impl Case {
         for key in ["redirect_dir=", "metacopy=", "xino="] {
             words.extend(self.options.iter().filter(|word| word.starts_with(key)));
         }
+        words.retain(|word| match *word {
+            "redirect_dir=nofollow" => self.features.redirect_dir,
+            "metacopy=off" => self.features.metacopy,
+            _ => true,
+        });
         if self.access == Access::Writable {
             words.extend(self.options.iter().filter(|word| **word == "volatile"));
         }
@@ -171,11 +178,14 @@ prop_compose! {
         strategy in prop::option::of(prop::sample::select(Strategy::ALL.to_vec())),
         page_size in prop_oneof![Just(4096_usize), Just(16384), Just(65536), PAGE_SIZES],
         [layers_by_fd, lowerdir_plus, index, user_namespace, known] in any::<[bool; 5]>(),
+        [redirect_dir, metacopy] in any::<[bool; 2]>(),
     ) -> Case {
         let features = MountFeatures::new(DataLimit::for_page_size(page_size))
             .layers_by_fd(layers_by_fd)
             .lowerdir_plus(lowerdir_plus)
             .index(index)
+            .redirect_dir(redirect_dir)
+            .metacopy(metacopy)
             .user_namespace(user_namespace);
         let ids = known.then(|| (0..links.len()).map(lower_id).collect());
         Case { home, id, links, ids, access, options, label, strategy, page_size, features }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use ovl_layout::{LayerId, Layout, LinkId, LowerChain};
 use ovl_mount::{
-    Access, DataLimit, MountAction, MountFeatures, MountLabel, MountPlan, OverlayCall,
+    Access, Call, DataLimit, Lack, MountAction, MountFeatures, MountLabel, MountPlan, OverlayCall,
     OverlayOptions, OverlaySpec, PlanError, Setting, Strategy,
 };
 
@@ -119,6 +119,52 @@ fn explicit_options_follow_docker_s_two() {
     let start = "index=off,userxattr,redirect_dir=nofollow,metacopy=off,lowerdir=/h/l/A";
     assert!(text(&plan).starts_with(start), "{plan}");
     assert!(!text(&plan).contains("nodev"), "{plan}");
+}
+
+#[test]
+fn a_kernel_that_does_not_know_them_is_not_given_options_that_ask_for_nothing() {
+    let (id, chain) = ("top".parse().unwrap(), two_layers());
+    let start = |options: OverlayOptions, features| {
+        let spec = OverlaySpec::new(&id, &chain, Access::Writable).options(options);
+        let plan = spec.plan(&Layout::new("/h"), &features).unwrap();
+        text(&plan)
+            .split_once("lowerdir=")
+            .unwrap()
+            .0
+            .trim_end_matches(',')
+            .to_owned()
+    };
+    let ours = OverlayOptions::default().explicit();
+    let of_4_0 = features().redirect_dir(false).metacopy(false);
+    assert_eq!(start(ours, of_4_0), "");
+    assert_eq!(
+        start(ours, features().metacopy(false)),
+        "redirect_dir=nofollow"
+    );
+    // What was asked for is the kernel's to refuse, not ours to forget.
+    let asked = OverlayOptions::default().with("metacopy=on").unwrap();
+    assert_eq!(
+        start(asked.explicit(), of_4_0),
+        "redirect_dir=on,metacopy=on"
+    );
+}
+
+#[test]
+fn what_is_missing_has_a_reason() {
+    let features = features().without(Strategy::LayersByFd, Lack::NoCall(Call::Openat2));
+    let features = features.lowerdir_plus(true);
+    let lacks = Strategy::ALL.map(|strategy| features.lack(strategy));
+    assert_eq!(lacks, [Some(Lack::NoCall(Call::Openat2)), None, None, None]);
+    assert_eq!(
+        Lack::Forbidden(Call::Fsmount).to_string(),
+        "a filter of system calls forbids fsmount(2)"
+    );
+    let features = features.without(Strategy::LowerdirPlus, Lack::LowerdirPlus);
+    assert_eq!(
+        features.lack(Strategy::LowerdirPlus),
+        Some(Lack::LowerdirPlus)
+    );
+    assert!(!features.lowerdir_plus && !features.layers_by_fd);
 }
 
 #[test]

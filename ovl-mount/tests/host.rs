@@ -5,7 +5,9 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use ovl_layout::{Layout, LowerChain};
-use ovl_mount::{Access, HostMount, MountBackend, MountError, OverlaySpec, UnmountMode};
+use ovl_mount::{
+    Access, HostMount, Lack, MountBackend, MountError, OverlaySpec, Strategy, UnmountMode,
+};
 
 /// A directory that is removed with the value.
 struct Scratch(PathBuf);
@@ -102,6 +104,34 @@ fn proc_is_found_at_its_path_below_the_root_and_through_a_link() {
     // The link itself is no mount point, wherever it leads.
     symlink("/proc", home.0.join("link")).unwrap();
     assert_eq!(host.mount_at(&home.0.join("link")).unwrap(), None);
+}
+
+#[test]
+fn a_path_lies_in_the_nearest_mount_above_it() {
+    let host = HostMount::default();
+    let proc = host.mount_at(Path::new("/proc")).unwrap();
+    assert!(proc.is_some());
+    assert_eq!(host.mount_of(Path::new("/proc")).unwrap(), proc);
+    assert_eq!(host.mount_of(Path::new("/proc/self/task")).unwrap(), proc);
+    let home = Scratch::new("inside");
+    symlink("/proc/self", home.0.join("link")).unwrap();
+    assert_eq!(host.mount_of(&home.0.join("link")).unwrap(), proc);
+    assert!(host.mount_of(&home.0.join("missing")).is_err());
+}
+
+#[test]
+fn what_the_kernel_does_not_offer_has_a_reason() {
+    let features = HostMount::default().features().unwrap();
+    for strategy in Strategy::ALL {
+        let offered = match strategy {
+            Strategy::LayersByFd => features.layers_by_fd,
+            Strategy::LowerdirPlus => features.lowerdir_plus,
+            _ => true,
+        };
+        let lack = features.lack(strategy);
+        assert_eq!(lack.is_none(), offered, "{strategy}");
+        assert_ne!(lack, Some(Lack::Unknown), "{strategy}");
+    }
 }
 
 #[test]

@@ -6,9 +6,10 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags};
 
 use super::{Failure, OVERLAY};
+use crate::lack::{Call, Lack};
 use crate::plan::Setting;
 
 /// An overlay and the context that it was made in.
@@ -69,39 +70,109 @@ impl Overlay {
     }
 }
 
-/// What a layer can be given as.
-#[derive(Clone, Copy, Default)]
+/// What the kernel takes.
 pub(super) struct Takes {
-    pub(super) strings: bool,
-    pub(super) fds: bool,
+    pub(super) strings: Result<(), Lack>,
+    pub(super) fds: Result<(), Lack>,
+    /// Which of the options that mounts are given are known; `None` where it does not tell.
+    pub(super) known: Option<Known>,
 }
 
-/// `None` when the caller may not ask.
-pub(super) fn probe() -> io::Result<Option<Takes>> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Known {
+    pub(super) index: bool,
+    pub(super) redirect_dir: bool,
+    pub(super) metacopy: bool,
+}
+
+impl Takes {
+    fn nothing(why: Lack) -> Self {
+        Self {
+            strings: Err(why),
+            fds: Err(why),
+            known: None,
+        }
+    }
+}
+
+/// What the kernel or a filter says who does not have a call; `None` for other errors.
+fn lack(error: Errno, call: Call) -> Option<Lack> {
+    match error {
+        Errno::NOSYS => Some(Lack::NoCall(call)),
+        Errno::PERM => Some(Lack::Forbidden(call)),
+        _ => None,
+    }
+}
+
+pub(super) fn probe() -> io::Result<Takes> {
     let open = || rustix::mount::fsopen(OVERLAY, FsOpenFlags::FSOPEN_CLOEXEC);
     let context = match open() {
         Ok(context) => context,
-        Err(Errno::PERM) => return Ok(None),
-        // No such call before Linux 5.2, or a kernel without overlayfs.
-        Err(Errno::NOSYS | Errno::NODEV) => return Ok(Some(Takes::default())),
+        Err(Errno::PERM) => return Ok(Takes::nothing(Lack::Privilege)),
+        Err(Errno::NOSYS) => {
+            load_overlayfs();
+            return Ok(Takes::nothing(Lack::NoCall(Call::Fsopen)));
+        }
+        Err(Errno::NODEV) => return Ok(Takes::nothing(Lack::Overlayfs)),
         Err(error) => return Err(error.into()),
     };
-    // Before Linux 6.5 any key is taken here, and read only when the file system is created.
-    if rustix::mount::fsconfig_set_flag(&context, "ovl-no-such-option").is_ok() {
-        return Ok(Some(Takes::default()));
+    match rustix::mount::fsconfig_set_flag(&context, "ovl-no-such-option") {
+        // Before Linux 6.5 any key is taken here, and read only when the file system is created.
+        Ok(()) => return Ok(Takes::nothing(Lack::LowerdirPlus)),
+        Err(error) => {
+            if let Some(lack) = lack(error, Call::Fsconfig) {
+                return Ok(Takes::nothing(lack));
+            }
+        }
     }
-    let strings = rustix::mount::fsconfig_set_string(&context, "lowerdir+", "/").is_ok();
-    // A context of its own, where the same directory is not refused as the second of its kind.
-    let root = open_beneath(
-        &rustix::fs::open("/", OFlags::PATH, Mode::empty())?,
-        Path::new("."),
-    );
-    let fds = root.is_ok_and(|root| {
-        open().is_ok_and(|context| {
-            rustix::mount::fsconfig_set_fd(&context, "lowerdir+", &root).is_ok()
-        })
+    let set = |key, value| rustix::mount::fsconfig_set_string(&context, key, value);
+    let known = Known {
+        index: set("index", "off").is_ok(),
+        redirect_dir: set("redirect_dir", "nofollow").is_ok(),
+        metacopy: set("metacopy", "off").is_ok(),
+    };
+    let root = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let calls = can_attach(&context, &root);
+    let strings = calls.and_then(|()| {
+        let taken = set("lowerdir+", "/");
+        taken.map_err(|error| lack(error, Call::Fsconfig).unwrap_or(Lack::LowerdirPlus))
     });
-    Ok(Some(Takes { strings, fds }))
+    // A context of its own, where the same directory is not refused as the second of its kind.
+    let fds = strings.and_then(|()| {
+        let root = open_beneath(&root, Path::new("."))
+            .map_err(|error| lack(error, Call::Openat2).unwrap_or(Lack::Fds))?;
+        let context = open().map_err(|_| Lack::Fds)?;
+        rustix::mount::fsconfig_set_fd(&context, "lowerdir+", &root)
+            .map_err(|error| lack(error, Call::FsconfigFd).unwrap_or(Lack::Fds))
+    });
+    Ok(Takes {
+        strings,
+        fds,
+        known: Some(known),
+    })
+}
+
+/// Whether the two calls are there that make a mount of a context and attach it. Neither is asked
+/// for anything that it could do: there is no file system yet, and no name without a flag.
+fn can_attach(context: &OwnedFd, root: &OwnedFd) -> Result<(), Lack> {
+    let (flags, attributes) = (FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty());
+    let mounted = rustix::mount::fsmount(context, flags, attributes);
+    if let Some(lack) = mounted.err().and_then(|error| lack(error, Call::Fsmount)) {
+        return Err(lack);
+    }
+    let moved = rustix::mount::move_mount(root, "", root, "", MoveMountFlags::empty());
+    match moved.err().and_then(|error| lack(error, Call::MoveMount)) {
+        Some(lack) => Err(lack),
+        None => Ok(()),
+    }
+}
+
+/// Has the kernel load overlayfs, which `fsopen(2)` does where it is there: only then `/sys` tells
+/// its options. The mount cannot be made, since it has no layers; errors do not matter.
+fn load_overlayfs() {
+    if !super::is_loaded().unwrap_or(true) {
+        let _ = rustix::mount::mount(OVERLAY, "/", OVERLAY, MountFlags::RDONLY, c"");
+    }
 }
 
 /// Opens a directory below another, whatever has been put in its place or on the way to it. Not by

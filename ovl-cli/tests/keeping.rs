@@ -1,0 +1,133 @@
+//! The process that keeps an ordinary user's mounts: whom it waits for, and when it ends.
+
+use std::process::Output;
+
+use super::ordinary::{as_user, as_user_after};
+
+const START: &str = "
+    test \"$(stat -f -c %T .)\" != overlayfs || { echo no upper layer on an overlay >&2; exit 6; }
+    mkdir -m 700 run store; H=\"$PWD/store/home\"; ovl() { command ./ovl --home \"$H\" \"$@\"; }
+    ovl create base
+    ended() { i=0; while test -e run/ovl/keeper; do
+        i=$((i + 1)); test $i -lt 100 || exit 54; sleep 0.1; done; }
+    ";
+
+#[track_caller]
+fn assert_prints(output: &Output, expected: &str) {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{:?}: {errors}", output.status);
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        expected,
+        "{errors}"
+    );
+}
+
+#[test]
+fn a_long_command_does_not_keep_others_from_mounting() {
+    let test = "a_long_command_does_not_keep_others_from_mounting";
+    let dir = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+    // The import waits for its archive until the second mount is there, or has given up waiting.
+    let script = format!(
+        "{START}
+        ovl create other
+        ovl mount base >/dev/null
+        mkfifo archive; ovl import long - <archive >/dev/null & exec 3>archive
+        i=0; until ls store/home/.ovl/staging | grep -q .; do
+            i=$((i + 1)); test $i -lt 100 || exit 55; sleep 0.1; done
+        timeout 20 ./ovl --home \"$H\" mount other >/dev/null || {{ echo \"mount: $?\"; }}
+        head -c 1024 /dev/zero >&3; exec 3>&-; wait $!
+        ovl unmount base; ovl unmount other; ended; ovl ls | wc -l"
+    );
+    let Some(output) = as_user(test, dir.path(), &script) else {
+        return;
+    };
+    assert_prints(&output, "4\n");
+}
+
+#[test]
+fn commands_that_start_a_keeper_at_the_same_time_share_one() {
+    let test = "commands_that_start_a_keeper_at_the_same_time_share_one";
+    let dir = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+    let script = format!(
+        "{START}
+        for i in 1 2 3 4 5 6; do ovl create w$i; done
+        for i in 1 2 3 4 5 6; do ovl mount w$i >m$i & done; wait
+        sed 's|/root/.*||' m? | sort -u | wc -l; ovl ls | grep -c 'w[1-6] .*yes'
+        ovl unmount-all >/dev/null; ended"
+    );
+    let Some(output) = as_user(test, dir.path(), &script) else {
+        return;
+    };
+    assert_prints(&output, "1\n6\n");
+}
+
+#[test]
+fn a_keeper_that_was_killed_is_replaced_also_while_a_command_of_its_time_runs() {
+    let test = "a_keeper_that_was_killed_is_replaced_also_while_a_command_of_its_time_runs";
+    let dir = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+    let script = format!(
+        "{START}
+        ovl create other; ovl mount base >/dev/null
+        mkfifo archive; ovl import long - <archive >/dev/null & exec 3>archive
+        i=0; until ls store/home/.ovl/staging | grep -q .; do
+            i=$((i + 1)); test $i -lt 100 || exit 55; sleep 0.1; done
+        read first rest <run/ovl/keeper; kill -9 $first
+        # Dead, whether or not anybody has asked for its end.
+        while readlink /proc/$first/exe >exe; do :; done
+        timeout 20 ./ovl --home \"$H\" mount other >/dev/null || {{ echo \"mount: $?\"; }}
+        read second rest <run/ovl/keeper; test $first != $second
+        head -c 1024 /dev/zero >&3; exec 3>&-; wait $!
+        ovl ls | grep -c yes; ovl unmount other; ended; ovl ls | wc -l"
+    );
+    let Some(output) = as_user(test, dir.path(), &script) else {
+        return;
+    };
+    assert_prints(&output, "1\n4\n");
+}
+
+#[test]
+fn a_keeper_has_nothing_open_that_is_its_users() {
+    let test = "a_keeper_has_nothing_open_that_is_its_users";
+    let dir = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+    let script = format!(
+        "{START}
+        exec 7>theirs; flock -n 7; ovl mount base >/dev/null; exec 7>&-
+        flock -n theirs echo free; ovl unmount base; ended"
+    );
+    let Some(output) = as_user(test, dir.path(), &script) else {
+        return;
+    };
+    assert_prints(&output, "free\n");
+}
+
+#[test]
+fn mounts_of_others_do_not_keep_the_keeper() {
+    let test = "mounts_of_others_do_not_keep_the_keeper";
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: 1 test did not run: {test}: it needs root, who mounts beside a user");
+        return;
+    }
+    let dir = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+    // In a mount namespace of the test's own, whose mounts go on into those made from it, as they
+    // do on most machines: one mount before the keeper, with a name that is no text, and two while
+    // it runs, of which one is made private as Docker's and root's own are.
+    let place = dir.path().display();
+    let setup = format!(
+        "set -eu; cd {place}; mount --make-rshared /; mkfifo -m 666 go done
+        bad=\"$(printf 'b\\377d')\"; mkdir -p \"$bad/merged\" two/merged three/merged
+        mount -t tmpfs t \"$bad/merged\"
+        (read line <go; mount -t tmpfs t two/merged; mount -t tmpfs t three/merged
+            mount --make-private three/merged; echo >done) >/dev/null 2>&1 &"
+    );
+    let script = format!(
+        "{START}
+        ovl mount base >/dev/null; echo >go; read line <done
+        read keeper rest <run/ovl/keeper; grep -c /merged /proc/$keeper/mountinfo
+        ovl unmount base; ended"
+    );
+    let Some(output) = as_user_after(test, dir.path(), &setup, &script) else {
+        return;
+    };
+    assert_prints(&output, "4\n");
+}
