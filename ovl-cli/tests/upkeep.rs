@@ -1,5 +1,10 @@
 //! init, check, gc and unmount-all.
 
+use std::process::{Command, Output, Stdio};
+
+use ovl_driver::blocking::Overlay2;
+use ovl_driver::{CreateLayer, Kernel, OpenOptions};
+use ovl_layout::LayerId;
 use serde_json::Value;
 
 use super::support::{Store, archive, store};
@@ -72,6 +77,115 @@ fn check_finds_and_mends_what_has_one_right_answer() {
     assert_eq!(output.status.code(), Some(9));
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(errors.contains("no single right answer"), "{errors}");
+}
+
+/// A home of layers, on each other or on none, and one more on none; and a shell that runs the program where it
+/// can open as many files at most.
+fn many_layers(
+    test: &str,
+    count: usize,
+    stacked: bool,
+) -> Option<(Store, impl Fn(&Store, u32, &[&str]) -> Output)> {
+    let store = store(test)?;
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: 1 test did not run: {test}: only root makes layers for root");
+        return None;
+    }
+    store.ok(&["init", "--max-depth", "499", "--durability", "none"]);
+    let options = OpenOptions::new();
+    let library = Overlay2::open(Kernel::host(), &store.path("home"), options).unwrap();
+    let mut parent = None;
+    for layer in 0..count {
+        let id: LayerId = format!("l{layer}").parse().unwrap();
+        library
+            .create(&CreateLayer::new(id.clone()).parent(parent))
+            .unwrap();
+        // As a container would have written it.
+        let dir = library.layout().layer(&id).diff().join("dir");
+        std::fs::create_dir(&dir).unwrap();
+        if layer % 50 == 0 {
+            std::fs::write(dir.join(id.as_str()), id.as_str()).unwrap();
+        }
+        parent = stacked.then_some(id);
+    }
+    library
+        .create(&CreateLayer::new("alone".parse().unwrap()))
+        .unwrap();
+    let run = |store: &Store, descriptors: u32, arguments: &[&str]| {
+        let ovl = store.command(arguments);
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", "ulimit -n $0 && exec \"$@\""])
+            .arg(descriptors.to_string())
+            .arg(ovl.get_program())
+            .args(ovl.get_args())
+            .env_remove("OVL_HOME");
+        shell.stdin(Stdio::null()).output().unwrap()
+    };
+    Some((store, run))
+}
+
+#[test]
+fn a_home_has_more_layers_than_a_process_has_descriptors() {
+    let test = "a_home_has_more_layers_than_a_process_has_descriptors";
+    let Some((store, run)) = many_layers(test, 200, false) else {
+        return;
+    };
+    let run = |arguments: &[&str]| run(&store, 64, arguments);
+    let first = run(&["check"]);
+    assert_eq!(first.status.code(), Some(0), "{first:?}");
+    std::fs::remove_file(store.path("home/l7/link")).unwrap();
+    let found = run(&["check"]);
+    assert_eq!(found.status.code(), Some(9), "{found:?}");
+    let mended = run(&["check", "--repair"]);
+    assert_eq!(mended.status.code(), Some(0), "{mended:?}");
+    assert!(store.path("home/l7/link").exists());
+    std::fs::create_dir_all(store.path("home/half/diff")).unwrap();
+    let reclaimed = run(&["gc", "--docker-stopped"]);
+    assert_eq!(reclaimed.status.code(), Some(0), "{reclaimed:?}");
+    assert!(!store.path("home/half").exists());
+}
+
+#[test]
+fn the_deepest_stack_needs_no_more_descriptors_than_a_process_has_at_first() {
+    let test = "the_deepest_stack_needs_no_more_descriptors_than_a_process_has_at_first";
+    let Some((store, run)) = many_layers(test, 500, true) else {
+        return;
+    };
+    let ok = |arguments: &[&str]| {
+        let output = run(&store, 1024, arguments);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "ovl {arguments:?}: {errors}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let names: Vec<String> = (0..1000).map(|file| format!("f{file}")).collect();
+    let files: Vec<(&str, &[u8])> = names.iter().map(|name| (&**name, &b"new"[..])).collect();
+    let new = store.write("new.tar", &archive(&files));
+    ok(&["import", "imported", "--parent", "l498", &new]);
+    ok(&["apply", "l499", &new]);
+    // On top of what is in it now.
+    ok(&["apply", "l499", &new]);
+    let changes = |arguments: &[&str]| {
+        let listed = ok(&[&["changes"], arguments].concat());
+        listed.lines().count()
+    };
+    assert_eq!(changes(&["imported"]), 1000);
+    assert_eq!(changes(&["l499"]), 1000);
+    // The directory too, and what is new in it.
+    assert_eq!(changes(&["l499", "--parent", "l0"]), 1000 + 1 + 9);
+    for arguments in [
+        &["diff", "l499"][..],
+        &["diff", "l499", "--parent", "l0"],
+        &["diff", "l499", "--parent", "l499"],
+        // Another stack of as many layers, of which the two share all but their own.
+        &["diff", "l499", "--parent", "imported"],
+    ] {
+        let path = store.path("diff.tar");
+        ok(&[arguments, &["-o", path.to_str().unwrap()]].concat());
+        std::fs::remove_file(path).unwrap();
+    }
+    ok(&["size", "l499", "--parent", "l0"]);
+    assert_eq!(ok(&["check"]), store.ok(&["check"]));
 }
 
 #[test]

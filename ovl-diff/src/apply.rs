@@ -143,7 +143,7 @@ pub fn apply(
     options: &ApplyOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<ApplySummary, ApplyError> {
-    let tree = &FewHandles::new(tree);
+    let tree = &FewHandles::new(tree, 1 + lowers.len());
     let failure = Failure::default();
     let result = with_workers(
         options.parallelism,

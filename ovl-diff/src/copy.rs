@@ -201,7 +201,7 @@ struct Level {
 ///
 /// Any error of the backend; `to` is useless then.
 pub fn copy_layer(view: View<'_>, from: &DirHandle, to: &DirHandle) -> Result<(), TreeError> {
-    let tree = &FewHandles::new(view.tree());
+    let tree = &FewHandles::new(view.tree(), 2);
     let view = View::new(tree, view.xattrs());
     let mut links: HashMap<u64, (DirHandle, OsString)> = HashMap::new();
     let mut path = PathBuf::new();
@@ -325,7 +325,7 @@ pub fn fold_layer(
     into: &DirHandle,
     lowers: &[DirHandle],
 ) -> Result<(), TreeError> {
-    let tree = &FewHandles::new(view.tree());
+    let tree = &FewHandles::new(view.tree(), 2 + lowers.len());
     let view = View::new(tree, view.xattrs());
     let mut path = PathBuf::new();
     let merged = ViewDir::new([std::slice::from_ref(into), lowers].concat());

@@ -28,7 +28,7 @@ const AHEAD: usize = 256;
 ///
 /// The first step that fails.
 pub fn sync_layer(tree: &dyn TreeBackend, root: &DirHandle) -> Result<(), TreeError> {
-    let tree = FewHandles::new(tree);
+    let tree = FewHandles::new(tree, 1);
     let mut walk = Walk {
         tree: &tree,
         levels: vec![Level::open(&tree, root.clone(), PathBuf::new())?],

@@ -13,9 +13,12 @@ use crate::tree::{
     TreeBackend,
 };
 
-/// Directories that are open at once. A process can have 1024 descriptors by default, and a stack
-/// of layers needs up to 500 for the roots.
+/// Directories that are open at once, at most and at least.
 const MAX_OPEN: usize = 256;
+const MIN_OPEN: usize = 32;
+/// Of the 1024 descriptors that a process can have by default, those that are for directories: the
+/// roots of a stack of layers, up to 500, and what is open below them. Less than 200 are for files.
+const FOR_DIRECTORIES: usize = 768;
 /// On a long way down, one directory in so many stays open longer, so that the way back is short.
 const SPACING: usize = 32;
 
@@ -30,6 +33,8 @@ pub(crate) struct FewHandles<'a> {
     /// The directories that are open, and some that were, in the order of their opening, with their
     /// depths.
     open: Mutex<VecDeque<(Weak<Dir>, usize)>>,
+    /// How many of them there may be.
+    most: usize,
 }
 
 /// What a handle of this tree holds.
@@ -78,10 +83,13 @@ impl Drop for Dir {
 }
 
 impl<'a> FewHandles<'a> {
-    pub(crate) fn new(tree: &'a dyn TreeBackend) -> Self {
+    /// For work on as many roots, which the caller has opened and keeps open.
+    pub(crate) fn new(tree: &'a dyn TreeBackend, roots: usize) -> Self {
+        let left = FOR_DIRECTORIES.saturating_sub(roots);
         Self {
             tree,
             open: Mutex::default(),
+            most: left.clamp(MIN_OPEN, MAX_OPEN),
         }
     }
 
@@ -129,9 +137,9 @@ impl<'a> FewHandles<'a> {
         let mut surplus = Vec::new();
         {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-            if open.len() >= MAX_OPEN {
+            if open.len() >= self.most {
                 open.retain(|(dir, _)| dir.strong_count() > 0);
-                let mut excess = open.len().saturating_sub(MAX_OPEN / 4 * 3);
+                let mut excess = open.len().saturating_sub(self.most / 4 * 3);
                 for spacing in [SPACING, usize::MAX] {
                     open.retain(|(dir, depth)| {
                         let close = excess > 0 && depth % spacing != 0;

@@ -25,7 +25,7 @@ use crate::view::{Found, View, ViewDir};
 ///
 /// [`DiffError`] for any read error.
 pub fn compare(view: View<'_>, tree: &ViewDir, base: &ViewDir) -> Result<Vec<Change>, DiffError> {
-    let few = FewHandles::new(view.tree());
+    let few = FewHandles::new(view.tree(), tree.parts().len() + base.parts().len());
     Ok(walk(View::new(&few, view.xattrs()), tree, base, None)?.changes)
 }
 
@@ -58,7 +58,7 @@ pub fn diff_trees_confirmed(
     output: impl Write + Send,
     confirm: impl FnOnce() -> Result<(), DiffError>,
 ) -> Result<DiffSummary, DiffError> {
-    let few = FewHandles::new(view.tree());
+    let few = FewHandles::new(view.tree(), tree.parts().len() + base.parts().len());
     let view = View::new(&few, view.xattrs());
     with_output(output, |output| {
         let mut emitter = Emitter::new(view, options, output);
@@ -78,7 +78,7 @@ pub fn size_of_changes(
     tree: &ViewDir,
     base: &ViewDir,
 ) -> Result<LayerSize, DiffError> {
-    let few = FewHandles::new(view.tree());
+    let few = FewHandles::new(view.tree(), tree.parts().len() + base.parts().len());
     let view = View::new(&few, view.xattrs());
     let walked = walk(view, tree, base, None)?;
     size_of_walked(view, tree, walked)

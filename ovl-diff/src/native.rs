@@ -47,6 +47,11 @@ impl<'a> Layers<'a> {
         }
     }
 
+    /// How many there are.
+    pub(crate) const fn len(&self) -> usize {
+        self.uppers.len() + self.lowers.len()
+    }
+
     /// What all of them show.
     pub(crate) fn tree(&self) -> ViewDir {
         match self.root_opaque {
@@ -109,7 +114,7 @@ pub fn diff_confirmed(
     output: impl Write + Send,
     confirm: impl FnOnce() -> Result<(), DiffError>,
 ) -> Result<DiffSummary, DiffError> {
-    let tree = FewHandles::new(view.tree());
+    let tree = FewHandles::new(view.tree(), layers.len());
     let view = View::new(&tree, view.xattrs());
     with_output(output, |output| {
         let mut emitter = Emitter::new(view, options, output);
@@ -151,7 +156,7 @@ pub fn changes(
 ///
 /// As for [`changes`].
 pub fn changes_of(view: View<'_>, layers: Layers<'_>) -> Result<Vec<Change>, DiffError> {
-    let tree = FewHandles::new(view.tree());
+    let tree = FewHandles::new(view.tree(), layers.len());
     let view = View::new(&tree, view.xattrs());
     let walked = walk(view, &layers.tree(), &layers.base(), layers.above())?;
     Ok(walked.changes)

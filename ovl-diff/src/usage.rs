@@ -22,7 +22,7 @@ use crate::view::{Found, View, ViewDir};
 ///
 /// Any error of the backend, except that what vanishes meanwhile is not counted.
 pub fn size(view: View<'_>, upper: &DirHandle) -> Result<LayerSize, DiffError> {
-    let tree = FewHandles::new(view.tree());
+    let tree = FewHandles::new(view.tree(), 1);
     let view = View::new(&tree, view.xattrs());
     Ok(Usage::of(view, upper)?.size)
 }
@@ -40,7 +40,7 @@ pub fn size_of(
     upper: &DirHandle,
     lowers: &[DirHandle],
 ) -> Result<LayerSize, DiffError> {
-    let few = FewHandles::new(view.tree());
+    let few = FewHandles::new(view.tree(), 1 + lowers.len());
     let view = View::new(&few, view.xattrs());
     let mut usage = Usage::of(view, upper)?;
     let uppers = std::slice::from_ref(upper);
@@ -76,7 +76,7 @@ pub fn size_of(
 ///
 /// As for [`size_of`].
 pub fn size_of_change(view: View<'_>, layers: Layers<'_>) -> Result<LayerSize, DiffError> {
-    let few = FewHandles::new(view.tree());
+    let few = FewHandles::new(view.tree(), layers.len());
     let view = View::new(&few, view.xattrs());
     let tree = layers.tree();
     let walked = walk(view, &tree, &layers.base(), layers.above())?;

@@ -39,6 +39,9 @@ pub struct LayerRecord {
     /// The boot in which the layer was mounted volatile. After that boot nobody can tell what of
     /// its contents reached the disk.
     pub volatile: Option<String>,
+    /// Nobody has waited until the layer, as it is since it is sealed or as it was made, and what it
+    /// stands on were on disk. Whoever makes a durable layer on it has to.
+    pub unsynced: bool,
 }
 
 impl LayerRecord {
@@ -52,6 +55,7 @@ impl LayerRecord {
             sealed: None,
             root_opaque: false,
             volatile: None,
+            unsynced: false,
         }
     }
 
@@ -69,6 +73,7 @@ impl LayerRecord {
             sealed: lines.optional::<SealReason>("sealed")?,
             root_opaque: lines.optional::<bool>("root-opaque")?.unwrap_or(false),
             volatile: lines.optional("volatile")?,
+            unsynced: lines.optional::<bool>("unsynced")?.unwrap_or(false),
         };
         lines.finish()?;
         Ok(record)
@@ -106,6 +111,9 @@ impl fmt::Display for LayerRecord {
         }
         if let Some(boot) = &self.volatile {
             writeln!(f, "volatile {boot}")?;
+        }
+        if self.unsynced {
+            writeln!(f, "unsynced true")?;
         }
         writeln!(f, "end")
     }

@@ -19,9 +19,12 @@ fn a_record_reads_back() {
     opaque.root_opaque = true;
     opaque.volatile = Some("5d5d1c2e-0f3c-4f0e-9d6f-2f1f4c1c9a51".to_owned());
     opaque.depth = 0;
+    let mut unsynced = record();
+    unsynced.unsynced = true;
     for written in [
         record(),
         opaque,
+        unsynced,
         LayerRecord::new(link(), None, &LowerChain::default()),
     ] {
         assert_eq!(

@@ -7,7 +7,8 @@ use ovl_driver::{
     CreateLayer, Durability, FindingKind, ImportOptions, MountRequest, OpenOptions, UpkeepOptions,
 };
 use ovl_mount::UnmountMode;
-use ovl_testkit::{ArchiveBuilder, KernelProfile, MockKernel};
+use ovl_quota::Limits;
+use ovl_testkit::{ArchiveBuilder, Faulty, KernelProfile, MockKernel};
 
 fn store(durability: Durability) -> (MockKernel, Overlay2) {
     let kernel = MockKernel::new(KernelProfile::modern());
@@ -145,5 +146,114 @@ fn a_layer_whose_small_files_were_lost_half_written_is_told_as_half_a_layer() {
         store.remove(&"half".parse().unwrap(), false).unwrap();
         store.reclaim().unwrap();
         assert!(store.check().unwrap().is_clean());
+    }
+}
+
+/// The same home, with another durability.
+fn reopened(kernel: &MockKernel, durability: Durability) -> Overlay2 {
+    let options = OpenOptions::new().durability(durability);
+    Overlay2::open(kernel.kernel(), "/scratch/home".as_ref(), options).unwrap()
+}
+
+/// Of these layers, what a power cut may take.
+fn pending(kernel: &MockKernel, layers: &[&str]) -> Vec<PathBuf> {
+    let of = |layer: &&str| {
+        let dir = PathBuf::from("/scratch/home").join(layer);
+        kernel.unsynced(&dir).unwrap().into_iter()
+    };
+    layers.iter().flat_map(of).collect()
+}
+
+#[test]
+fn a_durable_layer_waits_for_those_below_it_that_nobody_waited_for() {
+    for make in [0, 1, 2] {
+        let (kernel, quick) = store(Durability::None);
+        let options = ImportOptions::new();
+        let archive = archive();
+        let import = |store: &Overlay2, name, parent| {
+            let layer = layer(name, parent);
+            store
+                .import(&layer, &*archive, options, &mut |_| {})
+                .unwrap();
+        };
+        import(&quick, "base", None);
+        import(&quick, "middle", Some("base"));
+        quick.create(&layer("open", Some("middle"))).unwrap();
+        assert!(!pending(&kernel, &["base"]).is_empty());
+        let durable = reopened(&kernel, Durability::Layer);
+        let below: &[&str] = match make {
+            0 => {
+                durable.create(&layer("top", Some("open"))).unwrap();
+                &["base", "middle", "open", "top"]
+            }
+            1 => {
+                import(&durable, "top", Some("middle"));
+                &["base", "middle", "top"]
+            }
+            _ => {
+                let open = "open".parse().unwrap();
+                durable
+                    .apply(&open, &*archive, options, &mut |_| {})
+                    .unwrap();
+                &["base", "middle"]
+            }
+        };
+        assert_eq!(
+            pending(&kernel, below),
+            [""; 0].map(PathBuf::from),
+            "{make}"
+        );
+        assert!(durable.check().unwrap().is_clean());
+    }
+}
+
+#[test]
+fn a_seal_that_nobody_waited_for_is_made_up_for() {
+    let (kernel, durable) = store(Durability::Layer);
+    durable.create(&layer("base", None)).unwrap();
+    durable.create(&layer("open", Some("base"))).unwrap();
+    let open = "open".parse().unwrap();
+    let merged = durable.mount(&open, &MountRequest::new()).unwrap();
+    kernel.write_file(&merged.join("file"), b"file").unwrap();
+    durable.unmount(&open, UnmountMode::Now).unwrap();
+    let quick = reopened(&kernel, Durability::None);
+    quick.create(&layer("quick", Some("open"))).unwrap();
+    assert!(pending(&kernel, &["open"]).contains(&"diff/file".into()));
+
+    durable.create(&layer("top", Some("open"))).unwrap();
+    let below = ["base", "open", "top"];
+    assert_eq!(pending(&kernel, &below), [""; 0].map(PathBuf::from));
+    assert!(!pending(&kernel, &["quick"]).is_empty());
+    // A second one has nothing to wait for.
+    let record = kernel.read_file("/scratch/home/open/.ovl-layer".as_ref());
+    let record = String::from_utf8(record.unwrap()).unwrap();
+    assert!(!record.contains("unsynced"), "{record}");
+}
+
+/// The sync of a file waits for the limits of a project if the file has changed after them.
+#[test]
+fn limits_that_were_set_are_waited_for() {
+    for durability in [Durability::None, Durability::Layer] {
+        let (kernel, _) = store(durability);
+        let faulty = Faulty::new(kernel.kernel());
+        let options = OpenOptions::new().durability(durability);
+        let home = "/scratch/home".as_ref();
+        let store = Overlay2::open(faulty.kernel(), home, options).unwrap();
+        store.create_writable(&layer("work", None)).unwrap();
+        faulty.heal();
+        let limits = Limits::UNLIMITED.inodes(Some(1000));
+        store.set_limits(&"work".parse().unwrap(), limits).unwrap();
+        let journal = faulty.journal();
+        let calls = journal.operations().iter().map(|one| one.call);
+        let after: Vec<_> = calls.skip_while(|call| *call != "set_limits").collect();
+        let at = |wanted| after.iter().position(|call| *call == wanted);
+        assert_eq!(at("set_limits"), Some(0), "{journal}");
+        match durability {
+            Durability::None => assert_eq!(at("sync"), None, "{journal}"),
+            _ => {
+                let (changed, synced) = (at("set_mtime"), at("sync"));
+                assert!(changed.is_some() && changed < synced, "{journal}");
+            }
+        }
     }
 }

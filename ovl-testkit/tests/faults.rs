@@ -2,11 +2,15 @@
 
 use std::ffi::OsStr;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ovl_diff::TreeBackend as _;
 use ovl_driver::blocking::Overlay2;
-use ovl_driver::{Base, CreateLayer, ImportOptions, OpenOptions, UpkeepOptions};
+use ovl_driver::{
+    Base, CreateLayer, ErrorKind, ImportOptions, LockKind, OpenOptions, SystemBackend as _,
+    UpkeepOptions,
+};
 use ovl_layout::LayerId;
 use ovl_mount::UnmountMode;
 use ovl_testkit::{ArchiveBuilder, Faulty, KernelProfile, MockKernel};
@@ -196,6 +200,50 @@ fn a_create_that_cannot_take_its_link_back_leaves_what_gc_takes() {
     assert!(report.is_clean(), "{report:#?}");
 }
 
+/// Another process takes half a layer away and makes a whole one of its name, at any point of `gc`.
+#[test]
+fn gc_takes_no_layer_that_was_half_of_one_when_it_looked() {
+    for at in 1.. {
+        let (mock, faulty, store) = two_layers();
+        let half = Path::new("/home/half");
+        mock.mkdir_all(&half.join("diff")).unwrap();
+        let other = mock.as_process(2);
+        let options = OpenOptions::new();
+        let maker = Overlay2::open(other.kernel(), Path::new("/home"), options).unwrap();
+        let made = Arc::new(AtomicBool::new(false));
+        let (mut count, done) = (0, made.clone());
+        faulty.order_where(move |_, _| {
+            count += 1;
+            if count != at {
+                return None;
+            }
+            let home = other.open_root(Path::new("/home")).unwrap();
+            let (name, kind) = (OsStr::new("half"), LockKind::Exclusive);
+            // Who holds it is about to take it away.
+            let free = other.lock(&home, Some(name), kind, false);
+            if free.is_ok_and(|lock| lock.is_some()) {
+                let dir = other.open_dir(&home, name).unwrap();
+                other.remove_dir(&dir, OsStr::new("diff")).unwrap();
+                other.remove_dir(&home, name).unwrap();
+                maker.create(&layer("half", Some("base"))).unwrap();
+                done.store(true, Ordering::Relaxed);
+            }
+            None
+        });
+        store.gc(UpkeepOptions::new().docker_stopped(true)).unwrap();
+        let count = faulty.count();
+        faulty.heal();
+        let layers = store.layers().unwrap().layers;
+        let whole = layers.iter().any(|layer| layer.id == id("half"));
+        assert_eq!(whole, made.load(Ordering::Relaxed), "operation {at}");
+        assert!(store.check().unwrap().is_clean(), "operation {at}");
+        if at > count {
+            assert!(count > 100, "{count} operations");
+            break;
+        }
+    }
+}
+
 /// A look at the home saw the read error, the next one the damage; neither saw the same twice.
 #[test]
 fn a_read_error_that_does_not_last_hides_no_damage() {
@@ -214,5 +262,128 @@ fn a_read_error_that_does_not_last_hides_no_damage() {
         if !faulty.has_fired() {
             break;
         }
+    }
+}
+
+/// Another process makes a layer of the same id, on another parent, while this one is built.
+#[test]
+fn a_layer_that_comes_too_late_seals_no_parent() {
+    let (mock, faulty, store) = two_layers();
+    let other = mock.as_process(2);
+    let maker = Overlay2::open(other.kernel(), Path::new("/home"), OpenOptions::new()).unwrap();
+    let mut made = false;
+    faulty.order_where(move |call, subject| {
+        if call == "create_file" && subject == "link" && !made {
+            made = true;
+            maker.create(&layer("child", Some("base"))).unwrap();
+        }
+        None
+    });
+    let error = store.create(&layer("child", Some("parent"))).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    faulty.heal();
+    let parent = store.inspect(&id("parent")).unwrap();
+    assert!(!parent.sealed, "nothing stands on it");
+    store.create(&layer("second", Some("parent"))).unwrap();
+    assert!(store.inspect(&id("parent")).unwrap().sealed);
+    assert!(store.check().unwrap().is_clean());
+}
+
+/// What a killed process left, and the contents of a layer that failed, may take long to go.
+#[test]
+fn a_removal_in_staging_is_in_no_layers_way() {
+    let big = ArchiveBuilder::new()
+        .dir("dir", 0o755)
+        .file("dir/last", b"last")
+        .finish();
+    for is_killed in [true, false] {
+        let (mock, faulty, store) = two_layers();
+        // The archive is cut short, and nothing is taken back where the process is killed.
+        let cut = &big[..big.len() - 1500];
+        let mut stopped = false;
+        faulty.order_where(move |call, subject| {
+            stopped |= is_killed && call == "create_file" && subject == "last";
+            stopped.then_some(EIO)
+        });
+        let options = ImportOptions::new();
+        let apply = |store: &Overlay2| {
+            let applied = store.apply(&id("parent"), cut, options, &mut |_| {});
+            applied.unwrap_err()
+        };
+        if is_killed {
+            apply(&store);
+        }
+        let neighbour = mock.as_process(2);
+        let options = OpenOptions::new();
+        let neighbour = Overlay2::open(neighbour.kernel(), Path::new("/home"), options).unwrap();
+        let asked = Arc::new(AtomicBool::new(false));
+        let done = asked.clone();
+        faulty.order_where(move |call, subject| {
+            if call == "remove_dir" && subject == "dir" && !done.swap(true, Ordering::Relaxed) {
+                neighbour.remove(&id("parent"), false).unwrap();
+            }
+            None
+        });
+        match is_killed {
+            true => drop(store.gc(UpkeepOptions::new()).unwrap()),
+            false => drop(apply(&store)),
+        }
+        assert!(asked.load(Ordering::Relaxed), "killed: {is_killed}");
+        faulty.heal();
+        store.gc(UpkeepOptions::new()).unwrap();
+        assert!(store.check().unwrap().is_clean(), "killed: {is_killed}");
+    }
+}
+
+/// Damaged layers, and those of other programs, make the index of children doubtful for good.
+#[test]
+fn a_mount_in_a_mixed_home_reads_no_other_layer() {
+    let (mock, faulty, store) = two_layers();
+    store.create(&layer("others", None)).unwrap();
+    store.create(&layer("damaged", Some("base"))).unwrap();
+    let remove = |layer: &str, file| {
+        let dir = mock.open_root(&Path::new("/home").join(layer)).unwrap();
+        mock.unlink(&dir, OsStr::new(file)).unwrap();
+    };
+    remove("others", ".ovl-layer");
+    remove("damaged", "link");
+    // Another program has made it.
+    mock.mkdir_all(Path::new("/home/l/theirs")).unwrap();
+    let request = ovl_driver::MountRequest::new();
+    let looks_at = |others: &str| {
+        faulty.heal();
+        store.mount(&id("parent"), &request).unwrap();
+        let journal = faulty.journal();
+        store.unmount(&id("parent"), UnmountMode::Now).unwrap();
+        let mut operations = journal.operations().iter();
+        operations.any(|one| one.call == "open_dir" && one.subject == others)
+    };
+    assert!(looks_at("others"), "nobody has looked yet");
+    assert!(!looks_at("others"));
+    // What the store itself makes is known.
+    store.create(&layer("new", Some("base"))).unwrap();
+    assert!(!looks_at("others"));
+    // What others make is not.
+    mock.mkdir_all(Path::new("/home/l/more")).unwrap();
+    assert!(looks_at("others"));
+    // A lost mark is found by what is noted.
+    store.create(&layer("child", Some("parent"))).unwrap();
+    remove("parent", "committed");
+    assert!(!looks_at("others"));
+    assert!(store.inspect(&id("parent")).unwrap().sealed);
+}
+
+/// Its stamp was a file that could have the name of a layer.
+#[test]
+fn a_parent_may_have_any_name_beside_the_index() {
+    let (_, _, store) = two_layers();
+    // Brings the index up to date.
+    store.remove(&id("parent"), false).unwrap();
+    for name in ["current", "seen"] {
+        store.create(&layer(name, None)).unwrap();
+        store.create(&layer("child", Some(name))).unwrap();
+        store.remove(&id(name), false).unwrap_err();
+        store.remove(&id("child"), false).unwrap();
+        store.remove(&id(name), false).unwrap();
     }
 }

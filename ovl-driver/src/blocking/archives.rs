@@ -1,15 +1,16 @@
 //! Archives in and out, and what a layer changes.
 
+use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 
 use ovl_diff::{
     ApplyOptions, ApplySummary, Change, DiffError, DiffOptions, DiffSummary, DirHandle, LayerSize,
     Layers, Node, Progress, TreeError, ViewDir, copy_layer, copy_root_attributes, fold_layer,
 };
-use ovl_layout::{LayerId, LowerChain, SealReason};
+use ovl_layout::{LayerId, LowerChain, SealReason, names};
 
 use super::Overlay2;
-use super::create::refuse_limits;
+use super::create::{Begun, refuse_limits};
 use super::layer::{Layer, Stack};
 use super::quota::Project;
 use super::staging::{Parent, Plan, Staged};
@@ -25,7 +26,8 @@ impl Overlay2 {
     ///
     /// # Errors
     ///
-    /// Those of [`create`](Self::create), and [`Error::Apply`]. Nothing is left behind.
+    /// Those of [`create`](Self::create), and [`Error::Apply`]. Nothing is left behind, but a parent
+    /// that was open may be sealed; not so when the archive is at fault.
     pub fn import(
         &self,
         layer: &CreateLayer,
@@ -35,7 +37,12 @@ impl Overlay2 {
     ) -> Result<Applied, Error> {
         refuse_limits(layer)?;
         self.refuse_existing(&layer.id)?;
-        let (parent, chain, lock) = self.begin(layer)?;
+        let Begun {
+            parent,
+            chain,
+            lock,
+            layers,
+        } = self.begin(layer)?;
         let mut staged = self.stage(Plan {
             id: &layer.id,
             parent: parent.as_ref(),
@@ -45,9 +52,9 @@ impl Overlay2 {
         })?;
         // From here on the staging directory says that the parent is in use.
         drop(lock);
-        let lowers = parent.as_ref().map(Parent::layers).unwrap_or_default();
         let summary =
-            self.apply_to(&layer.id, &staged.diff, &lowers, archive, options, progress)?;
+            self.apply_to(&layer.id, &staged.diff, &layers, archive, options, progress)?;
+        drop(layers);
         if summary.root_opaque {
             staged.chain = LowerChain::default();
             staged.record.root_opaque = layer.parent.is_some();
@@ -149,8 +156,7 @@ impl Overlay2 {
             return self.apply_to(id, &staged.diff, &stack.lowers, archive, options, progress);
         }
         // What the layer has is one more layer below what the archive brings.
-        let mut lowers = vec![stack.upper.clone()];
-        lowers.extend_from_slice(&stack.lowers);
+        let lowers = stack.layers();
         let incoming = staged.scratch()?;
         copy_root_attributes(view, &stack.upper, &incoming).map_err(failed)?;
         let summary = self.apply_to(id, &incoming, &lowers, archive, options, progress)?;
@@ -287,8 +293,8 @@ impl Overlay2 {
 
     pub(super) fn parent(&self, id: &LayerId) -> Result<Parent, Error> {
         let layer = self.layer(id)?;
-        let stack = self.stack(&layer)?;
-        Ok(Parent { layer, stack })
+        let upper = self.diff_dir(&layer)?;
+        Ok(Parent { layer, upper })
     }
 
     /// The layer, if its contents may change now.
@@ -318,7 +324,8 @@ impl Overlay2 {
         Ok(layer)
     }
 
-    /// What a layer is compared with.
+    /// What a layer is compared with. A stack of layers may take half of the descriptors of a
+    /// process: none is opened twice.
     fn against(&self, layer: &Layer, base: &Base) -> Result<Against, Error> {
         let stack = self.stack(layer)?;
         let other = |base, others| {
@@ -338,6 +345,12 @@ impl Overlay2 {
             (Base::Parent, None) => return Ok(Against::nothing(stack)),
         };
         let is_parent = parent.as_ref() == Some(wanted);
+        let mut below: Vec<_> = stack
+            .ids
+            .iter()
+            .cloned()
+            .zip(stack.lowers.clone())
+            .collect();
         if let Some(at) = stack.ids.iter().position(|id| id == wanted) {
             let (between, lowers) = stack.lowers.split_at(at);
             let kind = AgainstKind::Below(Below {
@@ -345,69 +358,98 @@ impl Overlay2 {
                 lowers: lowers.to_vec(),
                 root_opaque: false,
             });
-            let read = if is_parent { &[] } else { &stack.ids[..=at] };
+            below.truncate(if is_parent { 0 } else { at + 1 });
             return Ok(Against {
                 kind,
-                others: read
-                    .iter()
-                    .map(|id| self.layer(id))
-                    .collect::<Result<_, _>>()?,
+                others: below,
                 is_parent,
             });
         }
-        // It may still be one that an opaque root hides.
-        let mut below = Below {
-            uppers: vec![stack.upper.clone()],
-            lowers: Vec::new(),
-            root_opaque: layer.root_opaque(),
+        // It may still be one that an opaque root hides, which only the lowest of a chain can have.
+        let lowest = match stack.ids.last() {
+            Some(id) => &self.layer(id)?,
+            None => layer,
         };
-        let (mut others, mut next) = (Vec::new(), parent.clone());
-        while let Some(id) = next {
+        let mut hidden = match lowest.root_opaque() {
+            true => self.parent_of(lowest)?,
+            false => None,
+        };
+        while let Some(id) = hidden {
+            let layer = self.layer(&id)?;
             if id == *wanted {
-                let Parent { layer, stack } = self.parent(&id)?;
-                below.lowers = stack.merged().parts().to_vec();
+                let base = self.stack_beside(&layer, &stack)?;
                 if !is_parent {
-                    others.push(layer);
+                    below.push((id, base.upper.clone()));
                 }
-                let kind = AgainstKind::Below(below);
+                let kind = AgainstKind::Below(Below {
+                    uppers: stack.layers(),
+                    lowers: base.layers(),
+                    root_opaque: true,
+                });
                 return Ok(Against {
                     kind,
-                    others,
+                    others: below,
                     is_parent,
                 });
             }
-            let layer = self.layer(&id)?;
-            if !below.root_opaque {
-                below.uppers.push(self.diff_dir(&layer)?);
-                below.root_opaque = layer.root_opaque();
-            }
-            next = self.parent_of(&layer)?;
-            others.push(layer);
+            hidden = self.parent_of(&layer)?;
         }
-        let Parent { layer, stack } = self.parent(wanted)?;
-        other(stack.merged(), vec![layer])
+        let base = self.stack_beside(&self.layer(wanted)?, &stack)?;
+        let others = vec![(wanted.clone(), base.upper.clone())];
+        other(base.merged(), others)
+    }
+
+    /// The stack of a layer, with the directories of another one where the two have the same.
+    fn stack_beside(&self, layer: &Layer, other: &Stack) -> Result<Stack, Error> {
+        let mut stack = self.stack(layer)?;
+        for (id, dir) in stack.ids.iter().zip(&mut stack.lowers) {
+            if let Some(at) = other.ids.iter().position(|other| other == id)
+                && self.is_same(id, dir, &other.lowers[at])?
+            {
+                *dir = other.lowers[at].clone();
+            }
+        }
+        Ok(stack)
+    }
+
+    fn is_same(&self, id: &LayerId, one: &DirHandle, other: &DirHandle) -> Result<bool, Error> {
+        let look = |dir| {
+            let found = self.kernel.tree().metadata(Node::Dir(dir));
+            let failed = |error| Error::io("look at", self.layout.layer(id).diff(), error);
+            found.map(|found| (found.dev, found.ino)).map_err(failed)
+        };
+        Ok(look(one)? == look(other)?)
     }
 
     /// Nothing locks a layer while it is read. A removal takes its name away before its contents, so
-    /// that what still has its name was whole all the time.
-    fn confirm(&self, layer: &Layer, others: &[Layer]) -> Result<(), DiffError> {
-        for layer in others.iter().chain([layer]) {
-            let tree = self.kernel.tree();
-            let look = |node| {
-                let failed = |source| TreeError::new("look at", layer.id.as_str().as_ref(), source);
-                tree.metadata(node).map_err(failed)
-            };
-            let named = match look(Node::Entry(&self.home, layer.id.as_ref())) {
-                Err(error) if error.source.kind() == io::ErrorKind::NotFound => {
+    /// that what still has its name was whole all the time. Of the others, what is open are the
+    /// contents.
+    fn confirm(&self, layer: &Layer, others: &[Other]) -> Result<(), DiffError> {
+        let tree = self.kernel.tree();
+        let failed = |id: &LayerId, source| TreeError::new("look at", id.as_str().as_ref(), source);
+        let confirm = |id: &LayerId, name, within: &DirHandle, dir: &DirHandle| {
+            let named = match tree.metadata(Node::Entry(within, name)) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     return Err(DiffError::Gone);
                 }
-                result => result?,
+                result => result.map_err(|error| failed(id, error))?,
             };
-            if named.ino != look(Node::Dir(&layer.dir))?.ino {
+            let opened = tree.metadata(Node::Dir(dir));
+            if named.ino != opened.map_err(|error| failed(id, error))?.ino {
                 return Err(DiffError::Gone);
             }
+            Ok(())
+        };
+        for (id, diff) in others {
+            let dir = match tree.open_dir(&self.home, id.as_ref()) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(DiffError::Gone);
+                }
+                result => result.map_err(|error| failed(id, error))?,
+            };
+            confirm(id, OsStr::new(names::DIFF), &dir, diff)?;
         }
-        Ok(())
+        confirm(&layer.id, layer.id.as_ref(), &self.home, &layer.dir)
     }
 }
 
@@ -418,11 +460,14 @@ fn diff_error(id: &LayerId, source: DiffError) -> Error {
     }
 }
 
+/// A layer and its contents.
+type Other = (LayerId, DirHandle);
+
 /// What a layer is compared with.
 struct Against {
     kind: AgainstKind,
     /// The other layers that must still be there when the comparison is done.
-    others: Vec<Layer>,
+    others: Vec<Other>,
     is_parent: bool,
 }
 
@@ -466,15 +511,11 @@ impl Against {
 impl Stack {
     /// What the layer shows.
     pub(super) fn merged(&self) -> ViewDir {
-        let mut parts = vec![self.upper.clone()];
-        parts.extend_from_slice(&self.lowers);
-        ViewDir::new(parts)
+        ViewDir::new(self.layers())
     }
-}
 
-impl Parent {
-    /// The `diff` directories of the parent and of everything below it.
+    /// The `diff` directories of the layer and of everything below it, uppermost first.
     pub(super) fn layers(&self) -> Vec<DirHandle> {
-        self.stack.merged().parts().to_vec()
+        [std::slice::from_ref(&self.upper), &self.lowers].concat()
     }
 }

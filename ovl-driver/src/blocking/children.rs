@@ -9,17 +9,22 @@ use std::ffi::OsStr;
 use std::io;
 
 use ovl_diff::{DirHandle, Node, Timestamp};
-use ovl_layout::{LayerId, LayerRecord, LinkId, LowerChain, names, parse_link_target};
+use ovl_layout::{LayerId, LayerRecord, Layout, LinkId, LowerChain, names, parse_link_target};
 
 use super::Overlay2;
+use super::create::Locked;
 use super::home::OwnDirs;
 use super::layer::Layer;
 use crate::error::Error;
 use crate::files;
 use crate::system::LockKind;
 
-/// Its time is that of `l/` when the index was last known to be whole.
-const STAMP: &str = "current";
+/// Its time is that of `l/` when the index was last known to be whole. No layer has such a name.
+const STAMP: &str = ".current";
+
+/// The same, when nothing was missing but what layers have below that are damaged, or that another
+/// program made: of those nobody can tell whether they are finished.
+const SEEN: &str = ".seen";
 
 /// How often a scan is tried again when layers come and go meanwhile.
 const SCANS: usize = 3;
@@ -97,11 +102,27 @@ impl Overlay2 {
         if layer.committed {
             return Ok(layer);
         }
-        // A layer that nobody can read, and so nobody can mount, is no reason against this mount.
-        let found = self.look_for_children(own, &layer.id, Some(layer.link))?;
-        if !found.known.is_empty() {
-            self.seal(&layer.id)?;
+        // A layer that nobody can read, and so nobody can mount, is no reason against this mount. What
+        // another program is still making it would have marked, unless it is too old to know of ours.
+        let noted = match layer.record.is_some() && self.is_seen(own)? {
+            true => self.noted_children(own, &layer.id)?,
+            false => None,
+        };
+        let known = match noted {
+            Some(noted) => noted,
+            None => {
+                let link = Some(layer.link);
+                self.look_for_children(own, &layer.id, link)?.known
+            }
+        };
+        if !known.is_empty() {
+            self.seal(&layer.id, Locked::ByCaller)?;
             layer.committed = true;
+            if let Some(record) = &mut layer.record
+                && let Some(now) = readable_record(self, &layer.dir)
+            {
+                *record = now;
+            }
         }
         Ok(layer)
     }
@@ -171,10 +192,13 @@ impl Overlay2 {
         change: impl FnOnce() -> Result<T, Error>,
     ) -> Result<T, Error> {
         let _lock = self.lock_index(own)?;
-        let current = self.is_current(own)?;
+        let stamp = match self.is_current(own)? {
+            true => Some(STAMP),
+            false => self.is_stamped(own, SEEN)?.then_some(SEEN),
+        };
         let changed = change()?;
-        if current {
-            self.stamp(own, self.set_links_back()?)?;
+        if let Some(stamp) = stamp {
+            self.stamp(own, stamp, self.set_links_back()?)?;
         }
         Ok(changed)
     }
@@ -212,7 +236,16 @@ impl Overlay2 {
     }
 
     pub(super) fn is_current(&self, own: &OwnDirs) -> Result<bool, Error> {
-        let stamp = Node::Entry(&own.children, OsStr::new(STAMP));
+        self.is_stamped(own, STAMP)
+    }
+
+    /// Whether the index names all that stands on a layer of ours.
+    fn is_seen(&self, own: &OwnDirs) -> Result<bool, Error> {
+        Ok(self.is_current(own)? || self.is_stamped(own, SEEN)?)
+    }
+
+    fn is_stamped(&self, own: &OwnDirs, stamp: &str) -> Result<bool, Error> {
+        let stamp = Node::Entry(&own.children, OsStr::new(stamp));
         match self.kernel.tree().metadata(stamp) {
             Ok(found) => Ok(found.mtime == self.links_time()?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -220,8 +253,8 @@ impl Overlay2 {
         }
     }
 
-    fn stamp(&self, own: &OwnDirs, time: Timestamp) -> Result<(), Error> {
-        let (tree, name) = (self.kernel.tree(), OsStr::new(STAMP));
+    fn stamp(&self, own: &OwnDirs, stamp: &str, time: Timestamp) -> Result<(), Error> {
+        let (tree, name) = (self.kernel.tree(), OsStr::new(stamp));
         let made = match tree.create_file(&own.children, name, 0o600) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
             _ => tree.set_mtime(Node::Entry(&own.children, name), time),
@@ -261,7 +294,8 @@ impl Overlay2 {
         loop {
             let before = self.set_links_back()?;
             let ids: HashSet<LayerId> = self.layer_ids()?.into_iter().collect();
-            let (mut whole, mut children, mut links) = (true, Vec::new(), HashSet::new());
+            let (mut whole, mut seen) = (true, true);
+            let (mut children, mut links) = (Vec::new(), HashSet::new());
             let mut unknown = None;
             // It stays, perhaps, and the index is current for its parent as well.
             if let Ok(layer) = self.layer(id)
@@ -277,8 +311,13 @@ impl Overlay2 {
                     Err(error @ (Error::Damaged { .. } | Error::Unsupported { .. })) => {
                         whole = false;
                         match self.damaged_parent(other)? {
-                            Stands::On(parent) if parent == *id => children.push(other.clone()),
-                            Stands::On(_) | Stands::Alone => {}
+                            Stands::On(parent) => {
+                                if parent == *id {
+                                    children.push(other.clone());
+                                }
+                                seen &= self.is_noted(own, &parent, other)?;
+                            }
+                            Stands::Alone => {}
                             // Nobody can tell whether removing `id` would lose what it shows.
                             Stands::Unknown => unknown = Some(error),
                         }
@@ -312,19 +351,39 @@ impl Overlay2 {
                 // The next removal has to look again.
                 files::remove(tree, &own.children, STAMP)
                     .map_err(|error| self.index_error("write", error))?;
-                return Ok(found(children));
             }
             let _lock = self.lock_index(own)?;
             tries += 1;
             if self.links_time()? == before {
-                self.stamp(own, before)?;
+                match (whole, seen) {
+                    (true, _) => self.stamp(own, STAMP, before)?,
+                    (false, true) => self.stamp(own, SEEN, before)?,
+                    (false, false) => {}
+                }
                 return Ok(found(children));
             }
-            if tries == SCANS {
+            if tries == SCANS || !whole {
                 // Others are busy; but nothing new can stand on a layer that is locked.
                 return Ok(found(children));
             }
         }
+    }
+
+    /// Whether the index names a damaged layer, whose link is not read for that, as a child.
+    fn is_noted(&self, own: &OwnDirs, parent: &LayerId, child: &LayerId) -> Result<bool, Error> {
+        let tree = self.kernel.tree();
+        let failed = |error| self.index_error("read", error);
+        let Some(dir) = files::open_dir(tree, &own.children, parent.as_str()).map_err(failed)?
+        else {
+            return Ok(false);
+        };
+        let target = Layout::link_target(child);
+        let leads = |name: &OsStr| {
+            tree.read_link(&self.links, name)
+                .is_ok_and(|found| found == target.as_os_str())
+        };
+        let noted = tree.read_dir(&dir).map_err(failed)?;
+        Ok(noted.iter().any(|entry| leads(&entry.name)))
     }
 
     /// Forgets what the index names as children of `id` and a scan did not find.

@@ -1,17 +1,28 @@
 use std::ffi::OsStr;
 use std::io;
 
-use ovl_diff::{Node, sync_layer};
+use ovl_diff::{DirHandle, Node, sync_layer};
 use ovl_layout::{LayerId, LowerChain, names};
 use ovl_mount::Access;
 
 use super::Overlay2;
+use super::children::readable_record;
 use super::quota::{Project, check_limits};
 use super::staging::{Parent, Plan};
 use crate::error::Error;
 use crate::files;
 use crate::system::{Lock, LockKind};
 use crate::types::CreateLayer;
+
+/// What is known before a layer is staged.
+#[derive(Default)]
+pub(super) struct Begun {
+    pub(super) parent: Option<Parent>,
+    pub(super) chain: LowerChain,
+    pub(super) lock: Option<Lock>,
+    /// The `diff` directories of the parent and of everything below it.
+    pub(super) layers: Vec<DirHandle>,
+}
 
 impl Overlay2 {
     /// Makes an empty, open layer: it mounts writable until it is sealed, which becoming a parent
@@ -25,7 +36,7 @@ impl Overlay2 {
     /// [`Error::Mounted`] when the parent is
     /// mounted writable; [`Error::Depth`]; [`Error::Damaged`] for a parent that cannot be trusted; [`Error::Dirty`] for
     /// one that was mounted volatile when the machine stopped;
-    /// [`Error::Io`]. Nothing is left behind.
+    /// [`Error::Io`]. Nothing is left behind, but a parent that was open may be sealed.
     ///
     /// # Compatibility
     ///
@@ -56,7 +67,12 @@ impl Overlay2 {
 
     fn create_in(&self, layer: &CreateLayer, project: Project) -> Result<(), Error> {
         self.refuse_existing(&layer.id)?;
-        let (parent, chain, lock) = self.begin(layer)?;
+        let Begun {
+            parent,
+            chain,
+            lock,
+            ..
+        } = self.begin(layer)?;
         let mut staged = self.stage(Plan {
             id: &layer.id,
             parent: parent.as_ref(),
@@ -82,12 +98,9 @@ impl Overlay2 {
     }
 
     /// Reads and locks the parent of a new layer and works out the chain.
-    pub(super) fn begin(
-        &self,
-        layer: &CreateLayer,
-    ) -> Result<(Option<Parent>, LowerChain, Option<Lock>), Error> {
+    pub(super) fn begin(&self, layer: &CreateLayer) -> Result<Begun, Error> {
         let Some(parent_id) = &layer.parent else {
-            return Ok((None, LowerChain::default(), None));
+            return Ok(Begun::default());
         };
         let missing = |error| match error {
             Error::LayerNotFound { id, home } if id == *parent_id => Error::ParentNotFound {
@@ -110,27 +123,35 @@ impl Overlay2 {
                 id: layer.id.clone(),
                 source,
             })?;
-        Ok((
-            Some(Parent {
+        let layers = stack.layers();
+        Ok(Begun {
+            parent: Some(Parent {
                 layer: parent,
-                stack,
+                upper: stack.upper,
             }),
             chain,
-            Some(lock),
-        ))
+            lock: Some(lock),
+            layers,
+        })
     }
 
     /// Marks a layer as one whose contents no longer change. What was written through its mounts
     /// nobody has waited for yet: a layer on it is on disk only if that is too.
-    pub(super) fn seal(&self, id: &LayerId) -> Result<(), Error> {
+    pub(super) fn seal(&self, id: &LayerId, lock: Locked) -> Result<(), Error> {
         let (tree, path) = (self.kernel.tree(), self.layout.layer(id).dir().to_owned());
         let dir = tree.open_dir(&self.home, id.as_ref());
         let dir = dir.map_err(|error| Error::io("open", &path, error))?;
         let is_sealed = files::exists(tree, &dir, names::COMMITTED);
-        if self.durable() && !is_sealed.map_err(|error| Error::io("seal", &path, error))? {
+        let is_sealed = is_sealed.map_err(|error| Error::io("seal", &path, error))?;
+        if self.durable() && !is_sealed {
             let diff = tree.open_dir(&dir, names::DIFF.as_ref());
             let diff = diff.map_err(|error| Error::io("open", path.join(names::DIFF), error))?;
             sync_layer(tree, &diff).map_err(|error| Error::tree(&path.join(names::DIFF), error))?;
+        }
+        if self.durable() {
+            self.sync_unsynced(id, lock)?;
+        } else if !is_sealed {
+            self.note_unsynced(id, lock, true)?;
         }
         match tree.create_file(&dir, OsStr::new(names::COMMITTED), 0o600) {
             // Whoever made it may not have waited for the disk yet.
@@ -149,6 +170,87 @@ impl Overlay2 {
         }
         Ok(())
     }
+
+    /// Waits for the disk where those who made a layer, and those below it, did not. Somebody builds
+    /// on the layer, so that nothing of it changes meanwhile.
+    pub(super) fn sync_unsynced(&self, id: &LayerId, lock: Locked) -> Result<(), Error> {
+        let (tree, mut unsynced) = (self.kernel.tree(), Vec::new());
+        let mut next = Some(id.clone());
+        while let Some(id) = next.take() {
+            let dir = files::open_dir(tree, &self.home, id.as_str());
+            let dir =
+                dir.map_err(|error| Error::io("open", self.layout.layer(&id).dir(), error))?;
+            let record = dir.and_then(|dir| readable_record(self, &dir));
+            if let Some(record) = record.filter(|record| record.unsynced)
+                && !unsynced.contains(&id)
+            {
+                next = record.parent;
+                unsynced.push(id);
+            }
+        }
+        // The lowest first: what is noted as synced stands on what is.
+        for below in unsynced.into_iter().rev() {
+            let path = self.layout.layer(&below).dir().to_owned();
+            let failed = |error| Error::io("sync", &path, error);
+            let dir = self.layer_dir(&below)?;
+            if let Some(diff) = files::open_dir(tree, &dir, names::DIFF).map_err(failed)? {
+                let synced = sync_layer(tree, &diff);
+                synced.map_err(|error| Error::tree(&path.join(names::DIFF), error))?;
+            }
+            let names = [names::LINK, names::LOWER, names::COMMITTED, names::WORK];
+            for name in names.map(OsStr::new) {
+                match tree.sync(Node::Entry(&dir, name)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        return Err(failed(error));
+                    }
+                    _ => {}
+                }
+            }
+            let lock = match below == *id {
+                true => lock,
+                false => Locked::ByNobody,
+            };
+            self.note_unsynced(&below, lock, false)?;
+            for dir in [&dir, &self.links, &self.home] {
+                tree.sync(Node::Dir(dir)).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes whether somebody has to wait for the disk yet. Of what another program wrote nobody
+    /// knows.
+    fn note_unsynced(&self, id: &LayerId, lock: Locked, unsynced: bool) -> Result<(), Error> {
+        let noted = |dir: &DirHandle| {
+            readable_record(self, dir).filter(|record| record.unsynced != unsynced)
+        };
+        if noted(&self.layer_dir(id)?).is_none() {
+            return Ok(());
+        }
+        let _lock = match lock {
+            Locked::ByCaller => None,
+            Locked::ByNobody => Some(self.lock_layer(id, LockKind::Exclusive)?),
+        };
+        let dir = self.layer_dir(id)?;
+        let Some(mut record) = noted(&dir) else {
+            return Ok(());
+        };
+        record.unsynced = unsynced;
+        let (tree, text) = (self.kernel.tree(), record.to_string());
+        let bytes = text.as_bytes();
+        let written = files::replace(tree, &dir, names::RECORD, 0o644, bytes, self.durable());
+        let path = self.layout.layer(id).dir().join(names::RECORD);
+        written
+            .map(drop)
+            .map_err(|error| Error::io("write", path, error))
+    }
+}
+
+/// Who has locked a layer exclusively.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Locked {
+    ByCaller,
+    ByNobody,
 }
 
 /// Limits are for what containers write.

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use ovl_diff::{EscapedPath, TreeError, copy_layer, copy_root_attributes};
+use ovl_diff::{EscapedPath, Node, TreeError, copy_layer, copy_root_attributes};
 use ovl_layout::{HomeSettings, LayerId, names};
 use ovl_mount::MountError;
 use ovl_quota::{Bytes, KeepsToLimits, Limits, ProjectId, ProjectRange, QuotaControl, QuotaError};
@@ -88,9 +88,11 @@ impl Overlay2 {
         let limits = change(now);
         check_limits(id, limits)?;
         if project.is_some() {
-            let _ids = self.lock_projects(&own)?;
+            let ids = self.lock_projects(&own)?;
             let limited = quotas.limit(self.layout.layer(id).dir(), limits);
-            return limited.map(drop).map_err(|error| Error::quota(id, error));
+            limited.map_err(|error| Error::quota(id, error))?;
+            drop((ids, lock));
+            return self.sync_limits(&layer);
         }
         if limits.is_unlimited() {
             return Ok(());
@@ -110,12 +112,32 @@ impl Overlay2 {
         self.move_into_project(id, limits)
     }
 
+    /// Waits until limits that were set are on disk. They are in the journal of the file system, and
+    /// no file's sync waits for them but that of one which has changed since.
+    fn sync_limits(&self, layer: &Layer) -> Result<(), Error> {
+        if !self.durable() {
+            return Ok(());
+        }
+        let (tree, dir) = (self.kernel.tree(), Node::Dir(&layer.dir));
+        let same = tree.metadata(dir).map(|found| found.mtime);
+        let synced = same
+            .and_then(|same| tree.set_mtime(dir, same))
+            .and_then(|()| tree.sync(dir));
+        synced.map_err(|error| {
+            Error::io(
+                "sync the limits of",
+                self.layout.layer(&layer.id).dir(),
+                error,
+            )
+        })
+    }
+
     /// Puts a copy of a layer, in a project of its own, in its place.
     fn move_into_project(&self, id: &LayerId, limits: Limits) -> Result<(), Error> {
         let lock = self.lock_layer(id, LockKind::Exclusive)?;
         let locked = lock.ino();
         let layer = self.changeable(id, None)?;
-        let stack = self.stack(&layer)?;
+        let upper = self.diff_dir(&layer)?;
         let parent = self.parent_of(&layer)?;
         let parent = parent.map(|parent| self.parent(&parent)).transpose()?;
         let mut staged = self.stage(Plan {
@@ -129,8 +151,8 @@ impl Overlay2 {
         staged.record.root_opaque = layer.root_opaque();
         let path = self.layout.layer(id).diff().to_owned();
         let failed = |error: TreeError| Error::tree(&path, error);
-        copy_root_attributes(self.view(), &stack.upper, &staged.diff)
-            .and_then(|()| copy_layer(self.view(), &stack.upper, &staged.diff))
+        copy_root_attributes(self.view(), &upper, &staged.diff)
+            .and_then(|()| copy_layer(self.view(), &upper, &staged.diff))
             .map_err(failed)
             .and_then(|()| staged.complete(false))
             .map_err(|error| staged.explain(error))?;

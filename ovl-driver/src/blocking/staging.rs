@@ -18,8 +18,9 @@ use ovl_quota::KeepsToLimits;
 
 use super::Overlay2;
 use super::children::readable_record;
+use super::create::Locked;
 use super::home::OwnDirs;
-use super::layer::{Layer, Stack};
+use super::layer::Layer;
 use super::quota::Project;
 use crate::error::Error;
 use crate::files;
@@ -61,7 +62,8 @@ pub(super) struct Plan<'a> {
 /// What a new layer stands on.
 pub(super) struct Parent {
     pub(super) layer: Layer,
-    pub(super) stack: Stack,
+    /// Its own `diff`.
+    pub(super) upper: DirHandle,
 }
 
 impl Overlay2 {
@@ -126,7 +128,7 @@ impl Overlay2 {
                 if releases {
                     let _ = self.release_project(&own, &path);
                 }
-                let _ = remove_tree(tree, &own.staging, &name);
+                let _ = self.remove_staged(&own, &name);
                 return Err(error);
             }
         };
@@ -174,7 +176,7 @@ impl Overlay2 {
         let keeps = self.tag(own, plan.id, &path, plan.project)?;
         let diff = files::ensure_dir(tree, &dir, names::DIFF, 0o755).map_err(failed)?;
         match plan.parent {
-            Some(parent) => copy_root_attributes(self.view(), &parent.stack.upper, &diff)
+            Some(parent) => copy_root_attributes(self.view(), &parent.upper, &diff)
                 .map_err(|error| Error::tree(&path.join(names::DIFF), error))?,
             None => self
                 .owners
@@ -292,10 +294,23 @@ impl Overlay2 {
         if self.has_own_project(own, name) {
             self.release_project(own, &path.join(name))?;
         }
-        match remove_tree(tree, &own.staging, name) {
+        match self.remove_staged(own, name) {
             Err(TreeError { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
             result => result.map_err(|error| Error::tree(path, error)),
         }
+    }
+
+    /// Takes a staging directory away. From the start it is in no layer's way, although it is locked
+    /// for as long as that takes.
+    fn remove_staged(&self, own: &OwnDirs, name: &OsStr) -> Result<(), TreeError> {
+        let tree = self.kernel.tree();
+        if let Ok(dir) = tree.open_dir(&own.staging, name) {
+            for file in [names::RECORD, files::REPLACES] {
+                // It goes with the rest, or its error is told there.
+                let _ = tree.unlink(&dir, OsStr::new(file));
+            }
+        }
+        remove_tree(tree, &own.staging, name)
     }
 
     /// Whether the project of a leftover goes with it. Not so where the layer that it should have
@@ -376,7 +391,9 @@ impl Staged<'_> {
     pub(super) fn complete(&mut self, sealed: bool) -> Result<(), Error> {
         let (tree, durable) = (self.store.kernel.tree(), self.store.durable());
         let write = self.failed("write");
+        let replaces = self.record.link.as_str() != self.name;
         self.record.depth = self.chain.depth();
+        self.record.unsynced = !durable;
         if !self.chain.is_empty() {
             self.store
                 .ensure_dir_of_root(&self.dir, names::WORK)
@@ -407,6 +424,10 @@ impl Staged<'_> {
         .map_err(&write)?;
         if durable {
             sync_layer(tree, &self.dir).map_err(|error| Error::tree(&self.path(), error))?;
+        }
+        // Who publishes a new layer seals its parent, which does the same.
+        if let Some(parent) = self.record.parent.as_ref().filter(|_| durable && replaces) {
+            self.store.sync_unsynced(parent, Locked::ByNobody)?;
         }
         // The record comes last: with it on disk, so is everything before it.
         let record = self.record.to_string();
@@ -456,7 +477,9 @@ impl Staged<'_> {
             false => Ok(()),
         };
         if let Some(parent) = &self.record.parent {
-            store.seal(parent)?;
+            // A seal stays: not for a layer that cannot be.
+            store.refuse_existing(id)?;
+            store.seal(parent, Locked::ByNobody)?;
             store.note_child(&self.own, parent, self.record.link)?;
         }
         let target = Layout::link_target(id);
@@ -527,6 +550,6 @@ impl Drop for Staged<'_> {
         if self.releases {
             let _ = self.store.release_project(&self.own, &self.path());
         }
-        let _ = remove_tree(self.store.kernel.tree(), &self.own.staging, &self.name);
+        let _ = self.store.remove_staged(&self.own, &self.name);
     }
 }

@@ -62,7 +62,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "forget to seal the parent",
         file: "ovl-driver/src/blocking/staging.rs",
-        from: r#"            store.seal(parent)?;
+        from: r#"            store.seal(parent, Locked::ByNobody)?;
 "#,
         to: r#""#,
     },
@@ -82,7 +82,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "leave the staging directory of a failure",
         file: "ovl-driver/src/blocking/staging.rs",
-        from: r#"        let _ = remove_tree(self.store.kernel.tree(), &self.own.staging, &self.name);
+        from: r#"        let _ = self.store.remove_staged(&self.own, &self.name);
     }"#,
         to: r#"    }"#,
     },
@@ -103,12 +103,29 @@ pub(super) const MUTANTS: &[Mutant] = &[
         to: r#"        if !self.durable() && !is_sealed"#,
     },
     Mutant {
+        name: "trust a parent that nobody waited for",
+        file: "ovl-driver/src/blocking/create.rs",
+        from: r#"record.filter(|record| record.unsynced)"#,
+        to: r#"record.filter(|record| record.unsynced && record.root_opaque)"#,
+    },
+    Mutant {
+        name: "seal for a layer that cannot be",
+        file: "ovl-driver/src/blocking/staging.rs",
+        from: r#"            store.refuse_existing(id)?;
+"#,
+        to: r#""#,
+    },
+    Mutant {
+        name: "take half a layer away without a second look",
+        file: "ovl-driver/src/blocking/check/gc.rs",
+        from: r#"        if !seen.is_worthless() {"#,
+        to: r#"        if seen.contents.is_some() {"#,
+    },
+    Mutant {
         name: "drop the lock of the parent early",
         file: "ovl-driver/src/blocking/create.rs",
-        from: r#"            Some(lock),
-        ))"#,
-        to: r#"            Some(lock).filter(|_| false),
-        ))"#,
+        from: r#"            lock: Some(lock),"#,
+        to: r#"            lock: Some(lock).filter(|_| false),"#,
     },
     Mutant {
         name: "drop the lock of a mount",

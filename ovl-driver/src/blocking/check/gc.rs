@@ -101,7 +101,12 @@ impl Overlay2 {
             FindingKind::DanglingLink | FindingKind::SecondLink => {
                 self.change_links(own, || gone(tree.unlink(&self.links, name)))
             }
-            FindingKind::Probe | FindingKind::HalfLayer => {
+            FindingKind::HalfLayer => match &item.layer {
+                Some(id) => self.throw_half_away(own, id, failed),
+                None => Ok(()),
+            },
+            // Only Docker makes directories of such names.
+            FindingKind::Probe => {
                 let to = self.trash_name(None)?;
                 let mode = RenameMode::NoReplace;
                 gone(tree.rename(&self.home, name, &own.trash, &to, mode))
@@ -116,6 +121,30 @@ impl Overlay2 {
             // Staging and trash go as a whole.
             _ => Ok(()),
         }
+    }
+
+    /// Throws a directory away that is no layer. Meanwhile its name may have become that of one.
+    fn throw_half_away(
+        &self,
+        own: &OwnDirs,
+        id: &LayerId,
+        failed: impl Fn(io::Error) -> Error,
+    ) -> Result<(), Error> {
+        let lock = match self.lock_layer(id, LockKind::Exclusive) {
+            Err(Error::LayerNotFound { .. }) => return Ok(()),
+            result => result?,
+        };
+        let seen = self.look_into(id, &self.locked_dir(id, &lock)?)?;
+        if !seen.is_worthless() {
+            return Ok(());
+        }
+        let to = self.trash_name(None)?;
+        let mode = RenameMode::NoReplace;
+        let moved = self
+            .kernel
+            .tree()
+            .rename(&self.home, id.as_ref(), &own.trash, &to, mode);
+        moved.map_err(failed)
     }
 
     /// Whether somebody has locked the layer of a note of holds, as for a mount that takes its time.

@@ -15,7 +15,6 @@ use super::Overlay2;
 use super::home::NEW_SETTINGS;
 use super::mounting::Found;
 use crate::error::Error;
-use crate::files;
 use crate::findings::{CheckReport, Finding, FindingKind, Remedy, Severity};
 use scan::{Part, Scan, Seen};
 
@@ -180,26 +179,13 @@ impl Findings<'_> {
 
     /// A directory that is not, or not yet, or no longer a layer.
     fn half(&mut self, id: &LayerId, seen: &Seen, dir: PathBuf) {
-        if !seen.names.iter().all(|name| files::is_of_layer(name)) {
+        if !seen.holds_only_a_layer() {
             let problem = "not a layer: it has no link file, and holds what no layer store knows";
             self.add(FindingKind::Unknown, None, dir, problem, Remedy::Nothing);
             return;
         }
-        // With contents it may be a layer that has lost its small files, and people must decide.
-        let tree = self.store.kernel.tree();
-        let is_empty = |name: &str| {
-            let dir = tree.open_dir(&seen.dir, OsStr::new(name));
-            dir.is_err()
-                || dir
-                    .and_then(|dir| tree.read_dir(&dir))
-                    .is_ok_and(|list| list.is_empty())
-        };
-        let lost = [names::LOWER, names::COMMITTED];
-        let lost = lost
-            .iter()
-            .any(|name| seen.names.contains(OsStr::new(name)));
         let kind = FindingKind::HalfLayer;
-        if lost || !is_empty(names::DIFF) {
+        if !seen.is_worthless() {
             let problem =
                 "no layer: the link file is missing, and no link leads to it; it has contents";
             self.add(kind, Some(id), dir, problem, Remedy::Nothing);

@@ -9,6 +9,7 @@ use ovl_layout::{LayerId, LayerRecord, Layout, LinkId, LowerChain, names};
 
 use super::scan::{Part, Scan, Seen};
 use crate::blocking::Overlay2;
+use crate::blocking::create::Locked;
 use crate::blocking::home::OwnDirs;
 use crate::error::Error;
 use crate::files;
@@ -77,11 +78,12 @@ impl Overlay2 {
             return Ok(false);
         };
         let own = self.own_dirs()?;
-        let _lock = match self.lock_layer(id, LockKind::Exclusive) {
+        let lock = match self.lock_layer(id, LockKind::Exclusive) {
             Err(Error::LayerNotFound { .. }) => return Ok(false),
             result => result?,
         };
         let (scan, report) = self.look()?;
+        let dir = self.locked_dir(id, &lock)?;
         let Some(seen) = scan
             .layers
             .get(id)
@@ -92,7 +94,7 @@ impl Overlay2 {
         match finding.kind {
             FindingKind::Link => match scan.right_link(id, seen) {
                 Some(link) => {
-                    self.put(id, &seen.dir, names::LINK, Some(link.as_str().to_owned()))?;
+                    self.put(id, &dir, names::LINK, Some(link.as_str().to_owned()))?;
                 }
                 None => return Ok(false),
             },
@@ -103,17 +105,17 @@ impl Overlay2 {
             FindingKind::Lower => match scan.recorded_chain(id) {
                 Some(chain) => {
                     let contents = (!chain.is_empty()).then(|| chain.to_string());
-                    self.put(id, &seen.dir, names::LOWER, contents)?;
+                    self.put(id, &dir, names::LOWER, contents)?;
                 }
                 None => return Ok(false),
             },
             FindingKind::Record => match self.right_record(&scan, id) {
                 Some(record) => {
-                    self.put(id, &seen.dir, names::RECORD, Some(record.to_string()))?;
+                    self.put(id, &dir, names::RECORD, Some(record.to_string()))?;
                 }
                 None => return Ok(false),
             },
-            FindingKind::Unmarked => self.seal(id)?,
+            FindingKind::Unmarked => self.seal(id, Locked::ByCaller)?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -191,7 +193,7 @@ impl Overlay2 {
             let parent = scan.owner(parent)?;
             let below = scan.trusted_chain(scan.layers.get(parent)?)?;
             let right = below.links() == &chain.links()[1..];
-            return right.then(|| LayerRecord::new(link, Some(parent.clone()), &chain));
+            return right.then(|| made_again(link, Some(parent.clone()), &chain));
         }
         // A base layer, unless the index knows a parent: then its `lower` is lost, or its root is
         // opaque. The kernel's scratch space tells of layers below as well.
@@ -206,8 +208,15 @@ impl Overlay2 {
                 files::exists(self.kernel.tree(), &dir, link.as_str()).unwrap_or(false)
             })
         });
-        (!noted).then(|| LayerRecord::new(link, None, &chain))
+        (!noted).then(|| made_again(link, None, &chain))
     }
+}
+
+/// Nobody knows what the lost record said of the disk.
+fn made_again(link: LinkId, parent: Option<LayerId>, chain: &LowerChain) -> LayerRecord {
+    let mut record = LayerRecord::new(link, parent, chain);
+    record.unsynced = true;
+    record
 }
 
 impl Scan {

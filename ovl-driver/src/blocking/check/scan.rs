@@ -44,10 +44,10 @@ impl<T> Part<T> {
     }
 }
 
-/// A layer's directory.
+/// A layer's directory. It is not kept open: a home may have more layers than a process can have
+/// descriptors.
 #[derive(Clone, Debug)]
 pub(super) struct Seen {
-    pub(super) dir: DirHandle,
     pub(super) names: BTreeSet<OsString>,
     pub(super) link: Part<LinkId>,
     pub(super) lower: Part<LowerChain>,
@@ -57,6 +57,8 @@ pub(super) struct Seen {
     pub(super) committed: bool,
     /// Why the contents cannot be opened.
     pub(super) contents: Option<String>,
+    /// Nothing is in the contents, or they are missing. Only known of a directory that is no layer.
+    pub(super) empty: bool,
     pub(super) volatile: bool,
     /// Of the directory and the small files.
     pub(super) writable: Vec<(&'static str, u32)>,
@@ -77,6 +79,21 @@ impl Seen {
     /// Nothing of what makes a directory a layer.
     pub(super) fn is_half(&self) -> bool {
         matches!(self.link, Part::Missing) && matches!(self.record, Part::Missing)
+    }
+
+    /// Nothing that no layer store knows.
+    pub(super) fn holds_only_a_layer(&self) -> bool {
+        self.names.iter().all(|name| files::is_of_layer(name))
+    }
+
+    /// What was begun as a layer and has nothing that anybody could miss. With contents it may be
+    /// one that has lost its small files, and people must decide.
+    pub(super) fn is_worthless(&self) -> bool {
+        let lost = [names::LOWER, names::COMMITTED];
+        let lost = lost
+            .iter()
+            .any(|name| self.names.contains(OsStr::new(name)));
+        self.is_half() && self.holds_only_a_layer() && !lost && self.empty
     }
 }
 
@@ -211,7 +228,10 @@ impl Overlay2 {
                     Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
                         scan.staging.insert(entry.name);
                     }
-                    Err(error) => return Err(Error::io("lock", path.join(&entry.name), error)),
+                    Err(error) => {
+                        let path = path.join(names::STAGING).join(&entry.name);
+                        return Err(Error::io("lock", path, error));
+                    }
                 }
             }
             let names = |dir, name| {
@@ -267,7 +287,7 @@ impl Overlay2 {
             let Some(dir) = dir.map_err(|error| Error::io("read", &path, error))? else {
                 return Ok(None);
             };
-            let seen = self.look_into(id, dir.clone());
+            let seen = self.look_into(id, &dir);
             // Else what is missing was taken away with the whole layer.
             if self.is_named(id, &dir)? {
                 return seen.map(Some);
@@ -275,27 +295,31 @@ impl Overlay2 {
         }
     }
 
-    fn look_into(&self, id: &LayerId, dir: DirHandle) -> Result<Seen, Error> {
+    pub(super) fn look_into(&self, id: &LayerId, dir: &DirHandle) -> Result<Seen, Error> {
         let tree = self.kernel.tree();
         let path = self.layout.layer(id).dir().to_owned();
         let failed = |error| Error::io("read", &path, error);
-        let entries = tree.read_dir(&dir).map_err(failed)?;
+        let entries = tree.read_dir(dir).map_err(failed)?;
         let names: BTreeSet<OsString> = entries.into_iter().map(|entry| entry.name).collect();
-        let contents = match tree.open_dir(&dir, OsStr::new(names::DIFF)) {
+        let diff = tree.open_dir(dir, OsStr::new(names::DIFF));
+        let contents = match &diff {
             Ok(_) => None,
-            Err(error) => match contents_problem(&error) {
-                Some(problem) => Some(problem.to_owned()),
-                None => return Err(Error::io("open", path.join(names::DIFF), error)),
-            },
+            Err(error) => contents_problem(error).map(str::to_owned),
+        };
+        let diff = match diff {
+            Err(error) if contents.is_none() => {
+                return Err(Error::io("open", path.join(names::DIFF), error));
+            }
+            diff => diff,
         };
         let mut seen = Seen {
-            link: part(tree, &dir, (&path, names::LINK), |bytes| {
+            link: part(tree, dir, (&path, names::LINK), |bytes| {
                 LinkId::parse_file(bytes).map_err(|error| Part::Bad(with_source(&error)))
             })?,
-            lower: part(tree, &dir, (&path, names::LOWER), |bytes| {
+            lower: part(tree, dir, (&path, names::LOWER), |bytes| {
                 LowerChain::parse_file(bytes).map_err(|error| Part::Bad(with_source(&error)))
             })?,
-            record: part(tree, &dir, (&path, names::RECORD), |bytes| {
+            record: part(tree, dir, (&path, names::RECORD), |bytes| {
                 LayerRecord::parse_file(bytes).map_err(|error| match error {
                     RecordError::Newer { .. } => Part::Newer(error.to_string()),
                     error => Part::Bad(error.to_string()),
@@ -304,20 +328,27 @@ impl Overlay2 {
             newline: false,
             committed: names.contains(OsStr::new(names::COMMITTED)),
             contents,
-            volatile: self.is_volatile(&dir),
+            empty: false,
+            volatile: self.is_volatile(dir),
             writable: Vec::new(),
             enterable: false,
-            dir,
             names,
         };
+        if seen.is_half() {
+            seen.empty = match &diff {
+                Ok(diff) => tree.read_dir(diff).is_ok_and(|list| list.is_empty()),
+                // What is mounted there is not nothing.
+                Err(error) => error.kind() != io::ErrorKind::CrossesDevices,
+            };
+        }
         if seen.lower.good().is_some() {
-            let bytes = files::read(tree, &seen.dir, names::LOWER).map_err(failed)?;
+            let bytes = files::read(tree, dir, names::LOWER).map_err(failed)?;
             seen.newline = bytes.is_some_and(|bytes| bytes.ends_with(b"\n"));
         }
         for name in ["", names::LINK, names::LOWER, names::RECORD] {
             let node = match name {
-                "" => Node::Dir(&seen.dir),
-                name => Node::Entry(&seen.dir, OsStr::new(name)),
+                "" => Node::Dir(dir),
+                name => Node::Entry(dir, OsStr::new(name)),
             };
             match tree.metadata(node) {
                 Ok(found) if found.kind != FileKind::Symlink => {

@@ -1,4 +1,5 @@
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
@@ -7,7 +8,6 @@ use ovl_driver::{CreateLayer, Durability, Kernel, OpenOptions};
 use ovl_layout::LayerId;
 use ovl_testkit::conformance::Skip;
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::Value;
 
 use super::{Ovl, Place};
@@ -285,6 +285,7 @@ pub(super) fn of_500(place: &Place) -> Result<()> {
     let archive = archive.to_str().context("a path in UTF-8")?;
     let below = format!("s{}", DEEPEST - 1);
     ovl.ok(&["import", "sealed", "--parent", &below, archive])?;
+    let few = with_few_descriptors(place, &ovl)?;
     let without_length = ["layers-by-fd", "lowerdir-plus"];
     for strategy in strategies(place, &without_length)? {
         ensure!(mounts_by(&ovl, DEEPEST, strategy)?, "{strategy}");
@@ -293,8 +294,7 @@ pub(super) fn of_500(place: &Place) -> Result<()> {
         let settings = planned["settings"].as_array().context("settings")?;
         let lowers = settings.iter().filter(|one| one["key"] == "lowerdir+");
         ensure!(lowers.count() == DEEPEST + 1, "{planned}");
-        let mount = || ovl.mount(&["sealed", "--strategy", strategy]);
-        let path = with_few_descriptors(mount)?;
+        let path = few.mount(&["sealed", "--strategy", strategy])?;
         assert_shows(&path, DEEPEST - 1)?;
         ovl.ok(&["unmount", "sealed"])?;
     }
@@ -311,17 +311,17 @@ pub(super) fn of_500(place: &Place) -> Result<()> {
     ovl.assert_clean()
 }
 
-/// Runs what starts a program, which then can open few files at once.
-fn with_few_descriptors<T>(run: impl FnOnce() -> Result<T>) -> Result<T> {
-    let limit = getrlimit(Resource::Nofile);
-    let few = Rlimit {
-        current: Some(48),
-        ..limit
-    };
-    setrlimit(Resource::Nofile, few)?;
-    let result = run();
-    setrlimit(Resource::Nofile, limit)?;
-    result
+/// The program where it can open few files at once, and cannot change that.
+fn with_few_descriptors(place: &Place, ovl: &Ovl) -> Result<Ovl> {
+    let program = place.dir.join("few-descriptors");
+    let real = ovl.program.to_str().context("a path in UTF-8")?;
+    fs::write(
+        &program,
+        format!("#!/bin/sh\nulimit -n 48\nexec '{real}' \"$@\"\n"),
+    )?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    let home = ovl.home.clone();
+    Ok(Ovl { program, home })
 }
 
 /// What is mounted on a shared mount appears in its peers, whatever anybody says; but nothing that
