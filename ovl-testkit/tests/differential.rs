@@ -7,7 +7,9 @@ use ovl_testkit::{KernelProfile, MockKernel};
 fn transcript(profile: KernelProfile, number: u64) -> Transcript {
     let kernel = MockKernel::new(profile);
     kernel.mkdir_all("/scratch".as_ref()).unwrap();
-    run(&Subject::new(kernel.kernel(), "/scratch"), number).unwrap()
+    let subject = Subject::new(kernel.kernel(), "/scratch");
+    let subject = subject.editing(move |path, edit| kernel.edit(path, edit));
+    run(&subject, number).unwrap()
 }
 
 #[test]

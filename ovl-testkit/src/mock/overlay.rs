@@ -12,12 +12,15 @@ use rustix::io::Errno;
 use super::State;
 use super::data::Data;
 use super::inode::{Body, Ino, Inode, Result, check_name};
+use super::quota::Writer;
 
 /// One overlay. Its directories are named by the path from its root.
 #[derive(Clone, Debug)]
 pub(super) struct Overlay {
     pub(super) upper: Option<Ino>,
     pub(super) work: Option<Ino>,
+    /// The directory that the kernel makes in it, where what it makes begins.
+    pub(super) inner_work: Option<Ino>,
     pub(super) lowers: Vec<Ino>,
     pub(super) xattrs: XattrNamespace,
     pub(super) redirect: RedirectDir,
@@ -94,6 +97,12 @@ struct Search {
     /// The object last found has its data further down.
     metacopy: bool,
     redirected: bool,
+}
+
+/// One that has no name yet, or one more name of one.
+enum Whiteout {
+    New(Inode),
+    Shared(Ino),
 }
 
 fn whiteout() -> Body {
@@ -344,7 +353,7 @@ impl State {
                 continue;
             }
             let &(_, lower) = dir.lowers.first().ok_or(Errno::NOENT)?;
-            upper = self.copy_into(overlay, lower, lower, upper, &path[depth])?;
+            upper = self.copy_into(overlay, (lower, lower, true), upper, &path[depth])?;
         }
         Ok(upper)
     }
@@ -364,7 +373,7 @@ impl State {
             Entry::Object(object) if object.is_upper => Ok(object.ino),
             Entry::Object(object) => {
                 let upper = self.copy_up_dir(overlay, path)?;
-                self.copy_into(overlay, object.ino, object.data, upper, name)
+                self.copy_into(overlay, (object.ino, object.data, true), upper, name)
             }
             Entry::Directory(_) => {
                 let path: Vec<OsString> = [path, &[name.to_owned()]].concat();
@@ -373,18 +382,56 @@ impl State {
         }
     }
 
+    /// The upper file of that name, with its data.
+    pub(super) fn copy_up_data(
+        &mut self,
+        overlay: &Overlay,
+        path: &[OsString],
+        name: &OsStr,
+    ) -> Result<Ino> {
+        let dir = self.overlay_dir(overlay, path)?;
+        let found = self.overlay_lookup(overlay, &dir, name)?;
+        let Object {
+            ino,
+            is_upper,
+            data,
+        } = match found.ok_or(Errno::NOENT)? {
+            Entry::Object(object) => object,
+            Entry::Directory(_) => return Err(Errno::ISDIR),
+        };
+        if !is_upper {
+            let upper = self.copy_up_dir(overlay, path)?;
+            return self.copy_into(overlay, (ino, data, false), upper, name);
+        }
+        if ino != data {
+            let Body::Regular(contents) = self.inode(data)?.body.clone() else {
+                return Err(Errno::INVAL);
+            };
+            let project = self.inode(ino)?.project;
+            self.charge(Writer::Overlay, project, 0, contents.blocks() * 512)?;
+            let now = self.tick();
+            let clock = self.clock;
+            let metacopy = OsString::from(overlay.xattrs.metacopy());
+            let inode = self.inode_mut(ino)?;
+            inode.body = Body::Regular(contents);
+            (inode.mtime, inode.ctime) = (now, now);
+            inode.xattrs.remove(&metacopy);
+            inode.note_write(clock);
+        }
+        Ok(ino)
+    }
+
+    /// Copies an object up: it, what has its data, and whether that may stay below.
     fn copy_into(
         &mut self,
         overlay: &Overlay,
-        from: Ino,
-        data: Ino,
+        (from, data, may_stay): (Ino, Ino, bool),
         dir: Ino,
         name: &OsStr,
     ) -> Result<Ino> {
         let original = self.inode(from)?.clone();
         let is_file = matches!(original.body, Body::Regular(_));
-        // What copies up here is never a write.
-        let metacopy = overlay.metacopy && is_file;
+        let metacopy = overlay.metacopy && is_file && may_stay;
         let body = match &self.inode(data)?.body {
             Body::Directory(_) => Body::Directory(BTreeMap::new()),
             Body::Regular(contents) if metacopy => {
@@ -396,7 +443,12 @@ impl State {
         };
         // Copying up is no change of the directory it goes to.
         let before = self.inode(dir)?.mtime;
-        let ino = self.add(dir, name, body, original.mode)?;
+        // A file begins without a name, which no directory must be there for.
+        let born = match is_file {
+            true => overlay.inner_work.ok_or(Errno::ROFS)?,
+            false => self.work_dir(overlay)?,
+        };
+        let ino = self.add_by(Writer::Overlay, born, (dir, name), body, original.mode)?;
         let origin = OsString::from([overlay.xattrs.prefix(), "origin"].concat());
         let impure = OsString::from([overlay.xattrs.prefix(), "impure"].concat());
         let copy = self.inode_mut(ino)?;
@@ -433,7 +485,15 @@ impl State {
         }
         let (upper, hidden) = self.make_room(overlay, path, name)?;
         let is_dir = matches!(body, Body::Directory(_));
-        let ino = self.add(upper, name, body, mode)?;
+        let born = match hidden {
+            true => self.work_dir(overlay)?,
+            false => upper,
+        };
+        let made = self.make(Writer::Overlay, born, upper, body, mode)?;
+        if hidden {
+            self.unlink(upper, name)?;
+        }
+        let ino = self.put(made, upper, name)?;
         // With these, what is below must not change; else a directory that comes there later shows.
         let settled = overlay.metacopy || overlay.redirect == RedirectDir::On;
         let merged = !self.overlay_dir(overlay, path)?.lowers.is_empty();
@@ -443,8 +503,23 @@ impl State {
         Ok(ino)
     }
 
-    /// Makes a name of a merged directory free in its upper part: nothing visible may have it. Says
-    /// whether a whiteout had hidden something below.
+    /// Where the kernel makes what it then moves to its place.
+    fn work_dir(&self, overlay: &Overlay) -> Result<Ino> {
+        let ino = overlay.inner_work.ok_or(Errno::ROFS)?;
+        match self.inode(ino)?.nlink {
+            0 => Err(Errno::NOENT),
+            _ => Ok(ino),
+        }
+    }
+
+    /// Refuses to move something from there.
+    fn pass_work_dir(&self, overlay: &Overlay, ino: Ino, dir: Ino) -> Result<()> {
+        self.refuse_foreign_project(ino, self.work_dir(overlay)?)?;
+        self.refuse_foreign_project(ino, dir)
+    }
+
+    /// The upper part of a merged directory, for a name that nothing visible may have. Says whether
+    /// a whiteout has it there.
     fn make_room(
         &mut self,
         overlay: &Overlay,
@@ -457,9 +532,6 @@ impl State {
         }
         let upper = self.copy_up_dir(overlay, path)?;
         let hidden = self.child(upper, name)?.is_some();
-        if hidden {
-            self.unlink(upper, name)?;
-        }
         Ok((upper, hidden))
     }
 
@@ -469,25 +541,46 @@ impl State {
         Ok(())
     }
 
-    /// Hides what is below a name whose upper part is gone.
-    fn white_out(&mut self, overlay: &Overlay, path: &[OsString], name: &OsStr) -> Result<()> {
+    /// What hides what is below a name, where something is, once its upper part is gone.
+    fn make_whiteout(
+        &mut self,
+        overlay: &Overlay,
+        path: &[OsString],
+        name: &OsStr,
+    ) -> Result<Option<Whiteout>> {
         let dir = self.overlay_dir(overlay, path)?;
         if !self.below_has(overlay, &dir, name)? {
-            return Ok(());
+            return Ok(None);
         }
         let upper = self.copy_up_dir(overlay, path)?;
+        let work = self.work_dir(overlay)?;
         // All that a mount makes so are one inode.
         let root = overlay.upper.ok_or(Errno::ROFS)?;
-        match self.whiteouts.get(&root) {
+        Ok(Some(match self.whiteouts.get(&root) {
             Some(&shared) if self.inode(shared).is_ok_and(|inode| inode.nlink > 0) => {
-                self.link(shared, upper, name)
+                self.pass_work_dir(overlay, shared, upper)?;
+                Whiteout::Shared(shared)
             }
-            _ => {
-                let made = self.add(upper, name, whiteout(), 0)?;
+            _ => Whiteout::New(self.make(Writer::Overlay, work, upper, whiteout(), 0)?),
+        }))
+    }
+
+    fn put_whiteout(
+        &mut self,
+        overlay: &Overlay,
+        made: Option<Whiteout>,
+        (upper, name): (Ino, &OsStr),
+    ) -> Result<()> {
+        match made {
+            None => {}
+            Some(Whiteout::Shared(shared)) => self.link(shared, upper, name)?,
+            Some(Whiteout::New(inode)) => {
+                let made = self.put(inode, upper, name)?;
+                let root = overlay.upper.ok_or(Errno::ROFS)?;
                 self.whiteouts.insert(root, made);
-                Ok(())
             }
         }
+        Ok(())
     }
 
     pub(super) fn overlay_unlink(
@@ -501,15 +594,16 @@ impl State {
             .overlay_lookup(overlay, &dir, name)?
             .ok_or(Errno::NOENT)?
         {
-            Entry::Directory(_) => return Err(Errno::ISDIR),
+            Entry::Directory(_) => Err(Errno::ISDIR),
             Entry::Object(object) => {
                 let upper = self.copy_up_dir(overlay, path)?;
+                let whiteout = self.make_whiteout(overlay, path, name)?;
                 if object.is_upper {
                     self.unlink(upper, name)?;
                 }
+                self.put_whiteout(overlay, whiteout, (upper, name))
             }
         }
-        self.white_out(overlay, path, name)
     }
 
     pub(super) fn overlay_rmdir(
@@ -529,14 +623,24 @@ impl State {
             return Err(Errno::NOTEMPTY);
         }
         let upper = self.copy_up_dir(overlay, path)?;
-        self.remove_upper_dir(upper, name, inner.upper)?;
-        self.white_out(overlay, path, name)
+        let whiteout = self.make_whiteout(overlay, path, name)?;
+        self.remove_upper_dir(overlay, (upper, name), inner.upper)?;
+        self.put_whiteout(overlay, whiteout, (upper, name))
     }
 
-    fn remove_upper_dir(&mut self, upper: Ino, name: &OsStr, dir: Option<Ino>) -> Result<()> {
+    fn remove_upper_dir(
+        &mut self,
+        overlay: &Overlay,
+        (upper, name): (Ino, &OsStr),
+        dir: Option<Ino>,
+    ) -> Result<()> {
         let Some(dir) = dir else {
             return Ok(());
         };
+        if !self.entries(dir)?.is_empty() {
+            // An empty one takes its place first.
+            self.pass_work_dir(overlay, dir, upper)?;
+        }
         // Only whiteouts are left in it.
         for whiteout in self.entries(dir)?.keys().cloned().collect::<Vec<_>>() {
             self.unlink(dir, &whiteout)?;
@@ -566,7 +670,11 @@ impl State {
         if self.is_metacopy(overlay, ino)? {
             self.set_redirect(overlay, (from_path, from), true)?;
         }
-        let (upper, _) = self.make_room(overlay, path, name)?;
+        let (upper, hidden) = self.make_room(overlay, path, name)?;
+        if hidden {
+            self.pass_work_dir(overlay, ino, upper)?;
+            self.unlink(upper, name)?;
+        }
         self.link(ino, upper, name)?;
         self.note_impure(overlay, ino, upper)
     }
@@ -657,18 +765,69 @@ impl State {
                     false => self.unlink(upper, from),
                 };
             }
-            None => {
-                self.make_room(overlay, path, name)?;
-            }
+            None => {}
             Some(Entry::Object(object)) if object.is_upper => self.unlink(target, name)?,
             Some(Entry::Object(_)) => {}
-            Some(Entry::Directory(dir)) => self.remove_upper_dir(target, name, dir.upper)?,
+            Some(Entry::Directory(dir)) => {
+                self.remove_upper_dir(overlay, (target, name), dir.upper)?;
+            }
         }
         self.rename((upper, from), (target, name))?;
         if leaves_whiteout {
-            self.add(upper, from, whiteout(), 0)?;
+            self.add_by(Writer::Overlay, upper, (upper, from), whiteout(), 0)?;
         }
         Ok(())
+    }
+
+    pub(super) fn overlay_exchange(
+        &mut self,
+        overlay: &Overlay,
+        one: (&[OsString], &OsStr),
+        other: (&[OsString], &OsStr),
+    ) -> Result<()> {
+        let path_of = |(path, name): (&[OsString], &OsStr)| [path, &[name.to_owned()]].concat();
+        if other.0.starts_with(&path_of(one)) || one.0.starts_with(&path_of(other)) {
+            return Err(Errno::INVAL);
+        }
+        let mut found = Vec::new();
+        for (path, name) in [one, other] {
+            let dir = self.overlay_dir(overlay, path)?;
+            let entry = self.overlay_lookup(overlay, &dir, name)?;
+            found.push(entry.ok_or(Errno::NOENT)?);
+        }
+        if one == other {
+            return Ok(());
+        }
+        if let [Entry::Object(first), Entry::Object(second)] = &*found
+            && first.is_upper
+            && second.is_upper
+            && first.ino == second.ino
+        {
+            return Ok(());
+        }
+        let merges =
+            |entry: &Entry| matches!(entry, Entry::Directory(dir) if !dir.lowers.is_empty());
+        if found.iter().any(merges) && overlay.redirect != RedirectDir::On {
+            return Err(Errno::XDEV);
+        }
+        let mut moved = Vec::new();
+        for (path, name) in [one, other] {
+            let ino = self.copy_up(overlay, path, name)?;
+            moved.push((ino, self.copy_up_dir(overlay, path)?));
+        }
+        let sides = [(one, other.0), (other, one.0)];
+        for ((entry, (ino, _)), (place, target)) in found.iter().zip(&moved).zip(sides) {
+            let is_dir = matches!(entry, Entry::Directory(_));
+            if merges(entry) || self.is_metacopy(overlay, *ino)? {
+                self.set_redirect(overlay, place, one.0 != other.0)?;
+            } else if is_dir && !self.overlay_dir(overlay, target)?.lowers.is_empty() {
+                self.set_opaque(overlay, *ino)?;
+            }
+        }
+        let (first, second) = (moved[0], moved[1]);
+        self.note_impure(overlay, first.0, second.1)?;
+        self.note_impure(overlay, second.0, first.1)?;
+        self.exchange((first.1, one.1), (second.1, other.1))
     }
 
     /// Writes down where the upper object of that name has its contents below, before it is renamed

@@ -96,6 +96,19 @@ impl KernelProfile {
         }
     }
 
+    /// Linux 4.4: overlayfs has no options but the layers, and makes no redirects.
+    #[must_use]
+    pub fn linux_4_4() -> Self {
+        Self {
+            index: false,
+            redirect_dir: false,
+            metacopy: false,
+            xino: false,
+            default_redirect: RedirectDir::NoFollow,
+            ..Self::linux_4_19()
+        }
+    }
+
     /// A kernel built with `CONFIG_OVERLAY_FS_REDIRECT_DIR` and `CONFIG_OVERLAY_FS_METACOPY`:
     /// mounts that do not say otherwise write redirects, and leave data below.
     #[must_use]

@@ -26,7 +26,8 @@ pub(super) struct Request {
 /// A directory for a mount.
 pub(super) enum Directory {
     Named(PathBuf),
-    Open(Ino),
+    /// On that mount.
+    Open(u64, Ino),
 }
 
 impl Request {
@@ -114,7 +115,7 @@ impl Request {
     pub(super) fn from_settings(
         settings: &[Setting],
         profile: &KernelProfile,
-        open: impl Fn(&Path) -> Result<Ino>,
+        open: impl Fn(&Path) -> Result<(u64, Ino)>,
     ) -> std::result::Result<Self, Refusal> {
         if !profile.lowerdir_plus {
             return Err(Errno::NOSYS.into());
@@ -133,11 +134,12 @@ impl Request {
                     request.set_or_say(key, Some(value.as_bytes()), profile)?;
                 }
                 Setting::Directory(key, path) => {
-                    let opened = open(path).map_err(|errno| Refusal::Layer(path.clone(), errno))?;
+                    let (mount, dir) =
+                        open(path).map_err(|errno| Refusal::Layer(path.clone(), errno))?;
                     if !profile.layers_by_fd {
                         return Err(Errno::INVAL.into());
                     }
-                    let opened = Directory::Open(opened);
+                    let opened = Directory::Open(mount, dir);
                     match *key {
                         "lowerdir+" => request.add_lower(opened)?,
                         "upperdir" => request.upper = Some(opened),
