@@ -311,10 +311,10 @@ impl World {
                 limits,
             } => self.create(slot, child, limits),
             Step::Write { slot, name, len } => {
-                self.as_nobody(|life| life.write(slot, &name_of(name), len))
+                self.as_nobody(|life| life.write(slot, &name_of(name), len));
             }
             Step::MakeDir { slot, name } => {
-                self.as_nobody(|life| life.make_dir(slot, &name_of(name)))
+                self.as_nobody(|life| life.make_dir(slot, &name_of(name)));
             }
             Step::Remove { slot, name } => self.remove(slot, &name_of(name)),
             Step::CopyUp { slot, lower } => self.copy_up(slot, lower),

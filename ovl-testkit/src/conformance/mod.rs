@@ -44,7 +44,9 @@ pub struct Subject {
 
 /// Changes files of the subject in place.
 #[derive(Clone)]
-struct Editor(Arc<dyn Fn(&Path, Edit<'_>) -> io::Result<()> + Send + Sync>);
+struct Editor(Arc<EditFn>);
+
+type EditFn = dyn Fn(&Path, Edit<'_>) -> io::Result<()> + Send + Sync;
 
 impl fmt::Debug for Editor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

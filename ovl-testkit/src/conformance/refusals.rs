@@ -15,6 +15,7 @@ use super::{Subject, list};
 
 list! {
     a_layer_that_is_twice_in_a_chain_is_refused,
+    a_layer_inside_another_is_refused,
     no_layer_on_an_overlay_is_written_to,
     the_work_directory_must_be_there_for_whiteouts,
 }
@@ -70,6 +71,37 @@ fn a_layer_that_is_twice_in_a_chain_is_refused(subject: &Subject) {
     }
     let mounted = mount(subject, layout, &id("top"), &[link, link]);
     assert_refused(subject, layout, mounted, Errno::LOOP);
+}
+
+fn a_layer_inside_another_is_refused(subject: &Subject) {
+    let home = subject.dir().join("home");
+    for dir in [
+        "",
+        "l",
+        "below",
+        "below/diff",
+        "below/diff/in",
+        "top",
+        "top/diff",
+        "top/diff/in",
+        "top/work",
+        "top/merged",
+    ] {
+        subject.mkdir(&home.join(dir), 0o755);
+    }
+    let link = |number: u8, target: &str| {
+        let link = LinkId::from_entropy([number; 17]);
+        subject.symlink(&home.join("l").join(link.as_str()), target);
+        link
+    };
+    let outer = link(1, "../below/diff");
+    let inner = link(2, "../below/diff/in");
+    let in_upper = link(3, "../top/diff/in");
+    let layout = Layout::new(&home);
+    for lowers in [&[outer, inner][..], &[inner, outer], &[outer, in_upper]] {
+        let mounted = mount(subject, &layout, &id("top"), lowers);
+        assert_refused(subject, &layout, mounted, Errno::LOOP);
+    }
 }
 
 fn no_layer_on_an_overlay_is_written_to(subject: &Subject) {

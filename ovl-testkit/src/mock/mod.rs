@@ -1,5 +1,6 @@
 //! A kernel in memory, with Linux's semantics.
 
+mod copy_up;
 mod data;
 mod disk;
 mod files;
@@ -8,9 +9,12 @@ mod mounts;
 mod overlay;
 mod profile;
 mod quota;
+mod renames;
 mod request;
 mod system;
 mod tree;
+mod walk;
+mod xattrs;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -34,9 +38,7 @@ const FIRST_NAMESPACE: u64 = 1;
 /// merge rules, locks and project quotas. It implements every backend of the store, so that code
 /// which uses a [`Kernel`] runs on it without privileges.
 ///
-/// It behaves as Linux does, with real error numbers. Where Linux permits what no program should
-/// rely on, it refuses: mount data of a page or more, and an upper or work directory that a mount
-/// already uses. Clones are the same kernel.
+/// It behaves as Linux does, with real error numbers. Clones are the same kernel.
 ///
 /// ```
 /// use ovl_driver::{CreateLayer, MountRequest, OpenOptions, blocking::Overlay2};
@@ -53,10 +55,36 @@ const FIRST_NAMESPACE: u64 = 1;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
+/// # Where it is stricter than Linux
+///
+/// What Linux permits, and no program should rely on, is refused:
+///
+/// - `EINVAL` for mount data of a page or more, which Linux cuts.
+/// - `EBUSY` for an upper or work directory that a mount already uses, in any mount namespace, or
+///   one that was unmounted lazily and that something still uses. Linux only warns.
+/// - `ELOOP` for a lower layer that contains the upper one or is the work directory's own, as Linux
+///   did everywhere once. Of late it mounts the former.
+/// - `EPERM` for a mount without `userxattr` in a user namespace. Linux mounts one that cannot
+///   write down what it hides.
+/// - `EINVAL` for an overlay as a layer of another, below which Linux takes two levels; for mounts
+///   on directories of merged views; for data-only layers (`::`), `nfs_export`, `uuid`, `verity` and
+///   `fsync`; and for labels, since no security module is active.
+///
 /// # What it does not have
 ///
-/// Handles of overlay directories name a path: they do not follow a rename. Access is not checked
-/// against modes.
+/// - Handles of overlay directories name a path: they do not follow a rename.
+/// - Access is not checked against modes, and `nodev`, `nosuid` and `noexec` change nothing.
+/// - Default access control lists are not inherited, and values of access control lists and
+///   capabilities are not looked at.
+/// - A new directory in one with the setgid bit has exactly the mode that is asked for, as
+///   [`create_dir`](ovl_diff::TreeBackend::create_dir) promises; its group is inherited.
+/// - Flags such as `chattr +i`.
+/// - [Keeping to limits](ovl_quota::QuotaBackend::keep_to_limits) binds all callers while one of
+///   them does, not his thread alone.
+/// - What overlayfs makes in its work directory is never seen there, and a change of a merged view
+///   is a change of names in the upper layer alone.
+/// - A new mount namespace has copies of all mounts, and none is shared with it.
+/// - Files share data on XFS, and are charged for it, only outside of overlays.
 #[derive(Clone)]
 pub struct MockKernel {
     shared: Arc<Shared>,

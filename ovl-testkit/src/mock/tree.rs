@@ -15,25 +15,24 @@ use ovl_driver::FsType;
 use rustix::io::Errno;
 
 use super::data::Data;
-use super::inode::{Body, CAPABILITY, Ino, ROOT, Result, check_name};
+use super::inode::{Body, CAPABILITY, Ino, Result, check_name};
 use super::mounts::{Kind, Mount, Use};
 use super::overlay::{Entry, Overlay, Private};
 use super::quota::Writer;
+use super::xattrs::{shown_name, stored_name};
 use super::{MockKernel, State};
 
-/// Symbolic links that one path may lead through.
-const MAX_LINKS: usize = 40;
 const MAX_TARGET_LEN: usize = 4095;
 
 /// An open directory. Holding the mount is what keeps it busy.
 pub(super) struct MockDir {
     pub(super) mount: Arc<Use>,
-    at: At,
+    pub(super) at: At,
 }
 
 /// Where on its mount a directory is.
 #[derive(Clone)]
-enum At {
+pub(super) enum At {
     Plain(Ino),
     Merged(Vec<OsString>),
 }
@@ -140,7 +139,7 @@ impl MockDir {
         })
     }
 
-    fn enter(&self, name: &OsStr, ino: Ino) -> Self {
+    pub(super) fn enter(&self, name: &OsStr, ino: Ino) -> Self {
         let at = match &self.at {
             At::Plain(_) => At::Plain(ino),
             At::Merged(path) => At::Merged([&**path, &[name.to_owned()]].concat()),
@@ -165,7 +164,7 @@ impl MockDir {
             .map(|mount| Self::root_of(mount, process)))
     }
 
-    fn root_of(mount: &Arc<Mount>, process: u32) -> Self {
+    pub(super) fn root_of(mount: &Arc<Mount>, process: u32) -> Self {
         let at = match &mount.kind {
             Kind::Plain(root) => At::Plain(*root),
             Kind::Overlay(_) => At::Merged(Vec::new()),
@@ -193,55 +192,6 @@ impl MockDir {
             Kind::Plain(_) => 1,
             Kind::Overlay(_) => u32::try_from(self.mount.id).unwrap_or(u32::MAX) + 100,
         }
-    }
-}
-
-impl State {
-    /// Follows an absolute path through mounts and symbolic links to a directory.
-    pub(super) fn walk(&self, path: &Path, pid: u32) -> Result<MockDir> {
-        let root = self.mounts.first().ok_or(Errno::NOENT)?;
-        let top = |mut found: MockDir| {
-            // Whatever is mounted there covers it, and that may be covered in turn.
-            while let At::Plain(ino) = found.at
-                && let Some(mount) = self.mounted_on(ino)
-                && mount.id > found.mount.id
-            {
-                found = MockDir::root_of(mount, pid);
-            }
-            found
-        };
-        let mut stack = vec![MockDir {
-            mount: Use::new(root, pid),
-            at: At::Plain(ROOT),
-        }];
-        let mut pending: Vec<OsString> = path.iter().rev().map(OsStr::to_owned).collect();
-        let mut links = 0;
-        while let Some(name) = pending.pop() {
-            match name.as_encoded_bytes() {
-                b"/" => stack.truncate(1),
-                b"." => {}
-                b".." => stack.truncate(stack.len().saturating_sub(1).max(1)),
-                _ => {
-                    let here = &stack[stack.len() - 1];
-                    let ino = here.lookup(self, &name)?.ok_or(Errno::NOENT)?;
-                    match &self.inode(ino)?.body {
-                        Body::Directory(_) => {
-                            let inner = top(here.enter(&name, ino));
-                            stack.push(inner);
-                        }
-                        Body::Symlink(target) => {
-                            links += 1;
-                            if links > MAX_LINKS {
-                                return Err(Errno::LOOP);
-                            }
-                            pending.extend(Path::new(target).iter().rev().map(OsStr::to_owned));
-                        }
-                        _ => return Err(Errno::NOTDIR),
-                    }
-                }
-            }
-        }
-        stack.pop().ok_or(Errno::NOENT)
     }
 }
 
@@ -793,38 +743,4 @@ impl TreeBackend for MockKernel {
     fn sync(&self, node: Node<'_>) -> io::Result<()> {
         self.sync_node(node)
     }
-}
-
-/// Under which name a merged view shows a stored attribute.
-fn shown_name(private: Option<Private>, name: &OsStr) -> Option<OsString> {
-    let Some(private) = private else {
-        return Some(name.to_owned());
-    };
-    if private.has(name) {
-        return None;
-    }
-    let prefix = private.prefix;
-    let own = name.as_encoded_bytes().strip_prefix(prefix.as_bytes());
-    let own = own.and_then(|rest| rest.strip_prefix(b"overlay."));
-    Some(match own {
-        Some(own) => join(prefix, own),
-        None => name.to_owned(),
-    })
-}
-
-/// Under which name an attribute set through a merged view is stored.
-fn stored_name(private: Option<Private>, name: &OsStr) -> Result<OsString> {
-    let Some(Private { prefix, escapes }) = private else {
-        return Ok(name.to_owned());
-    };
-    match name.as_encoded_bytes().strip_prefix(prefix.as_bytes()) {
-        Some(_) if !escapes => Err(Errno::OPNOTSUPP),
-        Some(own) => Ok(join(prefix, &[b"overlay.", own].concat())),
-        None => Ok(name.to_owned()),
-    }
-}
-
-fn join(prefix: &str, rest: &[u8]) -> OsString {
-    use std::os::unix::ffi::OsStringExt as _;
-    OsString::from_vec([prefix.as_bytes(), rest].concat())
 }
