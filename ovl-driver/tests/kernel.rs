@@ -58,7 +58,7 @@ fn main() -> ExitCode {
         .into_iter()
         .map(|case| {
             let run = move |dir: &Path| {
-                let subject = Subject::new(Kernel::host(), dir);
+                let subject = Subject::new(Kernel::host(), dir).editing(ovl_testkit::edit_file);
                 (case.run)(&subject);
                 for Skip { part, reason, .. } in subject.skips() {
                     let part = part.map(|part| format!(" ({part})")).unwrap_or_default();

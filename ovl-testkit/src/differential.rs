@@ -25,6 +25,7 @@ use tar::EntryType;
 
 use crate::archive::ArchiveBuilder;
 use crate::conformance::Subject;
+use crate::edit::Edit;
 use crate::random::Random;
 use crate::snapshot::{Object, snapshot_at};
 
@@ -34,6 +35,9 @@ const MODES: [u32; 7] = [0o755, 0o700, 0o644, 0o4755, 0o2755, 0o1777, 0];
 const STEPS: usize = 40;
 /// Times that scripts set; all others are those of the run.
 const SET: i64 = 1_000_000_000;
+
+/// `VFS_CAP_REVISION_2`, with `CAP_NET_RAW` permitted: changes of contents and owner take it away.
+const CAPABILITIES: [u8; 20] = [0, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
 /// What a kernel has answered to a script, line by line, and the trees that were left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -84,6 +88,7 @@ pub fn run(subject: &Subject, number: u64) -> io::Result<Transcript> {
     let options = settings.iter().try_fold(options, |all, one| all.with(one));
     let mut script = Script {
         options: options.map_err(io::Error::other)?,
+        subject,
         tree,
         store: &store,
         random: Random::new(number),
@@ -106,6 +111,7 @@ pub fn run(subject: &Subject, number: u64) -> io::Result<Transcript> {
 }
 
 struct Script<'s> {
+    subject: &'s Subject,
     tree: &'s dyn TreeBackend,
     store: &'s Overlay2,
     random: Random,
@@ -360,7 +366,7 @@ impl Script<'_> {
     /// One call of the tree.
     fn call(&mut self, root: &Path) -> (String, io::Result<String>) {
         let (path, to) = (self.path(), self.path());
-        let (kind, number) = (self.random.below(28), self.random.small(3));
+        let (kind, number) = (self.random.below(32), self.random.small(3));
         let mode = *self.random.of(&MODES);
         let (shown, shown_to) = (path.display().to_string(), to.display().to_string());
         let words = match kind {
@@ -380,10 +386,17 @@ impl Script<'_> {
             24 => format!("removexattr {shown} {number}"),
             25 => format!("read {shown}"),
             26 => format!("list {shown}"),
-            _ => format!("look {shown}"),
+            27 => format!("look {shown}"),
+            28 | 29 => format!("write {shown} {number}"),
+            30 => format!("truncate {shown} {number}"),
+            _ => format!("exchange {shown} {shown_to}"),
         };
         let result = self.made(root, kind, (&path, &to), (mode, number));
-        let changed = if (10..17).contains(&kind) { to } else { path };
+        let changed = if (10..17).contains(&kind) || kind == 31 {
+            to
+        } else {
+            path
+        };
         if result.is_ok() && !self.known.contains(&changed) {
             self.known.push(changed);
         }
@@ -408,8 +421,9 @@ impl Script<'_> {
         let tree = self.tree;
         let (dir, name) = self.open(root, path)?;
         let node = Node::Entry(&dir, name);
-        let attribute =
-            OsStr::new(["user.colour", "trusted.other", "security.other"][usize::from(number)]);
+        let attribute = OsStr::new(
+            ["user.colour", "trusted.other", "security.capability"][usize::from(number)],
+        );
         match kind {
             0..4 => tree.create_dir(&dir, name, mode)?,
             4..8 => {
@@ -450,6 +464,7 @@ impl Script<'_> {
                 let secs = SET + i64::from(number);
                 tree.set_mtime(node, Timestamp { secs, nanos: 7 })?;
             }
+            23 if number == 2 => tree.set_xattr(node, attribute, &CAPABILITIES)?,
             23 => tree.set_xattr(node, attribute, &[number])?,
             24 => tree.remove_xattr(node, attribute)?,
             25 => {
@@ -468,13 +483,31 @@ impl Script<'_> {
                     .map(|entry| format!("{:?} {:?}", entry.name, entry.kind));
                 return Ok(names.collect::<Vec<_>>().join(", "));
             }
-            _ => {
+            27 => {
                 let found = tree.metadata(node)?;
                 let size = if found.is_dir() { 0 } else { found.size };
                 return Ok(format!("{:?} {:o} {size}", found.kind, found.mode));
             }
+            28..31 => {
+                let offset = u64::from(number) * 3000;
+                let edit = match kind {
+                    30 => Edit::Truncate(offset + 2),
+                    _ => Edit::Write {
+                        offset,
+                        bytes: b"written",
+                    },
+                };
+                match self.subject.edit(&root.join(path), edit) {
+                    Some(edited) => edited?,
+                    None => return Ok("left out".to_owned()),
+                }
+            }
+            _ => {
+                let (to_dir, to) = self.open(root, to)?;
+                tree.rename(&dir, name, &to_dir, to, RenameMode::Exchange)?;
+            }
         }
-        if kind < 10 {
+        if kind < 10 || (28..31).contains(&kind) {
             // Clocks tick more or less often: what is new must differ in its time from what is not.
             let secs = SET + i64::try_from(self.lines.len()).unwrap_or(0);
             tree.set_mtime(node, Timestamp { secs, nanos: 5 })?;

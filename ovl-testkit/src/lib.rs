@@ -5,6 +5,7 @@
 mod archive;
 pub mod conformance;
 pub mod differential;
+mod edit;
 mod faulty;
 mod listing;
 mod mock;
@@ -14,6 +15,7 @@ mod schedule;
 mod snapshot;
 
 pub use archive::ArchiveBuilder;
+pub use edit::{Edit, edit_file};
 pub use faulty::{Fault, Faulty, Journal, Operation, Outcome};
 pub use listing::listing_at;
 pub use mock::{Fate, KernelProfile, MockKernel, Pending, PendingKind, Survivors};

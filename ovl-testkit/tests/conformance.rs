@@ -23,6 +23,11 @@ fn run_shallow(profile: &KernelProfile) -> Vec<(&'static str, Skip)> {
     run_some(profile, |name| !DEEP.contains(&name))
 }
 
+fn subject(kernel: &MockKernel) -> Subject {
+    let editor = kernel.clone();
+    Subject::new(kernel.kernel(), "/scratch").editing(move |path, edit| editor.edit(path, edit))
+}
+
 fn run_some(profile: &KernelProfile, chosen: impl Fn(&str) -> bool) -> Vec<(&'static str, Skip)> {
     let (mut failed, mut skips) = (Vec::new(), Vec::new());
     let all = cases();
@@ -33,7 +38,7 @@ fn run_some(profile: &KernelProfile, chosen: impl Fn(&str) -> bool) -> Vec<(&'st
     for case in all.into_iter().filter(|case| chosen(case.name)) {
         let kernel = MockKernel::new(profile.clone());
         kernel.mkdir_all("/scratch".as_ref()).unwrap();
-        let subject = Subject::new(kernel.kernel(), "/scratch");
+        let subject = subject(&kernel);
         if catch_unwind(AssertUnwindSafe(|| (case.run)(&subject))).is_err() {
             failed.push(case.name);
         }
@@ -65,6 +70,20 @@ fn all_cases_hold_without_the_new_mount_api() {
     for part in [None, Some("layers-by-fd"), Some("lowerdir-plus")] {
         assert!(left_out(&skips, part), "{part:?}: {skips:?}");
     }
+}
+
+#[test]
+fn all_cases_hold_on_linux_4_19() {
+    let skips = run_shallow(&KernelProfile::linux_4_19());
+    assert!(left_out(&skips, Some("lowerdir-plus")), "{skips:?}");
+    let volatile = |(_, skip): &&(&str, Skip)| skip.reason.contains("volatile");
+    assert_eq!(skips.iter().filter(volatile).count(), 8, "{skips:?}");
+    run_shallow(&KernelProfile::linux_4_4());
+}
+
+#[test]
+fn all_cases_hold_where_mounts_write_redirects_unless_told_otherwise() {
+    assert_eq!(run_shallow(&KernelProfile::redirect_on()), []);
 }
 
 #[test]
@@ -104,8 +123,8 @@ fn all_cases_hold_in_a_user_namespace_with_many_ids() {
 fn random_changes_are_what_diffs_say() {
     let kernel = MockKernel::new(KernelProfile::modern());
     kernel.mkdir_all("/scratch".as_ref()).unwrap();
-    let subject = Subject::new(kernel.kernel(), "/scratch");
-    let written = ovl_testkit::conformance::run_scripts(&subject, 100..356, None);
+    let subject = subject(&kernel);
+    let written = ovl_testkit::conformance::run_scripts(&subject, 100..356);
     assert!(
         written.redirects > 128 && written.metacopies > 128,
         "{written:?}"

@@ -7,7 +7,9 @@ use ovl_testkit::{KernelProfile, MockKernel};
 fn transcript(profile: KernelProfile, number: u64) -> Transcript {
     let kernel = MockKernel::new(profile);
     kernel.mkdir_all("/scratch".as_ref()).unwrap();
-    run(&Subject::new(kernel.kernel(), "/scratch"), number).unwrap()
+    let subject = Subject::new(kernel.kernel(), "/scratch");
+    let subject = subject.editing(move |path, edit| kernel.edit(path, edit));
+    run(&subject, number).unwrap()
 }
 
 #[test]
@@ -19,6 +21,8 @@ fn a_script_gives_the_same_however_layers_are_told_to_the_kernel() {
             KernelProfile::legacy(),
             KernelProfile::named_layers(),
             KernelProfile::large_pages(),
+            KernelProfile::linux_4_19(),
+            KernelProfile::redirect_on(),
         ] {
             if let Some(words) = one.difference(&transcript(other.clone(), number)) {
                 panic!("script {number} on {other:?}:\n{words}");

@@ -11,7 +11,7 @@ use ovl_diff::{
     DirEntry, DirHandle, FileHandle, Metadata, Node, NodeKind, RenameMode, Timestamp, TreeBackend,
 };
 use ovl_driver::Kernel;
-use ovl_quota::{Enforcement, Limits, ProjectId, ProjectRange, QuotaBackend, Usage};
+use ovl_quota::{Enforcement, KeepsToLimits, Limits, ProjectId, ProjectRange, QuotaBackend, Usage};
 use ovl_testkit::MockKernel;
 use rustix::io::Errno;
 
@@ -111,5 +111,6 @@ impl QuotaBackend for Mortal {
         set_limits(home: &Path, project: ProjectId, limits: &Limits) -> ();
         usage(home: &Path, project: ProjectId) -> Usage;
         used_ids(home: &Path, range: ProjectRange) -> Vec<ProjectId>;
+        keep_to_limits() -> KeepsToLimits;
     }
 }

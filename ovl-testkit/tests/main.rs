@@ -16,6 +16,7 @@ mod exhaustive;
 mod faults;
 mod locks;
 mod model;
+mod namespaces;
 mod overlay;
 mod power;
 mod printed;

@@ -13,7 +13,7 @@ use crate::trees::{assert_errno, name};
 const LINK: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 /// A home with a lower layer `base` and an upper one `top`, both with some contents.
-fn home() -> MockKernel {
+pub(crate) fn home() -> MockKernel {
     let kernel = MockKernel::new(KernelProfile::modern());
     for dir in [
         "/h/l",
@@ -38,7 +38,7 @@ fn home() -> MockKernel {
     kernel
 }
 
-fn try_mount(kernel: &MockKernel, access: Access) -> Result<(), MountError> {
+pub(crate) fn try_mount(kernel: &MockKernel, access: Access) -> Result<(), MountError> {
     let id: LayerId = "top".parse().unwrap();
     let chain: LowerChain = [LINK.parse::<LinkId>().unwrap()].into_iter().collect();
     let features = kernel.features().unwrap();
@@ -52,7 +52,7 @@ fn mounted() -> MockKernel {
     kernel
 }
 
-const MERGED: &str = "/h/top/merged";
+pub(crate) const MERGED: &str = "/h/top/merged";
 
 fn upper(kernel: &MockKernel, path: &str) -> Option<ovl_diff::Metadata> {
     let path = Path::new("/h/top/diff").join(path);

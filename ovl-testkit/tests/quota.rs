@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
-use ovl_diff::{RenameMode, TreeBackend as _};
+use ovl_diff::{Node, RenameMode, TreeBackend as _};
 use ovl_driver::{CreateLayer, ErrorKind, OpenOptions, blocking::Overlay2};
+use ovl_mount::Access;
 use ovl_quota::{Bytes, Limits, ProjectId, QuotaBackend as _};
-use ovl_testkit::{Faulty, KernelProfile, MockKernel};
+use ovl_testkit::{Faulty, KernelProfile, MockKernel, Survivors};
 use rustix::io::Errno;
 
+use crate::overlay::{MERGED, home, try_mount};
 use crate::trees::{assert_errno, name};
 
 fn tagged(profile: KernelProfile) -> (MockKernel, ProjectId) {
@@ -27,6 +29,7 @@ fn what_is_made_in_a_tagged_directory_counts_and_is_limited() {
         (KernelProfile::xfs(), Errno::NOSPC),
     ] {
         let (kernel, project) = tagged(profile);
+        let _keeps = kernel.keep_to_limits().unwrap();
         let home = Path::new("/h");
         let limits = Limits::UNLIMITED.bytes(Some(Bytes::new(5 << 20)));
         kernel.set_limits(home, project, &limits).unwrap();
@@ -59,6 +62,7 @@ fn what_is_made_in_a_tagged_directory_counts_and_is_limited() {
 #[test]
 fn inodes_are_limited_too() {
     let (kernel, project) = tagged(KernelProfile::modern());
+    let _keeps = kernel.keep_to_limits().unwrap();
     let limits = Limits::UNLIMITED.inodes(Some(3));
     kernel
         .set_limits(Path::new("/h"), project, &limits)
@@ -70,6 +74,92 @@ fn inodes_are_limited_too() {
         kernel.write_file(Path::new("/h/layer/c"), b""),
         Errno::DQUOT,
     );
+}
+
+#[test]
+fn root_exceeds_limits_on_ext4_unless_it_gives_that_up() {
+    for (profile, exceeds) in [
+        (KernelProfile::modern(), true),
+        (KernelProfile::xfs(), false),
+    ] {
+        let (kernel, project) = tagged(profile);
+        let limits = Limits::UNLIMITED.inodes(Some(1));
+        let home = Path::new("/h");
+        kernel.set_limits(home, project, &limits).unwrap();
+        let write = |name: &str| kernel.write_file(&Path::new("/h/layer").join(name), b"x");
+        assert_eq!(write("a").is_ok(), exceeds);
+        let keeps = kernel.keep_to_limits().unwrap();
+        write("b").unwrap_err();
+        drop(keeps);
+        assert_eq!(write("c").is_ok(), exceeds);
+    }
+}
+
+#[test]
+fn limits_are_on_disk_with_a_later_change_that_is_synced() {
+    let limits = Limits::UNLIMITED.inodes(Some(3));
+    for (synced, later) in [(false, false), (true, false), (false, true), (true, true)] {
+        let (kernel, project) = tagged(KernelProfile::modern());
+        kernel.sync_all();
+        let (home, layer) = (Path::new("/h"), Path::new("/h/layer"));
+        kernel.set_limits(home, project, &limits).unwrap();
+        let pending = kernel.pending();
+        let [pending] = &*pending else {
+            panic!("{pending:?}");
+        };
+        assert_eq!(pending.to_string(), "limits of project 7");
+        let dir = kernel.open_root(layer).unwrap();
+        if later {
+            kernel.create_dir(&dir, name("new"), 0o755).unwrap();
+        }
+        if synced {
+            kernel.sync(Node::Dir(&dir)).unwrap();
+        }
+        let found = |kernel: &MockKernel| kernel.usage(home, project).unwrap().limits;
+        let kept = kernel.fork();
+        kept.crash(&Survivors::Everything);
+        assert_eq!(found(&kept), limits);
+        kernel.crash(&Survivors::Nothing);
+        let expected = if synced && later {
+            limits
+        } else {
+            Limits::UNLIMITED
+        };
+        assert_eq!(found(&kernel), expected, "{synced}, {later}");
+    }
+}
+
+#[test]
+fn what_overlayfs_makes_in_a_work_directory_of_another_project_stays_there() {
+    let kernel = home();
+    let upper = Path::new("/h/top/diff");
+    kernel.assign_project(upper, ProjectId::new(7)).unwrap();
+    try_mount(&kernel, Access::Writable).unwrap();
+    let merged = kernel.open_root(Path::new(MERGED)).unwrap();
+    let dir = kernel.open_dir(&merged, name("dir")).unwrap();
+    let file = Node::Entry(&merged, name("file"));
+    assert_errno(kernel.create_dir(&dir, name("new"), 0o755), Errno::XDEV);
+    assert_errno(kernel.unlink(&merged, name("file")), Errno::XDEV);
+    assert_errno(kernel.set_mode(file, 0o600), Errno::XDEV);
+    kernel.metadata(file).unwrap();
+    // What begins in the upper directory may be there.
+    kernel.create_dir(&merged, name("new"), 0o755).unwrap();
+}
+
+#[test]
+fn without_its_work_directory_overlayfs_copies_files_up_and_nothing_else() {
+    let kernel = home();
+    try_mount(&kernel, Access::Writable).unwrap();
+    let work = kernel.open_root(Path::new("/h/top/work")).unwrap();
+    kernel.remove_dir(&work, name("work")).unwrap();
+    let merged = kernel.open_root(Path::new(MERGED)).unwrap();
+    let dir = kernel.open_dir(&merged, name("dir")).unwrap();
+    let file = Node::Entry(&merged, name("file"));
+    assert_errno(kernel.create_dir(&dir, name("new"), 0o755), Errno::NOENT);
+    assert_errno(kernel.unlink(&dir, name("inner")), Errno::NOENT);
+    kernel.set_mode(file, 0o600).unwrap();
+    assert_errno(kernel.unlink(&merged, name("file")), Errno::NOENT);
+    kernel.create_dir(&merged, name("new"), 0o755).unwrap();
 }
 
 #[test]

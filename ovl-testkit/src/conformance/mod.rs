@@ -7,12 +7,14 @@
 mod archives;
 mod damage;
 mod docker;
+mod edits;
 mod homes;
 mod id_maps;
 mod layers;
 mod mounts;
 mod out_of_sight;
 mod quotas;
+mod refusals;
 mod rows;
 mod scripts;
 mod strategies;
@@ -21,19 +23,36 @@ mod trees;
 mod upkeep;
 mod volatile;
 
+use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ovl_driver::Kernel;
 
-pub use scripts::{Overwrite, ScriptsSummary, run_scripts};
+use crate::edit::Edit;
+
+pub use scripts::{ScriptsSummary, run_scripts};
 
 /// A kernel under test, and a directory to work in.
 #[derive(Clone, Debug)]
 pub struct Subject {
     kernel: Kernel,
     dir: PathBuf,
+    editor: Option<Editor>,
     skips: Arc<Mutex<Vec<Skip>>>,
+}
+
+/// Changes files of the subject in place.
+#[derive(Clone)]
+struct Editor(Arc<EditFn>);
+
+type EditFn = dyn Fn(&Path, Edit<'_>) -> io::Result<()> + Send + Sync;
+
+impl fmt::Debug for Editor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Editor")
+    }
 }
 
 /// What a case left out because the subject's kernel lacks something.
@@ -74,8 +93,28 @@ impl Subject {
         Self {
             kernel,
             dir: dir.into(),
+            editor: None,
             skips: Arc::default(),
         }
+    }
+
+    /// The same with a way to change files in place, which no kernel that a store uses has:
+    /// [`edit_file`](crate::edit_file) on the real one, [`edit`](crate::MockKernel::edit) on a mock.
+    /// Without it the cases that need one are left out.
+    #[must_use]
+    pub fn editing(
+        self,
+        edit: impl Fn(&Path, Edit<'_>) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            editor: Some(Editor(Arc::new(edit))),
+            ..self
+        }
+    }
+
+    /// Changes a file in place. None where the subject cannot.
+    pub(crate) fn edit(&self, path: &Path, edit: Edit<'_>) -> Option<io::Result<()>> {
+        self.editor.as_ref().map(|editor| (editor.0)(path, edit))
     }
 
     /// What the cases that ran on this subject have left out so far.
@@ -118,8 +157,8 @@ pub struct Case {
     pub run: fn(&Subject),
 }
 
-impl std::fmt::Debug for Case {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Case")
             .field("name", &self.name)
             .finish_non_exhaustive()
@@ -138,6 +177,8 @@ pub fn cases() -> Vec<Case> {
         out_of_sight::CASES,
         strategies::CASES,
         volatile::CASES,
+        edits::CASES,
+        refusals::CASES,
         trees::CASES,
         archives::CASES,
         damage::CASES,

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 
 use super::Subject;
 use super::support::{chain, create, diff, id, import};
+use crate::edit::Edit;
 use crate::random::Random;
 use crate::snapshot::{Snapshot, differences, snapshot_at};
 
@@ -25,27 +26,20 @@ super::list! {
     random_changes_are_what_diffs_say_with_and_without_redirects,
 }
 
-/// Overwrites the beginning of a file on a mount, in place.
-pub type Overwrite = fn(&Path, &[u8]) -> io::Result<()>;
-
 /// Runs the scripts of these numbers: each makes a few layers, mounted with and without
 /// `redirect_dir=on` and `metacopy=on`, by random changes. Then the changes, sizes and archives of
 /// the topmost one against each layer below it, and against nothing, must say what its mount shows:
 /// applied elsewhere, both the archive that is read from the layers and that of a comparison show
 /// the same, and the archive of what was applied is that archive again.
-/// `overwrite` is what no [`TreeBackend`] can do; without it no file is changed in place.
+/// Files are changed in place where the subject [can](Subject::editing).
 ///
 /// # Panics
 /// With the number of the script, when the subject breaks the rule.
-pub fn run_scripts(
-    subject: &Subject,
-    numbers: Range<u64>,
-    overwrite: Option<Overwrite>,
-) -> ScriptsSummary {
+pub fn run_scripts(subject: &Subject, numbers: Range<u64>) -> ScriptsSummary {
     let store = subject.store();
     let mut summary = ScriptsSummary::default();
     for number in numbers {
-        Script::new(subject, &store, number, overwrite).run(&mut summary);
+        Script::new(subject, &store, number).run(&mut summary);
     }
     subject.assert_clean(&store);
     summary
@@ -62,10 +56,12 @@ pub struct ScriptsSummary {
 }
 
 fn random_changes_are_what_diffs_say_with_and_without_redirects(subject: &Subject) {
-    let written = run_scripts(subject, 0..12, None);
+    let written = run_scripts(subject, 0..12);
     let identity = subject.kernel().system().identity().expect("an identity");
+    let features = subject.kernel().mount().features().expect("features");
     let found = written.redirects > 0 && written.metacopies > 0;
-    assert_eq!(found, !identity.user_namespace, "{written:?}");
+    let writes = !identity.user_namespace && features.redirect_dir && features.metacopy;
+    assert_eq!(found, writes, "{written:?}");
 }
 
 const LAYERS: usize = 4;
@@ -75,23 +71,20 @@ struct Script<'s> {
     subject: &'s Subject,
     store: &'s Overlay2,
     number: u64,
-    overwrite: Option<Overwrite>,
     options: OverlayOptions,
     xattrs: XattrNamespace,
     random: Random,
 }
 
 impl<'s> Script<'s> {
-    fn new(
-        subject: &'s Subject,
-        store: &'s Overlay2,
-        number: u64,
-        overwrite: Option<Overwrite>,
-    ) -> Self {
+    fn new(subject: &'s Subject, store: &'s Overlay2, number: u64) -> Self {
         let identity = subject.kernel().system().identity().expect("an identity");
         // The attributes that anybody can write are not followed.
+        let features = subject.kernel().mount().features().expect("features");
+        let knows = features.redirect_dir && features.metacopy;
         let (settings, xattrs) = match identity.user_namespace {
             true => (&[][..], XattrNamespace::User),
+            false if !knows => (&[][..], XattrNamespace::Trusted),
             false => (
                 match number % 4 {
                     0 => &[][..],
@@ -108,7 +101,6 @@ impl<'s> Script<'s> {
             subject,
             store,
             number,
-            overwrite,
             options: options.expect("options that there are"),
             xattrs,
             random: Random::new(number),
@@ -354,10 +346,11 @@ impl<'s> Script<'s> {
                 let secs = 1_000_000_000 + i64::from(random.small(3));
                 tree.set_mtime(node, Timestamp { secs, nanos: 5 })
             }
-            22 if *kind == FileKind::Regular => match self.overwrite {
-                Some(overwrite) => overwrite(path, &[b'A' + random.small(26)]),
-                None => Ok(()),
-            },
+            22 if *kind == FileKind::Regular => {
+                let bytes = &[b'A' + random.small(26)];
+                let edited = self.subject.edit(path, Edit::Write { offset: 0, bytes });
+                edited.unwrap_or(Ok(()))
+            }
             _ => tree.set_mtime(Node::Dir(dir), Timestamp { secs: 1, nanos: 0 }),
         }
     }

@@ -64,6 +64,10 @@ fn redirects_are_refused_by_mounts_that_do_not_follow_them(subject: &Subject) {
         ));
         return;
     }
+    let features = subject.kernel().mount().features().expect("features");
+    if !features.redirect_dir {
+        return subject.skip(Skip::whole("the kernel makes no redirects"));
+    }
     let (store, _) = two_directories(subject);
     unmount(&store, "top");
     let options = OverlayOptions::default()

@@ -12,7 +12,7 @@ use ovl_mount::{MountError, OverlayOptions, UnmountMode};
 use rustix::io::Errno;
 
 use super::support::{chain, create, id, layer, mount, unmount, with_mount};
-use super::{Subject, list};
+use super::{Skip, Subject, list};
 use crate::Faulty;
 
 list! {
@@ -49,25 +49,44 @@ fn boot(subject: &Subject) -> String {
     subject.kernel().system().boot_id().expect("a boot id")
 }
 
-/// A base and a layer on it that was mounted volatile, with one file from then.
-fn written(subject: &Subject) -> Overlay2 {
+/// Whether an error says no more than that the kernel knows no such option.
+fn is_unknown(error: &Error) -> bool {
+    let Error::Mount { source, .. } = error else {
+        return false;
+    };
+    let source = std::error::Error::source(source);
+    let error = source.and_then(|error| error.downcast_ref::<std::io::Error>());
+    error.and_then(Errno::from_io_error) == Some(Errno::INVAL)
+}
+
+/// A base and a layer on it that was mounted volatile, with one file from then. None where Linux is
+/// older than 5.10.
+fn written(subject: &Subject) -> Option<Overlay2> {
     let store = subject.store();
     create(&store, "base", None);
     create(&store, "top", Some("base"));
-    let path = store.mount(&id("top"), &volatile());
-    let path = path.unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let path = match store.mount(&id("top"), &volatile()) {
+        Ok(path) => path,
+        Err(error) if is_unknown(&error) => {
+            // What is refused so for any other reason is refused by each kernel.
+            with_mount(&store, "top", |_| {});
+            subject.skip(Skip::whole("the kernel knows no volatile mounts"));
+            return None;
+        }
+        Err(error) => panic!("{}", chain(&error)),
+    };
     subject.write(&path.join("file"), b"written");
     unmount(&store, "top");
-    store
+    Some(store)
 }
 
 /// As if the machine had stopped since, which a real one must not for this.
-fn stopped(subject: &Subject) -> Overlay2 {
-    let store = written(subject);
+fn stopped(subject: &Subject) -> Option<Overlay2> {
+    let store = written(subject)?;
     let mut record = record(subject, &store, "top");
     record.volatile = Some("another-boot".to_owned());
     subject.rewrite(&record_path(&store, "top"), record.to_string().as_bytes());
-    store
+    Some(store)
 }
 
 #[track_caller]
@@ -81,7 +100,9 @@ fn assert_dirty<T>(result: Result<T, Error>, layer: &str) {
 }
 
 fn a_volatile_mount_is_forgotten_in_the_same_boot(subject: &Subject) {
-    let store = written(subject);
+    let Some(store) = written(subject) else {
+        return;
+    };
     let noted = record(subject, &store, "top").volatile;
     assert_eq!(noted, Some(boot(subject)));
     for request in [volatile(), volatile(), MountRequest::new()] {
@@ -94,7 +115,9 @@ fn a_volatile_mount_is_forgotten_in_the_same_boot(subject: &Subject) {
 }
 
 fn a_mount_that_syncs_ends_what_a_volatile_one_began(subject: &Subject) {
-    let store = written(subject);
+    let Some(store) = written(subject) else {
+        return;
+    };
     mount(&store, "top");
     // While it lasts nothing is synced yet.
     assert!(record(subject, &store, "top").volatile.is_some());
@@ -117,7 +140,9 @@ fn a_mount_that_syncs_ends_what_a_volatile_one_began(subject: &Subject) {
 }
 
 fn the_kernels_mark_of_a_volatile_mount_refuses_the_next_one(subject: &Subject) {
-    let store = written(subject);
+    let Some(store) = written(subject) else {
+        return;
+    };
     let work = store.layout().layer(&id("top")).work().to_owned();
     assert!(subject.exists(&work.join("work/incompat/volatile")));
     for request in [volatile(), MountRequest::new()] {
@@ -164,7 +189,9 @@ fn row_145_a_mark_of_a_volatile_mount_that_nobody_noted_refuses_the_next(subject
 }
 
 fn a_layer_that_was_volatile_when_the_machine_stopped_is_refused(subject: &Subject) {
-    let store = stopped(subject);
+    let Some(store) = stopped(subject) else {
+        return;
+    };
     for request in [MountRequest::new(), volatile()] {
         assert_dirty(store.mount(&id("top"), &request), "top");
     }
@@ -182,7 +209,9 @@ fn a_layer_that_was_volatile_when_the_machine_stopped_is_refused(subject: &Subje
 }
 
 fn what_is_accepted_is_the_layers_contents(subject: &Subject) {
-    let store = stopped(subject);
+    let Some(store) = stopped(subject) else {
+        return;
+    };
     let request = MountRequest::new().dirty(Some(Dirty::Accept));
     let path = store.mount(&id("top"), &request);
     let path = path.unwrap_or_else(|error| panic!("{}", chain(&error)));
@@ -212,7 +241,9 @@ fn stopped_again(subject: &Subject, store: Overlay2) -> Overlay2 {
 }
 
 fn what_is_discarded_is_gone_and_the_root_keeps_its_attributes(subject: &Subject) {
-    let store = stopped(subject);
+    let Some(store) = stopped(subject) else {
+        return;
+    };
     let diff = store.layout().layer(&id("top")).diff().to_owned();
     subject.chmod(&diff, 0o711);
     subject.mkdir(&diff.join("dir"), 0o755);
@@ -232,7 +263,9 @@ fn what_is_discarded_is_gone_and_the_root_keeps_its_attributes(subject: &Subject
 }
 
 fn layers_on_a_dirty_one_are_refused_until_it_is_accepted(subject: &Subject) {
-    let store = written(subject);
+    let Some(store) = written(subject) else {
+        return;
+    };
     create(&store, "child", Some("top"));
     create(&store, "grandchild", Some("child"));
     let store = stopped_again(subject, store);
@@ -257,7 +290,9 @@ fn layers_on_a_dirty_one_are_refused_until_it_is_accepted(subject: &Subject) {
 }
 
 fn what_is_not_dirty_is_not_discarded(subject: &Subject) {
-    let store = written(subject);
+    let Some(store) = written(subject) else {
+        return;
+    };
     let discard = MountRequest::new().dirty(Some(Dirty::Discard));
     let path = store.mount(&id("top"), &discard).expect("nothing is dirty");
     assert_eq!(subject.read(&path.join("file")), b"written");

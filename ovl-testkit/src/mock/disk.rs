@@ -23,6 +23,8 @@ pub(super) struct OnDisk {
     written: Option<Written>,
     /// When anything changed last.
     pub(super) touched: i64,
+    /// When everything was synced last.
+    synced: i64,
 }
 
 /// A file's time comes with its contents.
@@ -74,7 +76,7 @@ impl Cell {
 pub struct Pending {
     /// What has changed.
     pub kind: PendingKind,
-    /// The object; of a rename, first the old name and then the new one.
+    /// The object; of a rename, first the old name and then the new one; of limits, none.
     pub paths: Vec<PathBuf>,
 }
 
@@ -88,6 +90,11 @@ pub enum PendingKind {
     Attributes,
     /// The contents of a file.
     Data,
+    /// The limits of a project, which has no path.
+    Limits {
+        /// Its number.
+        project: u32,
+    },
 }
 
 impl fmt::Display for Pending {
@@ -96,6 +103,7 @@ impl fmt::Display for Pending {
             PendingKind::Names => "names",
             PendingKind::Attributes => "attributes",
             PendingKind::Data => "data",
+            PendingKind::Limits { project } => return write!(f, "limits of project {project}"),
         })?;
         self.paths
             .iter()
@@ -176,6 +184,7 @@ enum Subject {
     Names(usize),
     Attributes(Ino),
     Data(Ino),
+    Limits(u32),
 }
 
 impl Inode {
@@ -294,14 +303,30 @@ impl State {
             || (inode.is_dir() && self.pending.iter().any(named)))
     }
 
+    /// When the object itself, or a name in it, last changed, if a sync of it has to wait for that.
+    fn changed_at(&self, ino: Ino, only_data: bool) -> Option<i64> {
+        let disk = &self.inode(ino).ok()?.disk;
+        // Its times, too, of which the contents alone need none.
+        let touched = (!only_data && disk.touched > disk.synced).then_some(disk.touched);
+        let named = |change: &&NameChange| change.cells.iter().any(|cell| cell.dir == ino);
+        let names = self.pending.iter().filter(named).map(|change| change.at);
+        let written = disk.written.map(|written| written.at);
+        names.chain(written).chain(touched).max()
+    }
+
     /// `fsync(2)` of a file or directory, `fdatasync(2)` where only the data is meant.
     fn sync(&mut self, ino: Ino, only_data: bool) -> Result<()> {
+        if let Some(changed) = self.changed_at(ino, only_data) {
+            self.limits.settle(changed);
+        }
+        let clock = self.clock;
         let Some(inode) = self.inodes.get_mut(&ino) else {
             return Ok(());
         };
         inode.settle_data();
         if !only_data {
             inode.settle_attributes();
+            inode.disk.synced = clock;
         }
         if !inode.is_dir() {
             return Ok(());
@@ -354,12 +379,15 @@ impl State {
 
     /// `syncfs(2)`.
     pub(super) fn sync_all(&mut self) {
+        self.limits.settle(i64::MAX);
         for change in std::mem::take(&mut self.pending) {
             self.put_on_disk(&change);
         }
+        let clock = self.clock;
         for inode in self.inodes.values_mut() {
             inode.settle_data();
             inode.settle_attributes();
+            inode.disk.synced = clock;
         }
     }
 
@@ -391,6 +419,10 @@ impl State {
                     vec![path.clone()],
                 ));
             }
+        }
+        for (at, project) in self.limits.pending() {
+            let (subject, kind) = (Subject::Limits(project), PendingKind::Limits { project });
+            found.push((at, subject, kind, Vec::new()));
         }
         found.sort_by_key(|(at, ..)| *at);
         found
@@ -452,6 +484,8 @@ impl State {
                 Subject::Data(ino) => {
                     data.insert(ino, fate);
                 }
+                Subject::Limits(project) if fate != Fate::Lost => self.limits.settle_one(project),
+                Subject::Limits(_) => {}
             }
         }
         let changes = std::mem::take(&mut self.pending);
@@ -477,6 +511,7 @@ impl State {
 
     /// Finds what is on disk, and nothing else.
     fn read_disk(&mut self) {
+        self.limits.read_disk();
         let mut links: BTreeMap<Ino, u32> = BTreeMap::from([(ROOT, 0)]);
         let mut next = vec![ROOT];
         while let Some(dir) = next.pop() {
@@ -537,8 +572,11 @@ impl MockKernel {
     ///   one can be there without an earlier one. That is harsher than any file system with a
     ///   journal, which keeps the order of names and attributes, as [`Survivors::Journal`] does, but
     ///   what was synced for itself: a file system may write that alone, without what came before.
-    /// - Limits of projects are on disk at once, and so is what project a directory has from its
-    ///   parent.
+    /// - Limits of projects are on disk with the next sync of something that changed after they were
+    ///   set: setting them only joins the journal's transaction, and a sync of what is on disk
+    ///   already writes nothing. What project a directory has from its parent comes with its name.
+    /// - Two changes of attributes of one object are one: both survive, or neither. So are those that
+    ///   one operation makes of an upper layer, such as a copy that overlayfs moves to its place.
     ///
     /// What a store of layers promises holds for any combination, but for two things that rely on
     /// the order: the index of children, of which nothing is synced, since no operation shall pay

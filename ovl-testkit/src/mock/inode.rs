@@ -10,11 +10,14 @@ use rustix::io::Errno;
 use super::State;
 use super::data::Data;
 use super::disk::OnDisk;
+use super::quota::Writer;
 
 pub(super) type Ino = u64;
 pub(super) type Result<T> = std::result::Result<T, Errno>;
 
 pub(super) const ROOT: Ino = 1;
+/// What changes of contents or owner take away.
+pub(super) const CAPABILITY: &str = "security.capability";
 const MAX_NAME_LEN: usize = 255;
 const MAX_LINKS: u32 = 65_000;
 
@@ -88,6 +91,16 @@ impl Inode {
             Body::Directory(_) => 8,
             _ => 0,
         }
+    }
+
+    /// A write or a change of length by root, who keeps the setuid bit.
+    pub(super) fn change_contents(&mut self, now: Timestamp, change: impl FnOnce(&mut Data)) {
+        let Body::Regular(contents) = &mut self.body else {
+            return;
+        };
+        change(contents);
+        (self.mtime, self.ctime) = (now, now);
+        self.xattrs.remove(OsStr::new(CAPABILITY));
     }
 
     pub(super) fn metadata(&self, ino: Ino, dev: u32) -> Metadata {
@@ -192,9 +205,34 @@ impl State {
 
     /// Puts a new inode under a name that must be free.
     pub(super) fn add(&mut self, dir: Ino, name: &OsStr, body: Body, mode: u32) -> Result<Ino> {
+        self.add_by(Writer::Caller, dir, (dir, name), body, mode)
+    }
+
+    /// The same for somebody, who makes it in another directory and then moves it.
+    pub(super) fn add_by(
+        &mut self,
+        writer: Writer,
+        born: Ino,
+        (dir, name): (Ino, &OsStr),
+        body: Body,
+        mode: u32,
+    ) -> Result<Ino> {
         if self.child(dir, name)?.is_some() {
             return Err(Errno::EXIST);
         }
+        let inode = self.make(writer, born, dir, body, mode)?;
+        self.put(inode, dir, name)
+    }
+
+    /// Makes an inode in one directory that shall go to another.
+    pub(super) fn make(
+        &mut self,
+        writer: Writer,
+        born: Ino,
+        dir: Ino,
+        body: Body,
+        mode: u32,
+    ) -> Result<Inode> {
         self.tick();
         let mut inode = Inode::new(body, mode, self.now());
         inode.nlink = 1;
@@ -205,11 +243,18 @@ impl State {
         if parent.mode & 0o2000 != 0 {
             inode.gid = parent.gid;
         }
-        if parent.inherits {
-            inode.project = parent.project;
+        let birthplace = self.inode(born)?;
+        if birthplace.inherits {
+            inode.project = birthplace.project;
             inode.inherits = inode.is_dir();
         }
-        self.charge(inode.project, 1, inode.blocks() * 512)?;
+        self.charge(writer, inode.project, 1, inode.blocks() * 512)?;
+        self.refuse_project(&inode, dir)?;
+        Ok(inode)
+    }
+
+    /// Gives a new inode its name, which must be free.
+    pub(super) fn put(&mut self, mut inode: Inode, dir: Ino, name: &OsStr) -> Result<Ino> {
         let ino = self.next_ino;
         self.next_ino += 1;
         inode.settle_new(self.clock);
@@ -256,6 +301,8 @@ impl State {
         if self.is_mount_point(ino) {
             return Err(Errno::BUSY);
         }
+        // What is mounted there elsewhere goes with it.
+        self.drop_mounts(|mount| mount.point == ino);
         self.set_names(&[(dir, name, None)])?;
         self.drop_link(ino)
     }
@@ -324,6 +371,8 @@ impl State {
         if self.is_below(to_dir, one) || self.is_below(from_dir, other) {
             return Err(Errno::INVAL);
         }
+        self.refuse_foreign_project(one, to_dir)?;
+        self.refuse_foreign_project(other, from_dir)?;
         self.set_names(&[(from_dir, from, Some(other)), (to_dir, to, Some(one))])?;
         if self.fs_type == FsType::XFS && from_dir != to_dir {
             // Its parent is part of a directory there.
@@ -350,9 +399,13 @@ impl State {
     }
 
     /// Quota projects are borders: nothing is linked or moved into another one.
-    fn refuse_foreign_project(&self, ino: Ino, dir: Ino) -> Result<()> {
+    pub(super) fn refuse_foreign_project(&self, ino: Ino, dir: Ino) -> Result<()> {
+        self.refuse_project(self.inode(ino)?, dir)
+    }
+
+    fn refuse_project(&self, inode: &Inode, dir: Ino) -> Result<()> {
         let dir = self.inode(dir)?;
-        match dir.inherits && dir.project != self.inode(ino)?.project {
+        match dir.inherits && dir.project != inode.project {
             true => Err(Errno::XDEV),
             false => Ok(()),
         }

@@ -1,17 +1,22 @@
 //! A kernel in memory, with Linux's semantics.
 
+mod copy_up;
 mod data;
 mod disk;
+mod files;
 mod inode;
 mod mounts;
 mod overlay;
 mod profile;
 mod quota;
+mod renames;
 mod request;
 mod system;
 mod tree;
+mod walk;
+mod xattrs;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -26,13 +31,14 @@ use inode::{Ino, Inode, ROOT};
 use mounts::Mount;
 pub use profile::KernelProfile;
 
+/// The mount namespace of the machine, which never ends.
+const FIRST_NAMESPACE: u64 = 1;
+
 /// A kernel in memory: a tree with owners, modes, attributes and devices, mounts with overlayfs's
 /// merge rules, locks and project quotas. It implements every backend of the store, so that code
 /// which uses a [`Kernel`] runs on it without privileges.
 ///
-/// It behaves as Linux does, with real error numbers. Where Linux permits what no program should
-/// rely on, it refuses: mount data of a page or more, and an upper or work directory that a mount
-/// already uses. Clones are the same kernel.
+/// It behaves as Linux does, with real error numbers. Clones are the same kernel.
 ///
 /// ```
 /// use ovl_driver::{CreateLayer, MountRequest, OpenOptions, blocking::Overlay2};
@@ -49,14 +55,42 @@ pub use profile::KernelProfile;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
+/// # Where it is stricter than Linux
+///
+/// What Linux permits, and no program should rely on, is refused:
+///
+/// - `EINVAL` for mount data of a page or more, which Linux cuts.
+/// - `EBUSY` for an upper or work directory that a mount already uses, in any mount namespace, or
+///   one that was unmounted lazily and that something still uses. Linux only warns.
+/// - `ELOOP` for a lower layer that contains the upper one or is the work directory's own, as Linux
+///   did everywhere once. Of late it mounts the former.
+/// - `EPERM` for a mount without `userxattr` in a user namespace. Linux mounts one that cannot
+///   write down what it hides.
+/// - `EINVAL` for an overlay as a layer of another, below which Linux takes two levels; for mounts
+///   on directories of merged views; for data-only layers (`::`), `nfs_export`, `uuid`, `verity` and
+///   `fsync`; and for labels, since no security module is active.
+///
 /// # What it does not have
 ///
-/// Handles of overlay directories name a path: they do not follow a rename. Access is not checked
-/// against modes.
+/// - Handles of overlay directories name a path: they do not follow a rename.
+/// - Access is not checked against modes, and `nodev`, `nosuid` and `noexec` change nothing.
+/// - Default access control lists are not inherited, and values of access control lists and
+///   capabilities are not looked at.
+/// - A new directory in one with the setgid bit has exactly the mode that is asked for, as
+///   [`create_dir`](ovl_diff::TreeBackend::create_dir) promises; its group is inherited.
+/// - Flags such as `chattr +i`.
+/// - [Keeping to limits](ovl_quota::QuotaBackend::keep_to_limits) binds all callers while one of
+///   them does, not his thread alone.
+/// - What overlayfs makes in its work directory is never seen there, and a change of a merged view
+///   is a change of names in the upper layer alone.
+/// - A new mount namespace has copies of all mounts, and none is shared with it.
+/// - Files share data on XFS, and are charged for it, only outside of overlays.
 #[derive(Clone)]
 pub struct MockKernel {
     shared: Arc<Shared>,
     process: ProcessId,
+    /// The mount namespace of the process.
+    namespace: u64,
 }
 
 struct Shared {
@@ -78,8 +112,12 @@ struct State {
     boot: u64,
     random: u64,
     locks: system::Locks,
-    processes: BTreeSet<u32>,
-    limits: BTreeMap<u32, ovl_quota::Limits>,
+    processes: BTreeMap<u32, system::Process>,
+    /// When the last process started.
+    started: u64,
+    /// The mount namespace of whoever has the state.
+    namespace: u64,
+    limits: quota::ProjectLimits,
     /// Changes of names that are not on disk, in their order.
     pending: Vec<disk::NameChange>,
     /// The whiteout that a mounted upper layer makes all others of.
@@ -95,8 +133,13 @@ impl MockKernel {
     pub fn new(profile: KernelProfile) -> Self {
         let process = ProcessId {
             pid: 1000,
-            start_time: 1000,
+            start_time: 1,
         };
+        let first = system::Process {
+            start_time: process.start_time,
+            namespace: FIRST_NAMESPACE,
+        };
+        let may_exceed = profile.fs_type == FsType::EXT && !profile.identity.user_namespace;
         let mut root = Inode::directory(0o755, 0);
         root.settle_new(0);
         let state = State {
@@ -110,8 +153,10 @@ impl MockKernel {
             boot: 1,
             random: 0x9e37_79b9_7f4a_7c15,
             locks: system::Locks::default(),
-            processes: BTreeSet::from([process.pid]),
-            limits: BTreeMap::new(),
+            processes: BTreeMap::from([(process.pid, first)]),
+            started: process.start_time,
+            namespace: FIRST_NAMESPACE,
+            limits: quota::ProjectLimits::new(may_exceed),
             pending: Vec::new(),
             whiteouts: BTreeMap::new(),
             full: Self::full(profile.fs_type),
@@ -125,6 +170,7 @@ impl MockKernel {
         Self {
             shared: Arc::new(shared),
             process,
+            namespace: FIRST_NAMESPACE,
         }
     }
 
@@ -140,25 +186,64 @@ impl MockKernel {
         &self.shared.profile
     }
 
-    /// The same kernel, seen by another process.
+    /// The same kernel, seen by another process, in this one's mount namespace. A process that was
+    /// [killed](Self::kill) is not this one: another then has its number, and started later.
     #[must_use]
     pub fn as_process(&self, pid: u32) -> Self {
-        self.state().processes.insert(pid);
-        let process = ProcessId {
-            pid,
-            start_time: u64::from(pid),
-        };
+        self.as_process_in(pid, self.namespace)
+    }
+
+    /// The same kernel, seen by a process in another mount namespace, `1` being the first one's.
+    /// A namespace without any process is new: it begins with copies of this one's mounts, as
+    /// `unshare(2)` makes them where no mount is shared. What is mounted later is seen in its own
+    /// namespace alone.
+    ///
+    /// ```
+    /// use ovl_driver::{CreateLayer, MountRequest, OpenOptions, blocking::Overlay2};
+    /// use ovl_testkit::{KernelProfile, MockKernel};
+    ///
+    /// let kernel = MockKernel::new(KernelProfile::modern());
+    /// let open = |kernel: &MockKernel| {
+    ///     let options = OpenOptions::new().create(true);
+    ///     Overlay2::open(kernel.kernel(), "/home".as_ref(), options)
+    /// };
+    /// let id = "layer".parse()?;
+    /// open(&kernel)?.create(&CreateLayer::new("layer".parse()?))?;
+    /// let elsewhere = kernel.as_process_in(2000, 7);
+    /// open(&elsewhere)?.mount(&id, &MountRequest::new())?;
+    /// assert!(open(&kernel)?.mount(&id, &MountRequest::new()).is_err());
+    /// elsewhere.kill(2000);
+    /// open(&kernel)?.mount(&id, &MountRequest::new())?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn as_process_in(&self, pid: u32, namespace: u64) -> Self {
+        let mut state = self.state();
+        if !state.has_namespace(namespace) {
+            state.copy_mounts(namespace);
+        }
+        let process = state.start(pid, namespace);
+        drop(state);
         Self {
             shared: Arc::clone(&self.shared),
-            process,
+            process: ProcessId {
+                pid,
+                start_time: process.start_time,
+            },
+            namespace: process.namespace,
         }
     }
 
-    /// Ends a process: its locks are released.
+    /// Ends a process: its locks are released. A mount namespace ends with its last process, but for
+    /// the first one, and its mounts with it.
     pub fn kill(&self, pid: u32) {
         let mut state = self.state();
-        state.processes.remove(&pid);
         state.locks.release_process(pid);
+        if let Some(gone) = state.processes.remove(&pid)
+            && !state.has_namespace(gone.namespace)
+        {
+            state.drop_mounts(|mount| mount.namespace == gone.namespace);
+        }
         self.shared.unlocked.notify_all();
     }
 
@@ -176,7 +261,12 @@ impl MockKernel {
         state.detached.clear();
         state.whiteouts.clear();
         state.locks = system::Locks::default();
-        state.processes = BTreeSet::from([self.process.pid]);
+        state.limits.keeping.clear();
+        let process = system::Process {
+            start_time: self.process.start_time,
+            namespace: self.namespace,
+        };
+        state.processes = BTreeMap::from([(self.process.pid, process)]);
         self.shared.unlocked.notify_all();
     }
 
@@ -192,51 +282,8 @@ impl MockKernel {
         Self {
             shared: Arc::new(shared),
             process: self.process,
+            namespace: self.namespace,
         }
-    }
-
-    /// Makes a directory and those above it.
-    ///
-    /// # Errors
-    /// `ENOTDIR` when a file is in the way.
-    pub fn mkdir_all(&self, path: &Path) -> io::Result<()> {
-        let mut made = PathBuf::from("/");
-        for name in path.iter().skip(1) {
-            let dir = self.open_root(&made)?;
-            match self.create_dir(&dir, name, 0o755) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => made.push(name),
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes a file that does not exist.
-    ///
-    /// # Errors
-    /// As creating and writing a file gives.
-    pub fn write_file(&self, path: &Path, contents: &[u8]) -> io::Result<()> {
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(Errno::INVAL.into());
-        };
-        let file = self.create_file(&self.open_root(parent)?, name, 0o644)?;
-        self.write_at(&file, 0, contents)
-    }
-
-    /// Reads a whole file.
-    ///
-    /// # Errors
-    /// As opening a file gives.
-    pub fn read_file(&self, path: &Path) -> io::Result<Vec<u8>> {
-        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(Errno::INVAL.into());
-        };
-        let file = self.open_file(&self.open_root(parent)?, name)?;
-        let size = self.metadata(Node::File(&file))?.size;
-        let mut contents = vec![0; usize::try_from(size).unwrap_or(0)];
-        let len = self.read_at(&file, 0, &mut contents)?;
-        contents.truncate(len);
-        Ok(contents)
     }
 
     /// The directory and all files and directories below it that have changed since they were last
@@ -269,10 +316,15 @@ impl MockKernel {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.shared
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        let mut state = self.shared.lock();
+        state.namespace = self.namespace;
+        state
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -284,7 +336,7 @@ impl State {
             detached: Vec::new(),
             locks: system::Locks::default(),
             processes: self.processes.clone(),
-            limits: self.limits.clone(),
+            limits: self.limits.fork(),
             pending: self.pending.clone(),
             whiteouts: self.whiteouts.clone(),
             ..*self

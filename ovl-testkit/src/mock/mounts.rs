@@ -1,14 +1,12 @@
 //! The mount table, and mounting as the kernel does it.
 
-use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::io;
 use std::ops::Deref;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use ovl_driver::Identity;
 use ovl_layout::XattrNamespace;
 use ovl_mount::{
     Access, DataLimit, HeldAs, Holder, KERNEL_MAX_LOWERS, MAX_HOLDERS, MountAction, MountBackend,
@@ -18,8 +16,9 @@ use rustix::io::Errno;
 
 use super::inode::{Body, Ino, ROOT, Result};
 use super::overlay::Overlay;
+use super::quota::Writer;
 use super::request::{Directory, Refusal, Request};
-use super::{MockKernel, State};
+use super::{FIRST_NAMESPACE, KernelProfile, MockKernel, State};
 
 /// One mount.
 #[derive(Debug)]
@@ -27,7 +26,9 @@ pub(super) struct Mount {
     pub(super) id: u64,
     pub(super) target: PathBuf,
     /// The directory it covers.
-    point: Ino,
+    pub(super) point: Ino,
+    /// The one mount namespace that sees it; of the root, all do.
+    pub(super) namespace: u64,
     pub(super) read_only: bool,
     pub(super) kind: Kind,
     uses: Mutex<Vec<Weak<Use>>>,
@@ -78,6 +79,7 @@ impl Mount {
             id: 1,
             target,
             point: 0,
+            namespace: FIRST_NAMESPACE,
             read_only: false,
             kind: Kind::Plain(ROOT),
             uses: Mutex::default(),
@@ -110,50 +112,61 @@ impl Mount {
 }
 
 impl State {
+    /// The mounts that the caller sees, in their order.
+    fn seen(&self) -> impl DoubleEndedIterator<Item = &Arc<Mount>> {
+        self.mounts
+            .iter()
+            .filter(|mount| mount.is_seen(self.namespace))
+    }
+
     pub(super) fn is_mount_point(&self, ino: Ino) -> bool {
-        self.mounts.iter().any(|mount| mount.point == ino)
+        self.mounted_on(ino).is_some()
     }
 
     /// The mount that covers a directory.
     pub(super) fn mounted_on(&self, ino: Ino) -> Option<&Arc<Mount>> {
-        self.mounts.iter().rev().find(|mount| mount.point == ino)
+        self.seen().rfind(|mount| mount.point == ino)
     }
 
-    /// Follows a path over plain directories. Layers of overlays are there.
-    fn plain_dir(&self, path: &Path) -> Result<Ino> {
-        let mut links = 0;
-        let mut pending: Vec<OsString> = path.iter().rev().map(OsStr::to_owned).collect();
-        let mut stack = vec![ROOT];
-        while let Some(name) = pending.pop() {
-            match name.as_bytes() {
-                b"/" => stack.truncate(1),
-                b"." => {}
-                b".." => stack.truncate(stack.len().saturating_sub(1).max(1)),
-                _ => {
-                    let dir = stack[stack.len() - 1];
-                    let ino = self.child(dir, &name)?.ok_or(Errno::NOENT)?;
-                    match &self.inode(ino)?.body {
-                        Body::Directory(_) => stack.push(ino),
-                        Body::Symlink(target) if links < 40 => {
-                            links += 1;
-                            pending.extend(Path::new(target).iter().rev().map(OsStr::to_owned));
-                        }
-                        Body::Symlink(_) => return Err(Errno::LOOP),
-                        _ => return Err(Errno::NOTDIR),
-                    }
-                }
-            }
+    /// Copies what the caller sees into a new mount namespace.
+    pub(super) fn copy_mounts(&mut self, namespace: u64) {
+        let seen: Vec<Arc<Mount>> = self.seen().filter(|mount| mount.id > 1).cloned().collect();
+        for mount in seen {
+            let id = self.next_mount;
+            self.next_mount += 1;
+            self.mounts.push(Arc::new(Mount {
+                id,
+                target: mount.target.clone(),
+                kind: mount.kind.clone(),
+                uses: Mutex::default(),
+                namespace,
+                ..*mount
+            }));
         }
-        Ok(stack[stack.len() - 1])
     }
 
-    /// A directory at a path that does not end with a symbolic link.
-    fn plain_dir_itself(&self, path: &Path) -> Result<Ino> {
+    /// Takes mounts away, lazily.
+    pub(super) fn drop_mounts(&mut self, which: impl Fn(&Mount) -> bool) {
+        let chosen = |mount: &mut Arc<Mount>| mount.id > 1 && which(mount);
+        let gone: Vec<_> = self.mounts.extract_if(.., chosen).collect();
+        self.detached.retain(|mount| mount.strong_count() > 0);
+        self.detached.extend(gone.iter().map(Arc::downgrade));
+    }
+
+    /// A directory for a layer: the mount that it is on, and itself.
+    fn layer_dir(&self, path: &Path, pid: u32) -> Result<(u64, Ino)> {
+        let found = self.walk(path, pid)?;
+        Ok((found.mount_id(), found.plain_or(Errno::INVAL)?))
+    }
+
+    /// The directory for a mount, at a path that does not end with a symbolic link: what lies
+    /// there under all that is mounted on it.
+    fn dir_itself(&self, path: &Path, pid: u32) -> Result<Ino> {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-            return self.plain_dir(path);
+            return self.walk(path, pid)?.plain_or(Errno::INVAL);
         };
-        let ino = self.child(self.plain_dir(parent)?, name)?;
-        let ino = ino.ok_or(Errno::NOENT)?;
+        let parent = self.walk(parent, pid)?.plain_or(Errno::INVAL)?;
+        let ino = self.child(parent, name)?.ok_or(Errno::NOENT)?;
         match self.inode(ino)?.is_dir() {
             true => Ok(ino),
             false => Err(Errno::NOTDIR),
@@ -182,23 +195,21 @@ impl State {
             .any(|mount| mount.uses(dir))
     }
 
-    fn overlay(&mut self, request: &Request, identity: &Identity) -> Result<Overlay> {
-        let find = |directory: &Directory| match directory {
-            Directory::Open(ino) => Ok(*ino),
-            Directory::Named(path) if path.is_absolute() => self.plain_dir(path),
+    fn overlay(&mut self, request: &Request, profile: &KernelProfile, pid: u32) -> Result<Overlay> {
+        let find = |directory: &Directory, empty: Errno| match directory {
+            Directory::Open(mount, ino) => Ok((*mount, *ino)),
+            Directory::Named(path) if path.as_os_str().is_empty() => Err(empty),
+            Directory::Named(path) if path.is_absolute() => self.layer_dir(path, pid),
             Directory::Named(path) => {
                 let base = request.working_dir.as_deref().ok_or(Errno::NOENT)?;
-                self.plain_dir(&base.join(path))
+                self.layer_dir(&base.join(path), pid)
             }
         };
-        let mut lowers = Vec::new();
-        for lower in &request.lowers {
-            let ino = find(lower)?;
-            if lowers.contains(&ino) {
-                return Err(Errno::LOOP);
-            }
-            lowers.push(ino);
-        }
+        let lowers = request
+            .lowers
+            .iter()
+            .map(|lower| Ok(find(lower, Errno::INVAL)?.1));
+        let lowers: Vec<Ino> = lowers.collect::<Result<_>>()?;
         let minimum = if request.upper.is_some() { 1 } else { 2 };
         if lowers.len() < minimum || lowers.len() > KERNEL_MAX_LOWERS {
             return Err(Errno::INVAL);
@@ -206,42 +217,94 @@ impl State {
         let xattrs = match request.userxattr {
             true => XattrNamespace::User,
             // It would not see the attributes it has written.
-            false if identity.user_namespace => return Err(Errno::PERM),
+            false if profile.identity.user_namespace => return Err(Errno::PERM),
             false => XattrNamespace::Trusted,
         };
-        let (redirect, metacopy) = request.extras()?;
+        let (redirect, metacopy) = request.extras(profile)?;
         let upper = match (&request.upper, &request.work) {
-            (None, None) => None,
-            (Some(upper), Some(work)) => Some((find(upper)?, find(work)?)),
-            _ => return Err(Errno::INVAL),
-        };
-        let mut writable = false;
-        if let Some((upper, work)) = upper {
-            if upper == work || lowers.contains(&upper) {
-                return Err(Errno::LOOP);
+            // A work directory alone is ignored.
+            (None, _) => None,
+            (Some(upper), Some(work)) => {
+                let (upper, work) = (find(upper, Errno::NOENT)?, find(work, Errno::NOENT)?);
+                let read_only = |mount: &Arc<Mount>| mount.id == upper.0 && mount.read_only;
+                if upper.0 != work.0 || self.seen().any(read_only) {
+                    return Err(Errno::INVAL);
+                }
+                Some((upper.1, work.1))
             }
+            (Some(_), None) => return Err(Errno::INVAL),
+        };
+        self.refuse_overlap(&lowers, upper)?;
+        let mut inner_work = None;
+        if let Some((upper, work)) = upper {
             // Linux only warns of this; nothing good comes of it.
             if self.is_used_by_mount(upper) || self.is_used_by_mount(work) {
                 return Err(Errno::BUSY);
             }
-            writable = self.make_work(work, request.volatile)?;
+            inner_work = self.make_work(work, request.volatile)?;
             self.whiteouts.remove(&upper);
         }
         // Without a place to work in nothing can be changed.
-        let upper = upper.filter(|_| writable);
+        let upper = upper.filter(|_| inner_work.is_some());
         Ok(Overlay {
             upper: upper.map(|(upper, _)| upper),
             work: upper.map(|(_, work)| work),
+            inner_work,
             lowers,
             xattrs,
             redirect,
             metacopy,
+            escapes: profile.escapes_xattrs,
         })
     }
 
-    /// `ovl_make_workdir`: makes `work/work` anew. False where it cannot be made, or what lies in it
+    /// Layers must be apart from each other, and from where the kernel works.
+    fn refuse_overlap(&self, lowers: &[Ino], upper: Option<(Ino, Ino)>) -> Result<()> {
+        let mut apart: BTreeSet<Ino> = lowers.iter().copied().collect();
+        if apart.len() < lowers.len() {
+            return Err(Errno::LOOP);
+        }
+        let Some((upper, work)) = upper else {
+            return match self.nested(&apart).is_empty() {
+                true => Ok(()),
+                false => Err(Errno::LOOP),
+            };
+        };
+        if upper == work || !self.nested(&BTreeSet::from([upper, work])).is_empty() {
+            return Err(Errno::INVAL);
+        }
+        if apart.contains(&upper) || apart.contains(&work) {
+            return Err(Errno::LOOP);
+        }
+        apart.extend([upper, work]);
+        // A work directory may be in a lower one. An upper one may, too, of late.
+        match self.nested(&apart).iter().all(|(_, inner)| *inner == work) {
+            true => Ok(()),
+            false => Err(Errno::LOOP),
+        }
+    }
+
+    /// Those directories that lie in others: the outer and the inner one.
+    fn nested(&self, dirs: &BTreeSet<Ino>) -> Vec<(Ino, Ino)> {
+        let mut found = Vec::new();
+        let mut next: Vec<(Ino, Option<Ino>)> = vec![(ROOT, None)];
+        while let Some((ino, outer)) = next.pop() {
+            let is_one = dirs.contains(&ino);
+            if is_one && let Some(outer) = outer {
+                found.push((outer, ino));
+            }
+            let outer = if is_one { Some(ino) } else { outer };
+            let Ok(entries) = self.entries(ino) else {
+                continue;
+            };
+            next.extend(entries.values().map(|inner| (*inner, outer)));
+        }
+        found
+    }
+
+    /// `ovl_make_workdir`: makes `work/work` anew. None where it cannot be made, or what lies in it
     /// is too deep for the kernel to remove, which mounts read-only then.
-    fn make_work(&mut self, work: Ino, volatile: bool) -> Result<bool> {
+    fn make_work(&mut self, work: Ino, volatile: bool) -> Result<Option<Ino>> {
         let name = OsStr::new("work");
         if let Some(inner) = self.child(work, name)? {
             if let Some(marks) = self.child(inner, OsStr::new("incompat"))?
@@ -250,22 +313,24 @@ impl State {
                 return Err(Errno::INVAL);
             }
             if !self.clear(inner, 0)? {
-                return Ok(false);
+                return Ok(None);
             }
             self.rmdir(work, name)?;
         }
         let body = || Body::Directory(BTreeMap::new());
-        let Ok(mut dir) = self.add(work, name, body(), 0) else {
-            return Ok(false);
+        let made = self.add_by(Writer::Overlay, work, (work, name), body(), 0);
+        let Ok(inner) = made else {
+            return Ok(None);
         };
         if volatile {
+            let mut dir = inner;
             for name in ["incompat", "volatile"] {
                 dir = self.add(dir, OsStr::new(name), body(), 0)?;
             }
             let dirty = Body::Regular(super::data::Data::default());
             self.add(dir, OsStr::new("dirty"), dirty, 0o600)?;
         }
-        Ok(true)
+        Ok(Some(inner))
     }
 
     /// Whether all went; two levels do.
@@ -285,6 +350,10 @@ impl State {
 }
 
 impl Mount {
+    fn is_seen(&self, namespace: u64) -> bool {
+        self.namespace == namespace || self.id == 1
+    }
+
     /// Whether the mount writes to this directory.
     fn uses(&self, ino: Ino) -> bool {
         match &self.kind {
@@ -298,12 +367,19 @@ impl MockKernel {
     fn try_mount(&self, plan: &MountPlan) -> std::result::Result<(), Refusal> {
         let profile = self.profile();
         let mut state = self.state();
-        let point = state.plain_dir_itself(plan.target())?;
+        let pid = self.process.pid;
+        let point = state.dir_itself(plan.target(), pid)?;
         let (kind, read_only) = match plan.action() {
-            MountAction::Bind { source } => (
-                Kind::Plain(state.plain_dir_itself(source)?),
-                plan.access() == Access::ReadOnly,
-            ),
+            MountAction::Bind { source } => {
+                state.dir_itself(source, pid)?;
+                let source = state.walk(source, pid)?;
+                // Whatever is mounted there.
+                let kind = match source.plain_or(Errno::INVAL) {
+                    Ok(dir) => Kind::Plain(dir),
+                    Err(_) => source.root_kind()?,
+                };
+                (kind, plan.access() == Access::ReadOnly)
+            }
             MountAction::Overlay(call) => {
                 let mut request = match call {
                     OverlayCall::Data { data, .. } => Request::from_data(data.as_bytes(), profile)?,
@@ -311,13 +387,13 @@ impl MockKernel {
                         Request::from_settings(settings, profile, |_| Err(Errno::BADF))?
                     }
                     OverlayCall::Layers { home, settings } => {
-                        let home = state.plain_dir(home)?;
-                        let open = |path: &Path| state.dir_beneath(home, path);
+                        let (mount, home) = state.layer_dir(home, pid)?;
+                        let open = |path: &Path| Ok((mount, state.dir_beneath(home, path)?));
                         Request::from_settings(settings, profile, open)?
                     }
                 };
                 request.working_dir = call.working_dir().map(Path::to_owned);
-                let overlay = state.overlay(&request, &profile.identity)?;
+                let overlay = state.overlay(&request, profile, pid)?;
                 let read_only = overlay.upper.is_none();
                 (Kind::Overlay(overlay), read_only)
             }
@@ -332,6 +408,7 @@ impl MockKernel {
             id,
             target,
             point,
+            namespace: self.namespace,
             read_only,
             kind,
             uses: Mutex::default(),
@@ -348,6 +425,8 @@ impl MountBackend for MockKernel {
                 .layers_by_fd(profile.layers_by_fd)
                 .lowerdir_plus(profile.lowerdir_plus)
                 .index(profile.index)
+                .redirect_dir(profile.redirect_dir)
+                .metacopy(profile.metacopy)
                 .user_namespace(profile.identity.user_namespace),
         )
     }
@@ -363,7 +442,7 @@ impl MountBackend for MockKernel {
 
     fn holders(&self, target: &Path) -> io::Result<Vec<Holder>> {
         let state = self.state();
-        let mount = state.mounts.iter().rfind(|mount| mount.target == target);
+        let mount = state.seen().rfind(|mount| mount.target == target);
         let processes = mount.map_or_else(Vec::new, |mount| mount.holders());
         let holder = |pid| Holder::new(pid, format!("process-{pid}"), HeldAs::OpenFile);
         Ok(processes
@@ -375,31 +454,26 @@ impl MountBackend for MockKernel {
 
     fn unmount(&self, target: &Path, mode: UnmountMode) -> std::result::Result<(), MountError> {
         let mut state = self.state();
-        let Some(at) = state
-            .mounts
-            .iter()
-            .rposition(|mount| mount.target == target && mount.id > 1)
-        else {
+        let mut seen = state.seen();
+        let Some(gone) = seen.rfind(|mount| mount.target == target && mount.id > 1) else {
             return Err(MountError::unmount(target, Errno::INVAL.into()));
         };
-        if mode == UnmountMode::Now && !state.mounts[at].holders().is_empty() {
+        let (id, is_busy) = (gone.id, !gone.holders().is_empty());
+        drop(seen);
+        if mode == UnmountMode::Now && is_busy {
             drop(state);
             let holders = || self.holders(target).unwrap_or_default();
             return Err(MountError::unmount(target, Errno::BUSY.into()).with_holders(holders));
         }
-        let gone = state.mounts.remove(at);
-        state.detached.retain(|mount| mount.strong_count() > 0);
-        state.detached.push(Arc::downgrade(&gone));
+        state.drop_mounts(|mount| mount.id == id);
         Ok(())
     }
 
     fn mount_at(&self, path: &Path) -> io::Result<Option<MountInfo>> {
         let state = self.state();
         Ok(state
-            .mounts
-            .iter()
-            .rev()
-            .find(|mount| mount.target == path)
+            .seen()
+            .rfind(|mount| mount.target == path)
             .map(|mount| info(mount)))
     }
 
@@ -407,8 +481,7 @@ impl MountBackend for MockKernel {
         let state = self.state();
         let below = |mount: &&Arc<Mount>| mount.target != path && mount.target.starts_with(path);
         Ok(state
-            .mounts
-            .iter()
+            .seen()
             .filter(below)
             .map(|mount| info(mount))
             .collect())
@@ -416,7 +489,7 @@ impl MountBackend for MockKernel {
 
     fn is_upper_in_use(&self, upper: &Path) -> io::Result<bool> {
         let state = self.state();
-        let dir = state.plain_dir_itself(upper)?;
+        let dir = state.dir_itself(upper, self.process.pid)?;
         Ok(state.is_used_by_mount(dir))
     }
 }

@@ -6,32 +6,49 @@ use std::os::unix::ffi::OsStringExt as _;
 
 use ovl_diff::{DeviceNumber, NodeKind};
 use ovl_layout::XattrNamespace;
+use ovl_mount::RedirectDir;
 use rustix::io::Errno;
 
 use super::State;
-use super::data::Data;
-use super::inode::{Body, Ino, Inode, Result, check_name};
+use super::inode::{Body, Ino, Result, check_name};
 
 /// One overlay. Its directories are named by the path from its root.
 #[derive(Clone, Debug)]
 pub(super) struct Overlay {
     pub(super) upper: Option<Ino>,
     pub(super) work: Option<Ino>,
+    /// The directory that the kernel makes in it, where what it makes begins.
+    pub(super) inner_work: Option<Ino>,
     pub(super) lowers: Vec<Ino>,
     pub(super) xattrs: XattrNamespace,
-    pub(super) redirect: Redirect,
+    pub(super) redirect: RedirectDir,
     pub(super) metacopy: bool,
+    /// A user's own attributes under its prefix are kept.
+    pub(super) escapes: bool,
 }
 
-/// What becomes of renamed directories that have contents below.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Redirect {
-    /// Where they come from is written down, and followed.
-    On,
-    /// It is followed where it is written down.
-    Follow,
-    #[default]
-    NoFollow,
+impl Overlay {
+    pub(super) fn private(&self) -> Private {
+        Private {
+            prefix: self.xattrs.prefix(),
+            escapes: self.escapes,
+        }
+    }
+}
+
+/// Which attributes overlayfs keeps to itself.
+#[derive(Clone, Copy)]
+pub(super) struct Private {
+    pub(super) prefix: &'static str,
+    /// But for escaped ones, which are the user's.
+    pub(super) escapes: bool,
+}
+
+impl Private {
+    pub(super) fn has(self, name: &OsStr) -> bool {
+        let rest = name.as_encoded_bytes().strip_prefix(self.prefix.as_bytes());
+        rest.is_some_and(|rest| !(self.escapes && rest.starts_with(b"overlay.")))
+    }
 }
 
 /// The directories that make up a merged one.
@@ -80,28 +97,33 @@ struct Search {
     redirected: bool,
 }
 
-fn whiteout() -> Body {
+pub(super) fn whiteout() -> Body {
     Body::Node(NodeKind::CharDevice(DeviceNumber::default()))
 }
 
 impl State {
-    fn overlay_xattr(&self, overlay: &Overlay, ino: Ino, name: &str) -> Result<Option<&Vec<u8>>> {
+    pub(super) fn overlay_xattr(
+        &self,
+        overlay: &Overlay,
+        ino: Ino,
+        name: &str,
+    ) -> Result<Option<&Vec<u8>>> {
         let name = [overlay.xattrs.prefix(), name].concat();
         Ok(self.inode(ino)?.xattrs.get(OsStr::new(&name)))
     }
 
-    fn is_opaque(&self, overlay: &Overlay, ino: Ino) -> Result<bool> {
+    pub(super) fn is_opaque(&self, overlay: &Overlay, ino: Ino) -> Result<bool> {
         Ok(self
             .overlay_xattr(overlay, ino, "opaque")?
             .is_some_and(|value| value == b"y"))
     }
 
-    fn is_metacopy(&self, overlay: &Overlay, ino: Ino) -> Result<bool> {
+    pub(super) fn is_metacopy(&self, overlay: &Overlay, ino: Ino) -> Result<bool> {
         let is_file = matches!(self.inode(ino)?.body, Body::Regular(_));
         Ok(is_file && self.overlay_xattr(overlay, ino, "metacopy")?.is_some())
     }
 
-    fn redirect_of(&self, overlay: &Overlay, ino: Ino) -> Result<Option<Vec<OsString>>> {
+    pub(super) fn redirect_of(&self, overlay: &Overlay, ino: Ino) -> Result<Option<Vec<OsString>>> {
         let Some(value) = self.overlay_xattr(overlay, ino, "redirect")? else {
             return Ok(None);
         };
@@ -123,7 +145,7 @@ impl State {
         name: &OsStr,
     ) -> Result<Option<Entry>> {
         check_name(name)?;
-        let follow = overlay.redirect != Redirect::NoFollow;
+        let follow = overlay.redirect != RedirectDir::NoFollow;
         let mut search = Search {
             names: vec![name.to_owned()],
             absolute: false,
@@ -309,412 +331,11 @@ impl State {
         Ok(names)
     }
 
-    fn below_has(&self, overlay: &Overlay, dir: &Merged, name: &OsStr) -> Result<bool> {
+    pub(super) fn below_has(&self, overlay: &Overlay, dir: &Merged, name: &OsStr) -> Result<bool> {
         let lowers = Merged {
             upper: None,
             lowers: dir.lowers.clone(),
         };
         Ok(self.overlay_lookup(overlay, &lowers, name)?.is_some())
     }
-
-    /// The upper directory at a path, copied up with those above it where it is only below.
-    pub(super) fn copy_up_dir(&mut self, overlay: &Overlay, path: &[OsString]) -> Result<Ino> {
-        let root = overlay.upper.ok_or(Errno::ROFS)?;
-        let mut upper = root;
-        for depth in 0..path.len() {
-            let dir = self.overlay_dir(overlay, &path[..=depth])?;
-            if let Some(ino) = dir.upper {
-                upper = ino;
-                continue;
-            }
-            let &(_, lower) = dir.lowers.first().ok_or(Errno::NOENT)?;
-            upper = self.copy_into(overlay, lower, lower, upper, &path[depth])?;
-        }
-        Ok(upper)
-    }
-
-    /// The upper object of that name, copied up where it is only below.
-    pub(super) fn copy_up(
-        &mut self,
-        overlay: &Overlay,
-        path: &[OsString],
-        name: &OsStr,
-    ) -> Result<Ino> {
-        let dir = self.overlay_dir(overlay, path)?;
-        match self
-            .overlay_lookup(overlay, &dir, name)?
-            .ok_or(Errno::NOENT)?
-        {
-            Entry::Object(object) if object.is_upper => Ok(object.ino),
-            Entry::Object(object) => {
-                let upper = self.copy_up_dir(overlay, path)?;
-                self.copy_into(overlay, object.ino, object.data, upper, name)
-            }
-            Entry::Directory(_) => {
-                let path: Vec<OsString> = [path, &[name.to_owned()]].concat();
-                self.copy_up_dir(overlay, &path)
-            }
-        }
-    }
-
-    fn copy_into(
-        &mut self,
-        overlay: &Overlay,
-        from: Ino,
-        data: Ino,
-        dir: Ino,
-        name: &OsStr,
-    ) -> Result<Ino> {
-        let original = self.inode(from)?.clone();
-        let is_file = matches!(original.body, Body::Regular(_));
-        // What copies up here is never a write.
-        let metacopy = overlay.metacopy && is_file;
-        let body = match &self.inode(data)?.body {
-            Body::Directory(_) => Body::Directory(BTreeMap::new()),
-            Body::Regular(contents) if metacopy => {
-                let mut hole = Data::default();
-                hole.set_len(contents.len());
-                Body::Regular(hole)
-            }
-            other => other.clone(),
-        };
-        // Copying up is no change of the directory it goes to.
-        let before = self.inode(dir)?.mtime;
-        let ino = self.add(dir, name, body, original.mode)?;
-        let origin = OsString::from([overlay.xattrs.prefix(), "origin"].concat());
-        let impure = OsString::from([overlay.xattrs.prefix(), "impure"].concat());
-        let copy = self.inode_mut(ino)?;
-        (copy.uid, copy.gid, copy.mtime) = (original.uid, original.gid, original.mtime);
-        let private = overlay.xattrs.prefix();
-        let kept = original
-            .xattrs
-            .into_iter()
-            .filter(|(name, _)| !is_private(private, name));
-        copy.xattrs = kept.collect();
-        copy.xattrs.insert(origin, from.to_be_bytes().to_vec());
-        if metacopy {
-            let name = OsString::from(overlay.xattrs.metacopy());
-            copy.xattrs.insert(name, Vec::new());
-        }
-        let parent = self.inode_mut(dir)?;
-        parent.mtime = before;
-        parent.xattrs.insert(impure, b"y".to_vec());
-        Ok(ino)
-    }
-
-    /// Puts a new object into a merged directory.
-    pub(super) fn overlay_add(
-        &mut self,
-        overlay: &Overlay,
-        path: &[OsString],
-        name: &OsStr,
-        body: Body,
-        mode: u32,
-    ) -> Result<Ino> {
-        let is_whiteout = Inode::new(body.clone(), 0, 0).is_whiteout();
-        if is_whiteout {
-            return Err(Errno::PERM);
-        }
-        let (upper, hidden) = self.make_room(overlay, path, name)?;
-        let is_dir = matches!(body, Body::Directory(_));
-        let ino = self.add(upper, name, body, mode)?;
-        // With these, what is below must not change; else a directory that comes there later shows.
-        let settled = overlay.metacopy || overlay.redirect == Redirect::On;
-        let merged = !self.overlay_dir(overlay, path)?.lowers.is_empty();
-        if is_dir && (hidden || (settled && merged)) {
-            self.set_opaque(overlay, ino)?;
-        }
-        Ok(ino)
-    }
-
-    /// Makes a name of a merged directory free in its upper part: nothing visible may have it. Says
-    /// whether a whiteout had hidden something below.
-    fn make_room(
-        &mut self,
-        overlay: &Overlay,
-        path: &[OsString],
-        name: &OsStr,
-    ) -> Result<(Ino, bool)> {
-        let dir = self.overlay_dir(overlay, path)?;
-        if self.overlay_lookup(overlay, &dir, name)?.is_some() {
-            return Err(Errno::EXIST);
-        }
-        let upper = self.copy_up_dir(overlay, path)?;
-        let hidden = self.child(upper, name)?.is_some();
-        if hidden {
-            self.unlink(upper, name)?;
-        }
-        Ok((upper, hidden))
-    }
-
-    fn set_opaque(&mut self, overlay: &Overlay, ino: Ino) -> Result<()> {
-        let name = OsString::from(overlay.xattrs.opaque());
-        self.inode_mut(ino)?.xattrs.insert(name, b"y".to_vec());
-        Ok(())
-    }
-
-    /// Hides what is below a name whose upper part is gone.
-    fn white_out(&mut self, overlay: &Overlay, path: &[OsString], name: &OsStr) -> Result<()> {
-        let dir = self.overlay_dir(overlay, path)?;
-        if !self.below_has(overlay, &dir, name)? {
-            return Ok(());
-        }
-        let upper = self.copy_up_dir(overlay, path)?;
-        // All that a mount makes so are one inode.
-        let root = overlay.upper.ok_or(Errno::ROFS)?;
-        match self.whiteouts.get(&root) {
-            Some(&shared) if self.inode(shared).is_ok_and(|inode| inode.nlink > 0) => {
-                self.link(shared, upper, name)
-            }
-            _ => {
-                let made = self.add(upper, name, whiteout(), 0)?;
-                self.whiteouts.insert(root, made);
-                Ok(())
-            }
-        }
-    }
-
-    pub(super) fn overlay_unlink(
-        &mut self,
-        overlay: &Overlay,
-        path: &[OsString],
-        name: &OsStr,
-    ) -> Result<()> {
-        let dir = self.overlay_dir(overlay, path)?;
-        match self
-            .overlay_lookup(overlay, &dir, name)?
-            .ok_or(Errno::NOENT)?
-        {
-            Entry::Directory(_) => return Err(Errno::ISDIR),
-            Entry::Object(object) => {
-                let upper = self.copy_up_dir(overlay, path)?;
-                if object.is_upper {
-                    self.unlink(upper, name)?;
-                }
-            }
-        }
-        self.white_out(overlay, path, name)
-    }
-
-    pub(super) fn overlay_rmdir(
-        &mut self,
-        overlay: &Overlay,
-        path: &[OsString],
-        name: &OsStr,
-    ) -> Result<()> {
-        let dir = self.overlay_dir(overlay, path)?;
-        let Entry::Directory(inner) = self
-            .overlay_lookup(overlay, &dir, name)?
-            .ok_or(Errno::NOENT)?
-        else {
-            return Err(Errno::NOTDIR);
-        };
-        if !self.overlay_names(&inner)?.is_empty() {
-            return Err(Errno::NOTEMPTY);
-        }
-        let upper = self.copy_up_dir(overlay, path)?;
-        self.remove_upper_dir(upper, name, inner.upper)?;
-        self.white_out(overlay, path, name)
-    }
-
-    fn remove_upper_dir(&mut self, upper: Ino, name: &OsStr, dir: Option<Ino>) -> Result<()> {
-        let Some(dir) = dir else {
-            return Ok(());
-        };
-        // Only whiteouts are left in it.
-        for whiteout in self.entries(dir)?.keys().cloned().collect::<Vec<_>>() {
-            self.unlink(dir, &whiteout)?;
-        }
-        self.rmdir(upper, name)
-    }
-
-    pub(super) fn overlay_link(
-        &mut self,
-        overlay: &Overlay,
-        (from_path, from): (&[OsString], &OsStr),
-        (path, name): (&[OsString], &OsStr),
-    ) -> Result<()> {
-        let dir = self.overlay_dir(overlay, from_path)?;
-        match self
-            .overlay_lookup(overlay, &dir, from)?
-            .ok_or(Errno::NOENT)?
-        {
-            Entry::Directory(_) => return Err(Errno::PERM),
-            Entry::Object(..) => {}
-        }
-        let dir = self.overlay_dir(overlay, path)?;
-        if self.overlay_lookup(overlay, &dir, name)?.is_some() {
-            return Err(Errno::EXIST);
-        }
-        let ino = self.copy_up(overlay, from_path, from)?;
-        if self.is_metacopy(overlay, ino)? {
-            self.set_redirect(overlay, (from_path, from), true)?;
-        }
-        let (upper, _) = self.make_room(overlay, path, name)?;
-        self.link(ino, upper, name)?;
-        self.note_impure(overlay, ino, upper)
-    }
-
-    /// Marks a directory that gets an object which was copied up.
-    fn note_impure(&mut self, overlay: &Overlay, ino: Ino, dir: Ino) -> Result<()> {
-        if self.overlay_xattr(overlay, ino, "origin")?.is_some() {
-            let impure = OsString::from([overlay.xattrs.prefix(), "impure"].concat());
-            let xattrs = &mut self.inode_mut(dir)?.xattrs;
-            xattrs.insert(impure, b"y".to_vec());
-        }
-        Ok(())
-    }
-
-    pub(super) fn overlay_rename(
-        &mut self,
-        overlay: &Overlay,
-        (from_path, from): (&[OsString], &OsStr),
-        (path, name): (&[OsString], &OsStr),
-    ) -> Result<()> {
-        if path.starts_with(&[from_path, &[from.to_owned()]].concat()) {
-            return Err(Errno::INVAL);
-        }
-        if from_path.starts_with(&[path, &[name.to_owned()]].concat()) {
-            return Err(Errno::NOTEMPTY);
-        }
-        let source = self.overlay_dir(overlay, from_path)?;
-        let moved = self
-            .overlay_lookup(overlay, &source, from)?
-            .ok_or(Errno::NOENT)?;
-        if (from_path, from) == (path, name) {
-            return Ok(());
-        }
-        let is_dir = matches!(moved, Entry::Directory(_));
-        let target = self.overlay_dir(overlay, path)?;
-        let there = self.overlay_lookup(overlay, &target, name)?;
-        match (&moved, &there) {
-            (Entry::Directory(_), Some(Entry::Object(_))) => return Err(Errno::NOTDIR),
-            (Entry::Object(_), Some(Entry::Directory(_))) => return Err(Errno::ISDIR),
-            // Two names of one inode, which those below are not to an overlay.
-            (Entry::Object(one), Some(Entry::Object(other)))
-                if one.is_upper && other.is_upper && one.ino == other.ino =>
-            {
-                return Ok(());
-            }
-            _ => {}
-        }
-        if let Entry::Directory(dir) = &moved
-            && !dir.lowers.is_empty()
-            && overlay.redirect != Redirect::On
-        {
-            // Without redirects the contents below could not follow.
-            return Err(Errno::XDEV);
-        }
-        // A directory that is in the upper layer alone is left to the file system to refuse.
-        let mut occupied = false;
-        if let Some(Entry::Directory(dir)) = &there
-            && !self.overlay_names(dir)?.is_empty()
-        {
-            occupied = dir.lowers.is_empty();
-            if !occupied {
-                return Err(Errno::NOTEMPTY);
-            }
-        }
-        let ino = self.copy_up(overlay, from_path, from)?;
-        let upper = self.copy_up_dir(overlay, from_path)?;
-        let target = self.copy_up_dir(overlay, path)?;
-        let merges = match &moved {
-            Entry::Directory(dir) => !dir.lowers.is_empty(),
-            Entry::Object(_) => self.is_metacopy(overlay, ino)?,
-        };
-        if merges {
-            self.set_redirect(overlay, (from_path, from), from_path != path)?;
-        } else if is_dir && !self.overlay_dir(overlay, path)?.lowers.is_empty() {
-            self.set_opaque(overlay, ino)?;
-        }
-        if occupied {
-            return Err(self.occupied());
-        }
-        self.note_impure(overlay, ino, target)?;
-        let leaves_whiteout = self.below_has(overlay, &source, from)?;
-        match there {
-            None if (leaves_whiteout || is_dir) && self.child(target, name)?.is_some() => {
-                // The whiteout takes the place of what it makes place for, for good or until it goes.
-                self.exchange((upper, from), (target, name))?;
-                return match leaves_whiteout {
-                    true => Ok(()),
-                    false => self.unlink(upper, from),
-                };
-            }
-            None => {
-                self.make_room(overlay, path, name)?;
-            }
-            Some(Entry::Object(object)) if object.is_upper => self.unlink(target, name)?,
-            Some(Entry::Object(_)) => {}
-            Some(Entry::Directory(dir)) => self.remove_upper_dir(target, name, dir.upper)?,
-        }
-        self.rename((upper, from), (target, name))?;
-        if leaves_whiteout {
-            self.add(upper, from, whiteout(), 0)?;
-        }
-        Ok(())
-    }
-
-    /// Writes down where the upper object of that name has its contents below, before it is renamed
-    /// or linked: under its name, or from the roots of the layers.
-    fn set_redirect(
-        &mut self,
-        overlay: &Overlay,
-        (path, name): (&[OsString], &OsStr),
-        elsewhere: bool,
-    ) -> Result<()> {
-        let dir = self.overlay_dir(overlay, path)?;
-        let upper = dir.upper.ok_or(Errno::NOENT)?;
-        let ino = self.child(upper, name)?.ok_or(Errno::NOENT)?;
-        let is_linked = match self.overlay_lookup(overlay, &dir, name)? {
-            Some(Entry::Object(object)) => self.inode(object.data)?.nlink > 1,
-            _ => false,
-        };
-        let absolute = elsewhere || is_linked;
-        let own = self.redirect_of(overlay, ino)?;
-        let is_absolute = |names: &[OsString]| names.first().is_some_and(|name| name.is_empty());
-        if own
-            .as_ref()
-            .is_some_and(|own| !absolute || is_absolute(own))
-        {
-            return Ok(());
-        }
-        let mut names = own.unwrap_or_else(|| vec![name.to_owned()]);
-        if absolute {
-            for depth in (1..=path.len()).rev() {
-                if is_absolute(&names) {
-                    break;
-                }
-                let above = self.overlay_dir(overlay, &path[..depth])?.upper;
-                let redirect = match above {
-                    Some(above) if !self.is_opaque(overlay, above)? => {
-                        self.redirect_of(overlay, above)?
-                    }
-                    _ => None,
-                };
-                let mut longer = redirect.unwrap_or_else(|| vec![path[depth - 1].clone()]);
-                longer.append(&mut names);
-                names = longer;
-            }
-            if !is_absolute(&names) {
-                names.insert(0, OsString::new());
-            }
-        }
-        let value = names.join(OsStr::new("/")).into_encoded_bytes();
-        // As much as the kernel writes.
-        if value.len() > 256 {
-            return Err(Errno::XDEV);
-        }
-        let attribute = OsString::from(overlay.xattrs.redirect());
-        self.inode_mut(ino)?.xattrs.insert(attribute, value);
-        Ok(())
-    }
-}
-
-/// Whether overlayfs keeps an attribute to itself; an escaped one is the user's.
-pub(super) fn is_private(prefix: &str, name: &OsStr) -> bool {
-    let bytes = name.as_encoded_bytes();
-    bytes
-        .strip_prefix(prefix.as_bytes())
-        .is_some_and(|rest| !rest.starts_with(b"overlay."))
 }

@@ -1,4 +1,5 @@
 use ovl_driver::{FsType, Identity};
+use ovl_mount::RedirectDir;
 use ovl_quota::Enforcement;
 
 /// What kind of kernel a [`MockKernel`](crate::MockKernel) is.
@@ -11,8 +12,27 @@ pub struct KernelProfile {
     pub layers_by_fd: bool,
     /// Whether `fsconfig` takes `lowerdir+`.
     pub lowerdir_plus: bool,
-    /// Whether overlayfs knows the option `index`.
+    /// Whether overlayfs knows the option `index`, as it does since Linux 4.13.
     pub index: bool,
+    /// Whether it knows `redirect_dir`, as since Linux 4.10.
+    pub redirect_dir: bool,
+    /// Whether it knows `metacopy`, as since Linux 4.19.
+    pub metacopy: bool,
+    /// Whether it knows `xino`, as since Linux 4.17.
+    pub xino: bool,
+    /// Whether it knows `volatile`, as since Linux 5.10.
+    pub volatile: bool,
+    /// Whether it knows `userxattr`, as since Linux 5.11. Root of a user namespace cannot mount
+    /// without.
+    pub userxattr: bool,
+    /// Whether merged views keep a user's own `trusted.overlay.` attributes, escaped, as since
+    /// Linux 6.7.
+    pub escapes_xattrs: bool,
+    /// What becomes of redirects in mounts that do not say: a choice of whoever built or loaded
+    /// the module.
+    pub default_redirect: RedirectDir,
+    /// Whether mounts that do not say copy metadata alone up.
+    pub default_metacopy: bool,
     /// Who the caller is.
     pub identity: Identity,
     /// What the file system calls itself.
@@ -37,6 +57,14 @@ impl KernelProfile {
             layers_by_fd: true,
             lowerdir_plus: true,
             index: true,
+            redirect_dir: true,
+            metacopy: true,
+            xino: true,
+            volatile: true,
+            userxattr: true,
+            escapes_xattrs: true,
+            default_redirect: RedirectDir::Follow,
+            default_metacopy: false,
             identity: Identity::root(),
             fs_type: FsType::EXT,
             d_type: true,
@@ -46,13 +74,48 @@ impl KernelProfile {
         }
     }
 
-    /// Without the new mount API: everything goes through one data string.
+    /// Linux 6.1, without the new mount API: everything goes through one data string.
     #[must_use]
     pub fn legacy() -> Self {
         Self {
             layers_by_fd: false,
             lowerdir_plus: false,
+            escapes_xattrs: false,
             coarse_time: true,
+            ..Self::modern()
+        }
+    }
+
+    /// Linux 4.19: one data string, and no options of later kernels.
+    #[must_use]
+    pub fn linux_4_19() -> Self {
+        Self {
+            volatile: false,
+            userxattr: false,
+            ..Self::legacy()
+        }
+    }
+
+    /// Linux 4.4: overlayfs has no options but the layers, and makes no redirects.
+    #[must_use]
+    pub fn linux_4_4() -> Self {
+        Self {
+            index: false,
+            redirect_dir: false,
+            metacopy: false,
+            xino: false,
+            default_redirect: RedirectDir::NoFollow,
+            ..Self::linux_4_19()
+        }
+    }
+
+    /// A kernel built with `CONFIG_OVERLAY_FS_REDIRECT_DIR` and `CONFIG_OVERLAY_FS_METACOPY`:
+    /// mounts that do not say otherwise write redirects, and leave data below.
+    #[must_use]
+    pub fn redirect_on() -> Self {
+        Self {
+            default_redirect: RedirectDir::On,
+            default_metacopy: true,
             ..Self::modern()
         }
     }

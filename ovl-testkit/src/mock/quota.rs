@@ -1,21 +1,136 @@
 //! Project quotas: accounting, inheritance, limits.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use ovl_diff::TreeBackend as _;
 use ovl_driver::FsType;
-use ovl_quota::{Bytes, Enforcement, Limits, ProjectId, ProjectRange, QuotaBackend, Usage};
+use ovl_quota::{
+    Bytes, Enforcement, KeepsToLimits, Limits, ProjectId, ProjectRange, QuotaBackend, Usage,
+};
 use rustix::io::Errno;
 
 use super::inode::{Ino, Result};
 use super::tree::MockDir;
-use super::{MockKernel, State};
+use super::{MockKernel, Shared, State};
+
+/// The limits of projects, and whom they bind.
+#[derive(Debug)]
+pub(super) struct ProjectLimits {
+    live: BTreeMap<u32, Limits>,
+    on_disk: BTreeMap<u32, Limits>,
+    /// Those that are not on disk as they are, and since when.
+    changed: BTreeMap<u32, i64>,
+    /// Whether the file system lets the privileged exceed them.
+    may_exceed: bool,
+    /// Those who gave up that privilege.
+    pub(super) keeping: BTreeSet<u64>,
+    next: u64,
+}
+
+impl ProjectLimits {
+    pub(super) fn new(may_exceed: bool) -> Self {
+        Self {
+            live: BTreeMap::new(),
+            on_disk: BTreeMap::new(),
+            changed: BTreeMap::new(),
+            may_exceed,
+            keeping: BTreeSet::new(),
+            next: 0,
+        }
+    }
+
+    /// The same, with everybody's privileges.
+    pub(super) fn fork(&self) -> Self {
+        Self {
+            live: self.live.clone(),
+            on_disk: self.on_disk.clone(),
+            changed: self.changed.clone(),
+            keeping: BTreeSet::new(),
+            ..*self
+        }
+    }
+
+    fn set(&mut self, project: u32, limits: Option<Limits>, now: i64) {
+        if self.live.get(&project) == limits.as_ref() {
+            return;
+        }
+        match limits {
+            Some(limits) => self.live.insert(project, limits),
+            None => self.live.remove(&project),
+        };
+        self.changed.insert(project, now);
+    }
+
+    /// Those that are not on disk: when they changed, and the project.
+    pub(super) fn pending(&self) -> impl Iterator<Item = (i64, u32)> {
+        self.changed.iter().map(|(&project, &at)| (at, project))
+    }
+
+    /// Puts on disk what was set by then.
+    pub(super) fn settle(&mut self, until: i64) {
+        let settled: Vec<u32> = self
+            .pending()
+            .filter(|(at, _)| *at <= until)
+            .map(|(_, project)| project)
+            .collect();
+        for project in settled {
+            self.settle_one(project);
+        }
+    }
+
+    pub(super) fn settle_one(&mut self, project: u32) {
+        self.changed.remove(&project);
+        match self.live.get(&project) {
+            Some(limits) => self.on_disk.insert(project, *limits),
+            None => self.on_disk.remove(&project),
+        };
+    }
+
+    /// Finds what is on disk.
+    pub(super) fn read_disk(&mut self) {
+        self.live.clone_from(&self.on_disk);
+        self.changed.clear();
+    }
+}
+
+/// Who writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Writer {
+    /// The caller, whom ext4 lets exceed limits unless he gave that up.
+    Caller,
+    /// overlayfs, which gave it up.
+    Overlay,
+}
+
+/// Ends the keeping to limits when it is dropped.
+struct Keeping {
+    shared: Arc<Shared>,
+    key: u64,
+}
+
+impl Drop for Keeping {
+    fn drop(&mut self) {
+        self.shared.lock().limits.keeping.remove(&self.key);
+    }
+}
 
 impl State {
     /// Refuses what would go over a project's limit.
-    pub(super) fn charge(&self, project: u32, inodes: u64, bytes: u64) -> Result<()> {
-        let Some(limits) = self.limits.get(&project).filter(|_| project != 0) else {
+    pub(super) fn charge(
+        &self,
+        writer: Writer,
+        project: u32,
+        inodes: u64,
+        bytes: u64,
+    ) -> Result<()> {
+        let all = &self.limits;
+        if writer == Writer::Caller && all.may_exceed && all.keeping.is_empty() {
+            return Ok(());
+        }
+        let Some(limits) = all.live.get(&project).filter(|_| project != 0) else {
             return Ok(());
         };
         let (used_bytes, used_inodes) = self.used(project);
@@ -95,13 +210,13 @@ impl QuotaBackend for MockKernel {
         self.quotas_on()?;
         let enforced = self.profile().quota == Enforcement::Enforced;
         let mut state = self.state();
-        match limits.is_unlimited() || !enforced {
-            true => state.limits.remove(&project.get()),
-            false => {
-                let rounded = limits.rounded().map_err(io::Error::other)?;
-                state.limits.insert(project.get(), rounded)
-            }
+        let limits = match limits.is_unlimited() || !enforced {
+            true => None,
+            false => Some(limits.rounded().map_err(io::Error::other)?),
         };
+        state.tick();
+        let now = state.clock;
+        state.limits.set(project.get(), limits, now);
         Ok(())
     }
 
@@ -112,6 +227,7 @@ impl QuotaBackend for MockKernel {
         let (bytes, inodes) = state.used(project.get());
         let limits = state
             .limits
+            .live
             .get(&project.get())
             .copied()
             .unwrap_or(Limits::UNLIMITED);
@@ -122,7 +238,7 @@ impl QuotaBackend for MockKernel {
         self.directory(home)?;
         self.quotas_on()?;
         let state = self.state();
-        let limited = state.limits.keys().copied();
+        let limited = state.limits.live.keys().copied();
         let living = state.inodes.values().filter(|inode| inode.nlink > 0);
         let mut ids: Vec<u32> = living.map(|inode| inode.project).chain(limited).collect();
         ids.sort_unstable();
@@ -132,5 +248,14 @@ impl QuotaBackend for MockKernel {
             .filter_map(ProjectId::new)
             .filter(|id| range.contains(*id))
             .collect())
+    }
+
+    fn keep_to_limits(&self) -> io::Result<KeepsToLimits> {
+        let mut state = self.state();
+        let key = state.limits.next;
+        state.limits.next += 1;
+        state.limits.keeping.insert(key);
+        let shared = Arc::clone(&self.shared);
+        Ok(KeepsToLimits::new(Keeping { shared, key }))
     }
 }

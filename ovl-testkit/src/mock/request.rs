@@ -4,12 +4,11 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
-use ovl_mount::{KERNEL_MAX_LOWERS, MAX_SETTING_LEN, Setting};
+use ovl_mount::{KERNEL_MAX_LOWERS, MAX_SETTING_LEN, RedirectDir, Setting};
 use rustix::io::Errno;
 
 use super::KernelProfile;
 use super::inode::{Ino, Result};
-use super::overlay::Redirect;
 
 /// What overlayfs is asked for.
 #[derive(Default)]
@@ -19,7 +18,7 @@ pub(super) struct Request {
     pub(super) work: Option<Directory>,
     pub(super) userxattr: bool,
     pub(super) volatile: bool,
-    redirect: Option<Redirect>,
+    redirect: Option<RedirectDir>,
     metacopy: Option<bool>,
     pub(super) working_dir: Option<PathBuf>,
 }
@@ -27,24 +26,33 @@ pub(super) struct Request {
 /// A directory for a mount.
 pub(super) enum Directory {
     Named(PathBuf),
-    Open(Ino),
+    /// On that mount.
+    Open(u64, Ino),
 }
 
 impl Request {
     fn set(&mut self, key: &[u8], value: Option<&[u8]>, profile: &KernelProfile) -> Result<()> {
         let path = |bytes: &[u8]| Directory::Named(OsString::from_vec(unescape(bytes)).into());
         match (key, value) {
-            (b"userxattr", None) => self.userxattr = true,
-            (b"volatile", None) => self.volatile = true,
+            (b"userxattr", None) if profile.userxattr => self.userxattr = true,
+            (b"volatile", None) if profile.volatile => self.volatile = true,
             (b"index", Some(b"on" | b"off")) if profile.index => {}
-            (b"redirect_dir", Some(b"on")) => self.redirect = Some(Redirect::On),
-            (b"redirect_dir", Some(b"follow")) => self.redirect = Some(Redirect::Follow),
-            (b"redirect_dir", Some(b"off" | b"nofollow")) => {
-                self.redirect = Some(Redirect::NoFollow);
+            (b"redirect_dir", Some(value)) if profile.redirect_dir => {
+                self.redirect = Some(match value {
+                    b"on" => RedirectDir::On,
+                    b"follow" => RedirectDir::Follow,
+                    b"nofollow" => RedirectDir::NoFollow,
+                    // Not written; followed all the same where that is the default.
+                    b"off" if profile.default_redirect == RedirectDir::NoFollow => {
+                        RedirectDir::NoFollow
+                    }
+                    b"off" => RedirectDir::Follow,
+                    _ => return Err(Errno::INVAL),
+                });
             }
-            (b"metacopy", Some(b"on")) => self.metacopy = Some(true),
-            (b"metacopy", Some(b"off")) => self.metacopy = Some(false),
-            (b"xino", Some(b"on" | b"off" | b"auto")) => {}
+            (b"metacopy", Some(b"on")) if profile.metacopy => self.metacopy = Some(true),
+            (b"metacopy", Some(b"off")) if profile.metacopy => self.metacopy = Some(false),
+            (b"xino", Some(b"on" | b"off" | b"auto")) if profile.xino => {}
             (b"upperdir", Some(value)) => self.upper = Some(path(value)),
             (b"workdir", Some(value)) => self.work = Some(path(value)),
             // Also a label: no security module is active here.
@@ -53,18 +61,29 @@ impl Request {
         Ok(())
     }
 
-    /// What becomes of redirects and metacopy files. They depend on each other, and a mount for
-    /// everybody's attributes has neither: anybody could write them.
-    pub(super) fn extras(&self) -> Result<(Redirect, bool)> {
-        let (redirect, metacopy) = (self.redirect, self.metacopy.unwrap_or_default());
-        match redirect {
-            Some(Redirect::On | Redirect::Follow) if self.userxattr => Err(Errno::INVAL),
-            _ if metacopy && self.userxattr => Err(Errno::INVAL),
-            Some(Redirect::Follow) if metacopy && self.upper.is_none() => Ok((Redirect::On, true)),
-            Some(Redirect::Follow | Redirect::NoFollow) if metacopy => Err(Errno::INVAL),
-            None if metacopy => Ok((Redirect::On, true)),
-            redirect => Ok((redirect.unwrap_or_default(), metacopy)),
+    /// What becomes of redirects and metacopy files: `ovl_fs_params_verify`. They depend on each
+    /// other, and a mount for everybody's attributes has neither: anybody could write them.
+    pub(super) fn extras(&self, profile: &KernelProfile) -> Result<(RedirectDir, bool)> {
+        let mut redirect = self.redirect.unwrap_or(profile.default_redirect);
+        let mut metacopy = self.metacopy.unwrap_or(profile.default_metacopy);
+        if self.upper.is_none() && redirect == RedirectDir::Follow {
+            redirect = RedirectDir::On;
         }
+        if metacopy && redirect != RedirectDir::On {
+            match (self.redirect, self.metacopy) {
+                (Some(_), Some(_)) => return Err(Errno::INVAL),
+                (Some(_), None) => metacopy = false,
+                (None, _) => redirect = RedirectDir::On,
+            }
+        }
+        if self.userxattr {
+            let asked = self.redirect.is_some() && redirect != RedirectDir::NoFollow;
+            if asked || self.metacopy == Some(true) {
+                return Err(Errno::INVAL);
+            }
+            (redirect, metacopy) = (RedirectDir::NoFollow, false);
+        }
+        Ok((redirect, metacopy))
     }
 
     /// As the kernel reads the data of `mount(2)`.
@@ -96,7 +115,7 @@ impl Request {
     pub(super) fn from_settings(
         settings: &[Setting],
         profile: &KernelProfile,
-        open: impl Fn(&Path) -> Result<Ino>,
+        open: impl Fn(&Path) -> Result<(u64, Ino)>,
     ) -> std::result::Result<Self, Refusal> {
         if !profile.lowerdir_plus {
             return Err(Errno::NOSYS.into());
@@ -115,11 +134,12 @@ impl Request {
                     request.set_or_say(key, Some(value.as_bytes()), profile)?;
                 }
                 Setting::Directory(key, path) => {
-                    let opened = open(path).map_err(|errno| Refusal::Layer(path.clone(), errno))?;
+                    let (mount, dir) =
+                        open(path).map_err(|errno| Refusal::Layer(path.clone(), errno))?;
                     if !profile.layers_by_fd {
                         return Err(Errno::INVAL.into());
                     }
-                    let opened = Directory::Open(opened);
+                    let opened = Directory::Open(mount, dir);
                     match *key {
                         "lowerdir+" => request.add_lower(opened)?,
                         "upperdir" => request.upper = Some(opened),

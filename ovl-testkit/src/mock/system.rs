@@ -12,7 +12,33 @@ use rustix::io::Errno;
 
 use super::inode::Ino;
 use super::tree::MockDir;
-use super::{MockKernel, Shared};
+use super::{FIRST_NAMESPACE, MockKernel, Shared, State};
+
+/// One that lives.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Process {
+    /// Which one of this number it is.
+    pub(super) start_time: u64,
+    pub(super) namespace: u64,
+}
+
+impl State {
+    /// A process of this number: the one that lives, or a new one.
+    pub(super) fn start(&mut self, pid: u32, namespace: u64) -> Process {
+        let started = self.started + 1;
+        let process = *self.processes.entry(pid).or_insert(Process {
+            start_time: started,
+            namespace,
+        });
+        self.started = self.started.max(process.start_time);
+        process
+    }
+
+    pub(super) fn has_namespace(&self, namespace: u64) -> bool {
+        let mut all = self.processes.values();
+        namespace == FIRST_NAMESPACE || all.any(|process| process.namespace == namespace)
+    }
+}
 
 /// Who has locked what.
 #[derive(Debug, Default)]
@@ -54,12 +80,7 @@ struct Release {
 
 impl Drop for Release {
     fn drop(&mut self) {
-        let mut state = self
-            .shared
-            .state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        state.locks.held.remove(&self.key);
+        self.shared.lock().locks.held.remove(&self.key);
         self.shared.unlocked.notify_all();
     }
 }
@@ -86,15 +107,17 @@ impl SystemBackend for MockKernel {
     }
 
     fn is_alive(&self, process: ProcessId) -> io::Result<bool> {
-        Ok(self.state().processes.contains(&process.pid))
+        let state = self.state();
+        let found = state.processes.get(&process.pid);
+        Ok(found.is_some_and(|found| found.start_time == process.start_time))
     }
 
     fn mount_namespace(&self) -> io::Result<u64> {
-        Ok(1)
+        Ok(self.namespace)
     }
 
     fn is_namespace_alive(&self, namespace: u64) -> io::Result<bool> {
-        Ok(namespace == 1)
+        Ok(self.state().has_namespace(namespace))
     }
 
     fn identity(&self) -> io::Result<Identity> {
@@ -142,6 +165,7 @@ impl SystemBackend for MockKernel {
             }
             let waited = self.shared.unlocked.wait(state);
             state = waited.unwrap_or_else(PoisonError::into_inner);
+            state.namespace = self.namespace;
         }
     }
 }

@@ -11,37 +11,47 @@ use ovl_diff::{
     DeviceNumber, DirEntry, DirHandle, FileHandle, FileKind, Metadata, Node, NodeKind, RenameMode,
     Timestamp, TreeBackend,
 };
+use ovl_driver::FsType;
 use rustix::io::Errno;
 
 use super::data::Data;
-use super::inode::{Body, Ino, ROOT, Result, check_name};
+use super::inode::{Body, CAPABILITY, Ino, Result, check_name};
 use super::mounts::{Kind, Mount, Use};
-use super::overlay::{Entry, Overlay, is_private};
+use super::overlay::{Entry, Overlay, Private};
+use super::quota::Writer;
+use super::xattrs::{shown_name, stored_name};
 use super::{MockKernel, State};
 
-/// Symbolic links that one path may lead through.
-const MAX_LINKS: usize = 40;
 const MAX_TARGET_LEN: usize = 4095;
 
 /// An open directory. Holding the mount is what keeps it busy.
 pub(super) struct MockDir {
-    mount: Arc<Use>,
-    at: At,
+    pub(super) mount: Arc<Use>,
+    pub(super) at: At,
 }
 
 /// Where on its mount a directory is.
 #[derive(Clone)]
-enum At {
+pub(super) enum At {
     Plain(Ino),
     Merged(Vec<OsString>),
 }
 
-struct MockFile {
-    mount: Arc<Use>,
-    ino: Ino,
+pub(super) struct MockFile {
+    pub(super) mount: Arc<Use>,
+    pub(super) ino: Ino,
     /// What holds the contents.
-    data: Ino,
-    writable: bool,
+    pub(super) data: Ino,
+    pub(super) writable: bool,
+}
+
+impl MockFile {
+    fn writer(&self) -> Writer {
+        match self.mount.kind {
+            Kind::Plain(_) => Writer::Caller,
+            Kind::Overlay(_) => Writer::Overlay,
+        }
+    }
 }
 
 fn dir(handle: &DirHandle) -> io::Result<&MockDir> {
@@ -60,7 +70,7 @@ impl MockDir {
         }
     }
 
-    fn writable(&self) -> Result<()> {
+    pub(super) fn writable(&self) -> Result<()> {
         if self.mount.read_only {
             Err(Errno::ROFS)
         } else {
@@ -76,24 +86,36 @@ impl MockDir {
         }
     }
 
-    fn overlay(&self) -> Option<(&Overlay, &[OsString])> {
+    pub(super) fn overlay(&self) -> Option<(&Overlay, &[OsString])> {
         match (&self.mount.kind, &self.at) {
             (Kind::Overlay(overlay), At::Merged(path)) => Some((overlay, path)),
             _ => None,
         }
     }
 
-    /// The plain directory that a change goes to.
-    fn plain(&self) -> Result<Ino> {
+    /// The directory, if it is not in a merged view.
+    pub(super) fn plain_or(&self, otherwise: Errno) -> Result<Ino> {
         match self.at {
             At::Plain(ino) => Ok(ino),
-            At::Merged(_) => Err(Errno::STALE),
+            At::Merged(_) => Err(otherwise),
         }
     }
 
-    fn lookup(&self, state: &State, name: &OsStr) -> Result<Option<Ino>> {
+    pub(super) fn mount_id(&self) -> u64 {
+        self.mount.id
+    }
+
+    /// What is mounted where this is the root.
+    pub(super) fn root_kind(&self) -> Result<Kind> {
+        match &self.at {
+            At::Merged(path) if path.is_empty() => Ok(self.mount.kind.clone()),
+            _ => Err(Errno::INVAL),
+        }
+    }
+
+    pub(super) fn lookup(&self, state: &State, name: &OsStr) -> Result<Option<Ino>> {
         match self.overlay() {
-            None => state.child(self.plain()?, name),
+            None => state.child(self.plain_or(Errno::STALE)?, name),
             Some((overlay, path)) => {
                 let merged = state.overlay_dir(overlay, path)?;
                 let found = state.overlay_lookup(overlay, &merged, name)?;
@@ -117,7 +139,7 @@ impl MockDir {
         })
     }
 
-    fn enter(&self, name: &OsStr, ino: Ino) -> Self {
+    pub(super) fn enter(&self, name: &OsStr, ino: Ino) -> Self {
         let at = match &self.at {
             At::Plain(_) => At::Plain(ino),
             At::Merged(path) => At::Merged([&**path, &[name.to_owned()]].concat()),
@@ -142,7 +164,7 @@ impl MockDir {
             .map(|mount| Self::root_of(mount, process)))
     }
 
-    fn root_of(mount: &Arc<Mount>, process: u32) -> Self {
+    pub(super) fn root_of(mount: &Arc<Mount>, process: u32) -> Self {
         let at = match &mount.kind {
             Kind::Plain(root) => At::Plain(*root),
             Kind::Overlay(_) => At::Merged(Vec::new()),
@@ -160,7 +182,7 @@ impl MockDir {
         }
         self.writable()?;
         match self.overlay() {
-            None => state.add(self.plain()?, name, body, mode),
+            None => state.add(self.plain_or(Errno::STALE)?, name, body, mode),
             Some((overlay, path)) => state.overlay_add(overlay, path, name, body, mode),
         }
     }
@@ -179,9 +201,9 @@ impl MockKernel {
         &self,
         state: &State,
         node: Node<'_>,
-    ) -> io::Result<(Ino, u32, Option<&'static str>)> {
+    ) -> io::Result<(Ino, u32, Option<Private>)> {
         let private = |mount: &Mount| match &mount.kind {
-            Kind::Overlay(overlay) => Some(overlay.xattrs.prefix()),
+            Kind::Overlay(overlay) => Some(overlay.private()),
             Kind::Plain(_) => None,
         };
         Ok(match node {
@@ -210,11 +232,7 @@ impl MockKernel {
     }
 
     /// The subject of a step that changes it, copied up where it must be.
-    fn locate_mut(
-        &self,
-        state: &mut State,
-        node: Node<'_>,
-    ) -> io::Result<(Ino, Option<&'static str>)> {
+    fn locate_mut(&self, state: &mut State, node: Node<'_>) -> io::Result<(Ino, Option<Private>)> {
         let (ino, _, private) = self.locate(state, node)?;
         let covering = match node {
             Node::Entry(handle, name) => dir(handle)?.covering(state, name)?,
@@ -298,54 +316,8 @@ impl TreeBackend for MockKernel {
         if !path.is_absolute() {
             return Err(Errno::INVAL.into());
         }
-        let state = self.state();
-        let root = state.mounts.first().ok_or(Errno::NOENT)?;
-        let top = |found: MockDir| -> Result<MockDir> {
-            let mut found = found;
-            // Whatever is mounted there covers it, and that may be covered in turn.
-            while let At::Plain(ino) = found.at
-                && let Some(mount) = state.mounted_on(ino)
-                && mount.id > found.mount.id
-            {
-                found = MockDir::root_of(mount, self.process.pid);
-            }
-            Ok(found)
-        };
-        let mut stack = vec![MockDir {
-            mount: Use::new(root, self.process.pid),
-            at: At::Plain(ROOT),
-        }];
-        let mut pending: Vec<OsString> = path.iter().rev().map(OsStr::to_owned).collect();
-        let mut links = 0;
-        while let Some(name) = pending.pop() {
-            match name.as_encoded_bytes() {
-                b"/" => stack.truncate(1),
-                b"." => {}
-                b".." => stack.truncate(stack.len().saturating_sub(1).max(1)),
-                _ => {
-                    let here = &stack[stack.len() - 1];
-                    let ino = here.lookup(&state, &name)?.ok_or(Errno::NOENT)?;
-                    match &state.inode(ino)?.body {
-                        Body::Directory(_) => {
-                            let inner = top(here.enter(&name, ino))?;
-                            stack.push(inner);
-                        }
-                        Body::Symlink(target) => {
-                            links += 1;
-                            if links > MAX_LINKS {
-                                return Err(Errno::LOOP.into());
-                            }
-                            pending.extend(Path::new(target).iter().rev().map(OsStr::to_owned));
-                        }
-                        _ => return Err(Errno::NOTDIR.into()),
-                    }
-                }
-            }
-        }
-        stack
-            .pop()
-            .map(DirHandle::new)
-            .ok_or_else(|| Errno::NOENT.into())
+        let found = self.state().walk(path, self.process.pid)?;
+        Ok(DirHandle::new(found))
     }
 
     fn open_dir(&self, handle: &DirHandle, name: &OsStr) -> io::Result<DirHandle> {
@@ -363,7 +335,7 @@ impl TreeBackend for MockKernel {
     fn read_dir(&self, handle: &DirHandle) -> io::Result<Vec<DirEntry>> {
         let (state, here) = (self.state(), dir(handle)?);
         let names = match here.overlay() {
-            None => state.entries(here.plain()?)?.clone(),
+            None => state.entries(here.plain_or(Errno::STALE)?)?.clone(),
             Some((overlay, path)) => state.overlay_list(overlay, path)?,
         };
         let mut entries = Vec::with_capacity(names.len());
@@ -441,6 +413,9 @@ impl TreeBackend for MockKernel {
         if !file.writable {
             return Err(Errno::BADF.into());
         }
+        if data.is_empty() {
+            return Ok(());
+        }
         let mut state = self.state();
         let now = state.tick();
         let inode = state.inode(file.ino)?;
@@ -448,13 +423,10 @@ impl TreeBackend for MockKernel {
             return Err(Errno::INVAL.into());
         };
         let (project, pages) = (inode.project, contents.new_pages(offset, data.len()));
-        state.charge(project, 0, pages * 4096)?;
+        state.charge(file.writer(), project, 0, pages * 4096)?;
         let clock = state.clock;
         let inode = state.inode_mut(file.ino)?;
-        (inode.mtime, inode.ctime) = (now, now);
-        if let Body::Regular(contents) = &mut inode.body {
-            contents.write(offset, data);
-        }
+        inode.change_contents(now, |contents| contents.write(offset, data));
         inode.note_write(clock);
         Ok(())
     }
@@ -468,11 +440,7 @@ impl TreeBackend for MockKernel {
         let now = state.tick();
         let clock = state.clock;
         let inode = state.inode_mut(file.ino)?;
-        (inode.mtime, inode.ctime) = (now, now);
-        match &mut inode.body {
-            Body::Regular(contents) => contents.set_len(len),
-            _ => return Err(Errno::INVAL.into()),
-        }
+        inode.change_contents(now, |contents| contents.set_len(len));
         inode.note_write(clock);
         Ok(())
     }
@@ -485,11 +453,28 @@ impl TreeBackend for MockKernel {
         }
     }
 
-    fn share_data(&self, _: &FileHandle, _: &FileHandle) -> io::Result<()> {
-        Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            "no data is shared here",
-        ))
+    fn share_data(&self, from: &FileHandle, to: &FileHandle) -> io::Result<()> {
+        let (from, to): (&MockFile, &MockFile) = (from.inner()?, to.inner()?);
+        let is_plain = |file: &MockFile| matches!(file.mount.kind, Kind::Plain(_));
+        if self.profile().fs_type != FsType::XFS || !is_plain(from) || !is_plain(to) {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "no data is shared here",
+            ));
+        }
+        let mut state = self.state();
+        let Body::Regular(shared) = state.inode(from.data)?.body.clone() else {
+            return Err(Errno::INVAL.into());
+        };
+        // Each of those that share it is charged for it.
+        let project = state.inode(to.ino)?.project;
+        state.charge(to.writer(), project, 0, shared.blocks() * 512)?;
+        let now = state.tick();
+        let clock = state.clock;
+        let inode = state.inode_mut(to.ino)?;
+        inode.change_contents(now, |contents| *contents = shared);
+        inode.note_write(clock);
+        Ok(())
     }
 
     fn create_symlink(&self, handle: &DirHandle, name: &OsStr, target: &OsStr) -> io::Result<()> {
@@ -551,8 +536,10 @@ impl TreeBackend for MockKernel {
                 state.overlay_link(overlay, (from_path, from), (path, to))?;
             }
             _ => {
-                let ino = state.child(source.plain()?, from)?.ok_or(Errno::NOENT)?;
-                state.link(ino, target.plain()?, to)?;
+                let ino = state
+                    .child(source.plain_or(Errno::STALE)?, from)?
+                    .ok_or(Errno::NOENT)?;
+                state.link(ino, target.plain_or(Errno::STALE)?, to)?;
             }
         }
         Ok(())
@@ -587,12 +574,20 @@ impl TreeBackend for MockKernel {
             return Err(Errno::BUSY.into());
         }
         match (source.overlay(), target.overlay()) {
-            (Some(_), _) if mode == RenameMode::Exchange => return Err(Errno::INVAL.into()),
             (Some((overlay, from_path)), Some((_, path))) => {
-                state.overlay_rename(overlay, (from_path, from), (path, to))?;
+                let (one, other) = ((from_path, from), (path, to));
+                match mode {
+                    RenameMode::Exchange => state.overlay_exchange(overlay, one, other)?,
+                    RenameMode::Replace | RenameMode::NoReplace => {
+                        state.overlay_rename(overlay, one, other)?;
+                    }
+                }
             }
             _ => {
-                let (from, to) = ((source.plain()?, from), (target.plain()?, to));
+                let (from, to) = (
+                    (source.plain_or(Errno::STALE)?, from),
+                    (target.plain_or(Errno::STALE)?, to),
+                );
                 match mode {
                     RenameMode::Exchange => state.exchange(from, to)?,
                     RenameMode::Replace | RenameMode::NoReplace => state.rename(from, to)?,
@@ -607,7 +602,7 @@ impl TreeBackend for MockKernel {
         here.writable()?;
         let mut state = self.state();
         match here.overlay() {
-            None => state.unlink(here.plain()?, name)?,
+            None => state.unlink(here.plain_or(Errno::STALE)?, name)?,
             Some((overlay, path)) => state.overlay_unlink(overlay, path, name)?,
         }
         Ok(())
@@ -618,7 +613,7 @@ impl TreeBackend for MockKernel {
         here.writable()?;
         let mut state = self.state();
         match here.overlay() {
-            None => state.rmdir(here.plain()?, name)?,
+            None => state.rmdir(here.plain_or(Errno::STALE)?, name)?,
             Some((overlay, path)) => state.overlay_rmdir(overlay, path, name)?,
         }
         Ok(())
@@ -636,7 +631,7 @@ impl TreeBackend for MockKernel {
                 } else {
                     !0o6000
                 };
-                inode.xattrs.remove(OsStr::new("security.capability"));
+                inode.xattrs.remove(OsStr::new(CAPABILITY));
             }
             Ok(())
         })
@@ -683,7 +678,7 @@ impl TreeBackend for MockKernel {
         Ok(state
             .inode(ino)?
             .xattrs
-            .get(&stored_name(private, name))
+            .get(&stored_name(private, name)?)
             .cloned())
     }
 
@@ -715,12 +710,11 @@ impl TreeBackend for MockKernel {
         // A merged view copies the file up before its file system is asked.
         let (ino, private) = self.locate_mut(&mut state, node)?;
         self.keeps(name)?;
+        let stored = stored_name(private, name)?;
         let now = state.tick();
         let inode = state.inode_mut(ino)?;
         inode.ctime = now;
-        inode
-            .xattrs
-            .insert(stored_name(private, name), value.to_vec());
+        inode.xattrs.insert(stored, value.to_vec());
         Ok(())
     }
 
@@ -733,7 +727,7 @@ impl TreeBackend for MockKernel {
         state
             .inode_mut(ino)?
             .xattrs
-            .remove(&stored_name(private, name));
+            .remove(&stored_name(private, name)?);
         Ok(())
     }
 
@@ -749,36 +743,4 @@ impl TreeBackend for MockKernel {
     fn sync(&self, node: Node<'_>) -> io::Result<()> {
         self.sync_node(node)
     }
-}
-
-/// Under which name a merged view shows a stored attribute.
-fn shown_name(private: Option<&str>, name: &OsStr) -> Option<OsString> {
-    let Some(prefix) = private else {
-        return Some(name.to_owned());
-    };
-    if is_private(prefix, name) {
-        return None;
-    }
-    let bytes = name.as_encoded_bytes();
-    let own = bytes
-        .strip_prefix(prefix.as_bytes())
-        .and_then(|rest| rest.strip_prefix(b"overlay."));
-    Some(match own {
-        Some(own) => join(prefix, own),
-        None => name.to_owned(),
-    })
-}
-
-/// Under which name an attribute set through a merged view is stored.
-fn stored_name(private: Option<&str>, name: &OsStr) -> OsString {
-    let bytes = name.as_encoded_bytes();
-    match private.and_then(|prefix| Some((prefix, bytes.strip_prefix(prefix.as_bytes())?))) {
-        Some((prefix, own)) => join(prefix, &[b"overlay.", own].concat()),
-        None => name.to_owned(),
-    }
-}
-
-fn join(prefix: &str, rest: &[u8]) -> OsString {
-    use std::os::unix::ffi::OsStringExt as _;
-    OsString::from_vec([prefix.as_bytes(), rest].concat())
 }

@@ -419,7 +419,7 @@ pub(crate) fn suite(options: &SuiteOptions) -> Result<()> {
     let chosen = |case: &Case| options.quotas.is_none() || case.subject == "quotas";
     for case in cases.into_iter().filter(chosen) {
         count.run(options, case.name, |dir| {
-            let subject = Subject::new(Kernel::host(), dir);
+            let subject = Subject::new(Kernel::host(), dir).editing(ovl_testkit::edit_file);
             (case.run)(&subject);
             Ok(subject.skips())
         });

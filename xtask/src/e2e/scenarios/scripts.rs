@@ -1,8 +1,7 @@
 //! Random changes of real overlay mounts.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -14,7 +13,7 @@ use ovl_driver::{Error, Kernel, OpenOptions};
 use ovl_layout::XattrNamespace;
 use ovl_testkit::conformance::{Skip, Subject, run_scripts};
 use ovl_testkit::differential::run;
-use ovl_testkit::{KernelProfile, MockKernel};
+use ovl_testkit::{KernelProfile, MockKernel, edit_file};
 
 use super::Place;
 use crate::e2e::FsKind;
@@ -24,9 +23,9 @@ const FIRST: u64 = 1000;
 
 /// Layers that a mount with `redirect_dir=on` and `metacopy=on` wrote are read as the kernel does.
 pub(super) fn random(place: &Place) -> Result<()> {
-    let subject = Subject::new(Kernel::host(), &place.dir);
+    let subject = Subject::new(Kernel::host(), &place.dir).editing(edit_file);
     let count = if place.quick { 100 } else { 2000 };
-    let written = run_scripts(&subject, FIRST..FIRST + count, Some(overwrite));
+    let written = run_scripts(&subject, FIRST..FIRST + count);
     let expected = count / 10;
     ensure!(
         written.redirects > expected && written.metacopies > expected,
@@ -106,9 +105,9 @@ pub(crate) fn in_namespace(options: &ScriptsOptions) -> Result<()> {
         }
         opened => drop(opened?),
     }
-    let subject = Subject::new(Kernel::host(), &options.dir);
+    let subject = Subject::new(Kernel::host(), &options.dir).editing(edit_file);
     let numbers = FIRST..FIRST + options.count;
-    let written = run_scripts(&subject, numbers.clone(), Some(overwrite));
+    let written = run_scripts(&subject, numbers.clone());
     ensure!(
         written.redirects == 0 && written.metacopies == 0,
         "the kernel follows what anybody can write: {written:?}"
@@ -119,7 +118,7 @@ pub(crate) fn in_namespace(options: &ScriptsOptions) -> Result<()> {
 
 /// The mock kernel answers to every step as this one does, and leaves the same trees.
 pub(super) fn differential(place: &Place) -> Result<()> {
-    let host = Subject::new(Kernel::host(), &place.dir);
+    let host = Subject::new(Kernel::host(), &place.dir).editing(edit_file);
     let mut profile = match place.fs {
         FsKind::Xfs => KernelProfile::xfs(),
         FsKind::Tmpfs | FsKind::Ext4 => KernelProfile::modern(),
@@ -137,7 +136,10 @@ pub(super) fn differential(place: &Place) -> Result<()> {
     for number in first..first + count {
         let mock = MockKernel::new(profile.clone());
         mock.mkdir_all(Path::new("/scratch"))?;
-        let there = run(&Subject::new(mock.kernel(), "/scratch"), number)?;
+        let editor = mock.clone();
+        let subject = Subject::new(mock.kernel(), "/scratch")
+            .editing(move |path, edit| editor.edit(path, edit));
+        let there = run(&subject, number)?;
         let here = run(&host, number)?;
         lines += here.lines().len();
         if let Some(difference) = here.difference(&there) {
@@ -152,9 +154,4 @@ pub(super) fn differential(place: &Place) -> Result<()> {
     ensure!(failed.is_empty(), "the scripts {failed:?} differ");
     println!("{count} scripts, {lines} answers and objects the same on the mock");
     Ok(())
-}
-
-fn overwrite(path: &Path, contents: &[u8]) -> io::Result<()> {
-    let file = File::options().write(true).open(path)?;
-    file.write_all_at(contents, 0)
 }
