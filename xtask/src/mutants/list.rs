@@ -482,4 +482,10 @@ pub(super) const MUTANTS: &[Mutant] = &[
             ids.release(project);"#,
         to: r#"        if let Err(error) = self.assign(dir, Some(project)) {"#,
     },
+    Mutant {
+        name: "let root exceed the limits of a layer",
+        file: "ovl-driver/src/blocking/quota.rs",
+        from: r#"        let kept = self.kernel.quota().keep_to_limits();"#,
+        to: r#"        let kept = Ok::<_, io::Error>(KeepsToLimits::default());"#,
+    },
 ];
