@@ -19,7 +19,7 @@ use rustix::fs::FlockOperation;
 
 use caught::Caught;
 use list::{MUTANTS, Mutant};
-use tests_run::{Ended, Tests};
+use tests_run::{Ended, Tests, Which};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -173,7 +173,7 @@ impl Scratch {
             let names: BTreeSet<_> = names.map(|(_, name)| name.as_str()).collect();
             let names: Vec<_> = names.into_iter().collect();
             tests_run::build(&self.dir, &tests)?;
-            let (ended, log) = tests_run::run(&self.dir, &tests, &names, PATIENCE)?;
+            let (ended, log) = tests_run::run(&self.dir, &tests, Which::Named(&names), PATIENCE)?;
             ensure!(
                 ended == Ended::Passed && tests_run::count(&log) == names.len(),
                 "without a fault, these do not all pass in {}, or are not there any more: {}\n{log}",
@@ -192,11 +192,13 @@ impl Scratch {
         let tests = Tests::all(package);
         tests_run::build(&self.dir, &tests)?;
         let begun = Instant::now();
-        let (ended, log) = tests_run::run(&self.dir, &tests, &[], PATIENCE)?;
-        ensure!(
-            ended == Ended::Passed,
-            "without a fault, the tests of {package} do not pass:\n{log}"
-        );
+        for which in [Which::Quick, Which::Slow] {
+            let (ended, log) = tests_run::run(&self.dir, &tests, which, PATIENCE)?;
+            ensure!(
+                ended == Ended::Passed,
+                "without a fault, the tests of {package} do not pass:\n{log}"
+            );
+        }
         let time = begun.elapsed();
         println!(
             "        without a fault, the tests of {package} pass in {:.0} s",
@@ -213,20 +215,22 @@ impl Scratch {
         let applied = mutant.applied(&original)?;
         if let Some((tests, name)) = known {
             fs::write(&path, &applied)?;
-            let outcome = self.noticed(mutant, tests, &[name.as_str()], PATIENCE / 4);
+            let outcome = self.noticed(mutant, tests, Which::Named(&[name]), PATIENCE / 4);
             fs::write(&path, &original)?;
             if let Some(outcome) = outcome? {
                 return Ok(outcome);
             }
         }
-        for package in mutant.packages() {
-            let time = self.package_is_sound(package)?;
-            fs::write(&path, &applied)?;
-            let patience = (time * 5).max(PATIENCE / 4);
-            let outcome = self.noticed(mutant, &Tests::all(package), &[], patience);
-            fs::write(&path, &original)?;
-            if let Some(outcome) = outcome? {
-                return Ok(outcome);
+        for which in [Which::Quick, Which::Slow] {
+            for package in mutant.packages() {
+                let time = self.package_is_sound(package)?;
+                fs::write(&path, &applied)?;
+                let patience = (time * 5).max(PATIENCE / 4);
+                let outcome = self.noticed(mutant, &Tests::all(package), which, patience);
+                fs::write(&path, &original)?;
+                if let Some(outcome) = outcome? {
+                    return Ok(outcome);
+                }
             }
         }
         Ok(Outcome::Missed)
@@ -236,12 +240,12 @@ impl Scratch {
         &self,
         mutant: &Mutant,
         tests: &Tests,
-        names: &[&str],
+        which: Which<'_>,
         patience: Duration,
     ) -> Result<Option<Outcome>> {
         // The compiler must not find it, and its time is not the tests'.
         tests_run::build(&self.dir, tests).with_context(|| mutant.name)?;
-        let (ended, log) = tests_run::run(&self.dir, tests, names, patience)?;
+        let (ended, log) = tests_run::run(&self.dir, tests, which, patience)?;
         let failed = tests_run::failed(&log, &tests.package);
         Ok(match ended {
             Ended::Passed => None,

@@ -14,6 +14,33 @@ use rustix::process::{Pid, Signal};
 const NAMED: usize = 3;
 const OTHERS: Duration = Duration::from_secs(4);
 
+/// Tests that take longer than all others together have this in their names.
+const SLOW: &str = "exhaustive";
+
+/// Which of them.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Which<'a> {
+    Quick,
+    Slow,
+    /// Those of these very names.
+    Named(&'a [&'a str]),
+}
+
+impl Which<'_> {
+    /// The arguments of a test program.
+    fn arguments(self) -> Vec<String> {
+        let arguments: &[&str] = match self {
+            Self::Quick => &["--skip", SLOW],
+            Self::Slow => &[SLOW],
+            Self::Named(names) => {
+                let exact = ["--exact"].iter().chain(names);
+                return exact.map(|&argument| argument.to_owned()).collect();
+            }
+        };
+        arguments.iter().map(|&one| one.to_owned()).collect()
+    }
+}
+
 /// Tests of a package.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Tests {
@@ -92,8 +119,9 @@ impl Tests {
         test.args(["test", "-p", &self.package])
             .current_dir(dir.join("tree"))
             .env("CARGO_TARGET_DIR", dir.join("target"))
-            // Nobody debugs them.
+            // Nobody debugs them, and they run longer than the compiler does.
             .env("CARGO_PROFILE_DEV_DEBUG", "0")
+            .env("CARGO_PROFILE_DEV_OPT_LEVEL", "1")
             .env("CARGO_INCREMENTAL", "1")
             .stdin(Stdio::null());
         match &self.target {
@@ -127,20 +155,17 @@ pub(super) fn build(dir: &Path, tests: &Tests) -> Result<()> {
     Ok(())
 }
 
-/// Runs tests, all or those of these very names, and gives what they print.
+/// Runs tests and gives what they print.
 pub(super) fn run(
     dir: &Path,
     tests: &Tests,
-    names: &[&str],
+    which: Which<'_>,
     patience: Duration,
 ) -> Result<(Ended, String)> {
     let log = dir.join("log");
     let output = fs::File::create(&log)?;
     let mut test = tests.command(dir);
-    test.arg("--no-fail-fast");
-    if !names.is_empty() {
-        test.args(["--", "--exact"]).args(names);
-    }
+    test.args(["--no-fail-fast", "--"]).args(which.arguments());
     let mut child = test
         .stdout(output.try_clone()?)
         .stderr(output)
