@@ -5,9 +5,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use ovl_diff::{Node, NodeKind, RenameMode};
+use ovl_diff::{Node, NodeKind, RenameMode, Timestamp};
 use ovl_driver::blocking::Overlay2;
-use ovl_driver::{Base, MountRequest};
+use ovl_driver::{Base, FsType, MountRequest};
 use ovl_mount::OverlayOptions;
 use rustix::io::Errno;
 
@@ -17,11 +17,26 @@ use super::{Skip, Subject, list};
 list! {
     redirects_are_refused_by_mounts_that_do_not_follow_them,
     renames_onto_what_is_there_are_refused_as_by_the_kernel,
+    a_refused_rename_moves_nothing_and_ext4_alone_touches_the_directory,
     what_exists_is_told_before_what_is_read_only,
     new_objects_take_the_group_of_a_setgid_directory,
     whiteouts_of_one_mount_are_one_inode,
     small_files_are_read_whole_or_refused,
     a_directory_lists_what_came_since_it_was_opened,
+}
+
+impl Subject {
+    fn set_mtime(&self, dir: &Path, time: Timestamp) {
+        let handle = self.tree().open_root(dir).expect("a directory");
+        let set = self.tree().set_mtime(Node::Dir(&handle), time);
+        set.unwrap_or_else(|error| panic!("set the time of {}: {error}", dir.display()));
+    }
+
+    fn mtime(&self, dir: &Path) -> Timestamp {
+        let handle = self.tree().open_root(dir).expect("a directory");
+        let found = self.tree().metadata(Node::Dir(&handle));
+        found.expect("it is open").mtime
+    }
 }
 
 /// A directory of this layer and one of the layer below, on a writable mount.
@@ -109,6 +124,45 @@ fn renames_onto_what_is_there_are_refused_as_by_the_kernel(subject: &Subject) {
     }
     // Two names of one inode: nothing was done.
     assert_eq!(subject.names(&path), ["file", "lower", "same", "upper"]);
+    unmount(&store, "top");
+    subject.assert_clean(&store);
+}
+
+fn a_refused_rename_moves_nothing_and_ext4_alone_touches_the_directory(subject: &Subject) {
+    let (store, path) = two_directories(subject);
+    let at = |name: &str| path.join(name);
+    // The new one is of the upper layer alone, and its going would leave a whiteout.
+    subject.remove_tree(&at("lower"));
+    subject.mkdir(&at("lower"), 0o755);
+    subject.mkdir(&at("upper/full"), 0o755);
+    subject.write(&at("upper/full/file"), b"");
+    // Going, this one would leave nothing.
+    subject.mkdir(&at("upper/plain"), 0o755);
+    let dirs = [path.clone(), at("upper"), at("upper/full"), at("lower")];
+    let old = Timestamp { secs: 1, nanos: 7 };
+    for dir in &dirs {
+        subject.set_mtime(dir, old);
+    }
+    // What the file systems say is the same but for XFS.
+    let tree = subject.tree();
+    let root = tree.open_root(subject.dir()).expect("open");
+    let fs_type = subject.kernel().system().fs_type(&root).expect("a type");
+    let occupied = match fs_type {
+        FsType::XFS => Errno::EXIST,
+        _ => Errno::NOTEMPTY,
+    };
+    for (from, touches) in [("upper/plain", false), ("lower", fs_type == FsType::EXT)] {
+        let found = try_rename(subject, &at(from), &at("upper/full"));
+        assert_eq!(found, Some(occupied), "{from}");
+        let touched = dirs.iter().filter(|dir| subject.mtime(dir) != old);
+        let touched: Vec<_> = touched.collect();
+        let expected = if touches { vec![&path] } else { Vec::new() };
+        assert_eq!(touched, expected, "{from} on {}", fs_type.name());
+    }
+    assert_eq!(subject.names(&path), ["file", "lower", "upper"]);
+    assert_eq!(subject.names(&at("lower")), [""; 0]);
+    assert_eq!(subject.names(&at("upper")), ["file", "full", "plain"]);
+    assert_eq!(subject.names(&at("upper/full")), ["file"]);
     unmount(&store, "top");
     subject.assert_clean(&store);
 }

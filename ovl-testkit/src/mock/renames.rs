@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 
+use ovl_driver::FsType;
 use ovl_mount::RedirectDir;
 use rustix::io::Errno;
 
@@ -73,11 +74,15 @@ impl State {
         } else if is_dir && !self.overlay_dir(overlay, path)?.lowers.is_empty() {
             self.set_opaque(overlay, ino)?;
         }
-        if occupied {
-            return Err(self.occupied());
-        }
         self.note_impure(overlay, ino, target)?;
         let leaves_whiteout = self.below_has(overlay, &source, from)?;
+        if occupied {
+            if leaves_whiteout && self.fs_type == FsType::EXT {
+                // It puts the whiteout there first, and the old entry back once it refuses.
+                self.entries_mut(upper)?;
+            }
+            return Err(self.occupied());
+        }
         match there {
             None if (leaves_whiteout || is_dir) && self.child(target, name)?.is_some() => {
                 // The whiteout takes the place of what it makes place for, for good or until it goes.
