@@ -11,6 +11,8 @@ const MAX_FILE_LEN: usize = 64 * 1024;
 
 /// Holds contents that are still to be folded into those of a staged layer.
 pub(crate) const SCRATCH: &str = "incoming";
+/// What the names of files begin with until they are put in place.
+pub(crate) const TEMPORARY: &str = ".tmp-";
 /// Names the layer that a staged one will be swapped with.
 pub(crate) const REPLACES: &str = "replaces";
 
@@ -54,7 +56,7 @@ pub(crate) fn replace(
     contents: &[u8],
     sync: bool,
 ) -> io::Result<FileHandle> {
-    let temporary = format!(".tmp-{name}");
+    let temporary = format!("{TEMPORARY}{name}");
     let write = || create(tree, dir, &temporary, mode, contents, sync);
     let written = match write() {
         // The caller holds a lock, so a leftover of this name is from a process that is gone.
@@ -80,8 +82,13 @@ pub(crate) fn replace(
 /// have stopped before the disk had it otherwise.
 pub(crate) fn is_of_layer(name: &OsStr) -> bool {
     let text = name.to_string_lossy();
-    let text = text.strip_prefix(".tmp-").unwrap_or(&text);
+    let text = text.strip_prefix(TEMPORARY).unwrap_or(&text);
     names::LAYER.contains(&text) || [SCRATCH, REPLACES].contains(&text)
+}
+
+/// Whether a file was to be [put in place](replace).
+pub(crate) fn is_temporary(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes())
 }
 
 /// Removes a file; none is fine.

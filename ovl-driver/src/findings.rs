@@ -45,6 +45,7 @@ impl Finding {
             | FindingKind::Staging
             | FindingKind::Trash
             | FindingKind::StaleHolds
+            | FindingKind::Unfinished
             | FindingKind::UnheldMount
             | FindingKind::Probe
             | FindingKind::HalfLayer => Severity::Leftover,
@@ -96,6 +97,8 @@ pub enum FindingKind {
     Trash,
     /// A note of holds on a mount that is gone.
     StaleHolds,
+    /// A small file of a layer that a process wrote anew and did not put in place.
+    Unfinished,
     /// A mount that nobody holds.
     UnheldMount,
     /// A directory in which Docker tried out the kernel.
@@ -132,6 +135,7 @@ impl FindingKind {
             Self::Staging => "staging",
             Self::Trash => "trash",
             Self::StaleHolds => "stale-holds",
+            Self::Unfinished => "unfinished",
             Self::UnheldMount => "unheld-mount",
             Self::Probe => "probe",
             Self::HalfLayer => "half-layer",

@@ -26,6 +26,7 @@ list! {
     row_152_files_that_others_may_write_to_are_told,
     a_home_of_docker_without_damage_is_clean,
     what_processes_that_are_gone_left_is_told_with_its_space,
+    files_that_were_never_put_in_place_are_told_and_go,
     a_base_layer_that_docker_is_still_making_into_a_child_is_found,
     links_that_are_not_understood_stay,
     a_leftover_that_cannot_go_is_in_nobodys_way,
@@ -253,6 +254,23 @@ fn what_processes_that_are_gone_left_is_told_with_its_space(subject: &Subject) {
     let _ = store
         .unmount_all(UnmountMode::Now)
         .expect("nothing is mounted");
+    subject.assert_clean(&store);
+}
+
+/// A process is killed while it writes a layer's record anew.
+fn files_that_were_never_put_in_place_are_told_and_go(subject: &Subject) {
+    let store = stack(subject);
+    let unfinished = layer_file(&store, "middle", ".tmp-.ovl-layer");
+    subject.write(&unfinished, b"ovl-lay");
+    let other = layer_file(&store, "middle", ".tmp-notes");
+    subject.write(&other, b"somebody's");
+    let found = findings(&store);
+    assert_eq!(kinds(&store), [FindingKind::Unfinished], "{found:#?}");
+    assert_eq!((&found[0].path, found[0].ours), (&unfinished, true));
+    let items = store.gc(UpkeepOptions::new()).expect("gc").items;
+    assert_eq!(items.len(), 1, "{items:#?}");
+    assert!(!subject.exists(&unfinished) && subject.exists(&other));
+    with_mount(&store, "top", |_| {});
     subject.assert_clean(&store);
 }
 

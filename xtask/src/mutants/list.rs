@@ -64,8 +64,10 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "skip the sync of a seal",
         file: "ovl-driver/src/blocking/create.rs",
-        from: r#"                    let synced = tree.sync(Node::File(&mark));"#,
-        to: r#"                    let synced = tree.metadata(Node::File(&mark)).map(drop);"#,
+        from: r#"        if self.durable() {
+            tree.sync(Node::Dir(&dir))"#,
+        to: r#"        if self.durable() && is_sealed {
+            tree.sync(Node::Dir(&dir))"#,
     },
     Mutant {
         name: "forget to seal the parent",

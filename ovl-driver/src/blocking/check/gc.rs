@@ -12,7 +12,7 @@ use crate::blocking::Overlay2;
 use crate::blocking::home::OwnDirs;
 use crate::blocking::mounted::Found;
 use crate::error::Error;
-use crate::files;
+use crate::files::{self, TEMPORARY};
 use crate::findings::{Finding, Garbage, Remedy, UpkeepOptions};
 use crate::system::LockKind;
 
@@ -73,7 +73,7 @@ impl Overlay2 {
         match item.kind {
             FindingKind::StaleHolds => {
                 let text = name.to_string_lossy();
-                let id = text.strip_prefix(".tmp-").unwrap_or(&text).parse();
+                let id = text.strip_prefix(TEMPORARY).unwrap_or(&text).parse();
                 // Whoever holds the lock may be about to mount. Where there is nothing to lock, a
                 // new layer waits with its first note.
                 let lock = id.map(|id| self.lock_layer(&id, LockKind::Exclusive));
@@ -94,6 +94,14 @@ impl Overlay2 {
                     false => Ok(()),
                 }
             }
+            // Whoever writes such a file has locked the layer.
+            FindingKind::Unfinished => match &item.layer {
+                Some(id) => {
+                    let lock = self.lock_layer(id, LockKind::Exclusive)?;
+                    gone(tree.unlink(&self.locked_dir(id, &lock)?, name))
+                }
+                None => Ok(()),
+            },
             FindingKind::UnheldMount => match &item.layer {
                 Some(id) => self.unmount_unheld(id),
                 None => Ok(()),
@@ -151,7 +159,7 @@ impl Overlay2 {
     pub(super) fn is_busy(&self, name: &OsStr) -> Result<bool, Error> {
         let text = name.to_string_lossy();
         let Ok(id) = text
-            .strip_prefix(".tmp-")
+            .strip_prefix(TEMPORARY)
             .unwrap_or(&text)
             .parse::<LayerId>()
         else {
@@ -169,7 +177,7 @@ impl Overlay2 {
     pub(super) fn is_stale_hold(&self, own: &OwnDirs, name: &OsStr) -> Result<bool, Error> {
         let Ok(id) = LayerId::from_file_name(name) else {
             // A file that was never finished.
-            return Ok(name.to_string_lossy().starts_with(".tmp-"));
+            return Ok(files::is_temporary(name));
         };
         let exists = files::exists(self.kernel.tree(), &own.holds, id.as_str());
         let path = self.layout.store_dir().join(names::HOLDS).join(name);

@@ -15,6 +15,7 @@ use super::Overlay2;
 use super::home::NEW_SETTINGS;
 use super::mounted::Found;
 use crate::error::Error;
+use crate::files;
 use crate::findings::{CheckReport, Finding, FindingKind, Remedy, Severity};
 use scan::{Part, Scan, Seen};
 
@@ -560,6 +561,19 @@ impl Findings<'_> {
                 let problem = "it speaks of a mount that is gone";
                 let kind = FindingKind::StaleHolds;
                 self.add(kind, None, path, problem, Remedy::Reclaim).ours = true;
+            }
+        }
+        for (id, seen) in &self.scan.layers {
+            let names = seen.names.iter().filter(|name| files::is_temporary(name));
+            for name in names.filter(|name| files::is_of_layer(name)) {
+                if seen.record.good().is_none() || store.is_busy(id.as_ref())? {
+                    continue;
+                }
+                let path = store.layout.layer(id).dir().join(name);
+                let problem = "a file that was never put in place; its maker is gone";
+                let kind = FindingKind::Unfinished;
+                let finding = self.add(kind, Some(id), path, problem, Remedy::Reclaim);
+                finding.ours = true;
             }
         }
         for name in &self.scan.own_others {
