@@ -468,9 +468,9 @@ impl World {
             room.inodes -= 1;
             contents.insert(LOWER_DIR.to_owned(), Object::Dir);
         }
-        // A whiteout takes the place of what is here, or is one with another, or an inode of its own.
-        if here.is_none()
-            && room.inodes == 0
+        // A whiteout is one with another, or an inode of its own, which is made before what is here
+        // goes.
+        if room.inodes == 0
             && let Err(error) = &result
         {
             return self.assert_full(error);

@@ -432,25 +432,35 @@ fn unmounting_all_takes_every_layers_mount_and_nothing_else(subject: &Subject) {
 fn a_mount_that_is_not_ours_is_left_alone(subject: &Subject) {
     let store = subject.store();
     create(&store, "base", None);
-    create(&store, "top", Some("base"));
-    let path = mount(&store, "top");
-    subject.write(&path.join("kept"), b"kept");
-    // As another program, or a person, would have mounted it.
-    subject.unlink(&store.layout().store_dir().join("holds/top"));
-    let request = MountRequest::new();
-    let errors = [
-        store.mount(&id("top"), &request).err(),
-        store.unmount(&id("top"), UnmountMode::Now).err(),
-        store.remove(&id("top"), false).err(),
-        store.create(&layer("child", Some("top"))).err(),
-    ];
-    for error in errors {
-        let error = error.expect("somebody else uses it");
-        assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+    let holds = store.layout().store_dir().join("holds/top");
+    // As another program, or a person, would have mounted it; also where the store had before a boot.
+    for is_noted in [false, true] {
+        create(&store, "top", Some("base"));
+        let path = mount(&store, "top");
+        subject.write(&path.join("kept"), b"kept");
+        if is_noted {
+            let noted = String::from_utf8(subject.read(&holds)).expect("text");
+            let boot = noted.lines().find(|line| line.starts_with("boot "));
+            let noted = noted.replace(boot.expect("a boot"), "boot another");
+            subject.rewrite(&holds, noted.as_bytes());
+        } else {
+            subject.unlink(&holds);
+        }
+        let request = MountRequest::new();
+        let errors = [
+            store.mount(&id("top"), &request).err(),
+            store.unmount(&id("top"), UnmountMode::Now).err(),
+            store.remove(&id("top"), false).err(),
+            store.create(&layer("child", Some("top"))).err(),
+        ];
+        for error in errors {
+            let error = error.expect("somebody else uses it");
+            assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+        }
+        assert_eq!(subject.read(&path.join("kept")), b"kept");
+        store.remove(&id("top"), true).expect("forced");
+        store.reclaim().expect("reclaim");
     }
-    assert_eq!(subject.read(&path.join("kept")), b"kept");
-    store.remove(&id("top"), true).expect("forced");
-    store.reclaim().expect("reclaim");
     subject.assert_clean(&store);
 }
 
