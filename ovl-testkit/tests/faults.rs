@@ -548,3 +548,30 @@ fn a_delay_lets_one_operation_take_its_time_and_does_it() {
     );
     assert!(store.check().unwrap().is_clean());
 }
+
+/// The syncs of a layer are made one after the other where there are few, and in threads.
+#[test]
+fn a_file_that_does_not_reach_the_disk_makes_no_layer() {
+    for count in [1, 60] {
+        let mut archive = ArchiveBuilder::new();
+        for number in 0..count {
+            archive = archive.file(&format!("file-{number}"), b"contents");
+        }
+        let archive = archive.finish();
+        let (_, faulty, store) = two_layers();
+        faulty.order_where(|call, subject| {
+            (call == "sync" && subject.contains("file-0")).then_some(EIO)
+        });
+        let import = || {
+            let options = ImportOptions::new();
+            store.import(&layer("new", Some("base")), &*archive, options, &mut |_| {})
+        };
+        let error = import().unwrap_err();
+        assert!(faulty.has_fired());
+        assert_eq!(errno_of(&error), Some(EIO), "{count}: {error:?}");
+        assert!(!store.contains(&id("new")).unwrap());
+        faulty.heal();
+        import().unwrap();
+        assert!(store.check().unwrap().is_clean());
+    }
+}
