@@ -60,6 +60,7 @@ fn row_043_a_marker_is_an_empty_file() {
                 Entry::fifo(name),
                 Entry::char_device(name, 0, 0),
                 Entry::char_device(name, 1, 3),
+                Entry::file(name, b"1"),
                 Entry::file(name, b"payload"),
                 Entry::hard_link(name, "f"),
                 Entry::hard_link(name, "d/old"),
