@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ovl_diff::TreeBackend as _;
+use ovl_diff::{Node, TreeBackend as _};
 use ovl_driver::blocking::Overlay2;
 use ovl_driver::{
     Base, CreateLayer, Durability, Error, ErrorKind, ImportOptions, LockKind, MountRequest,
@@ -578,25 +578,33 @@ fn a_file_that_does_not_reach_the_disk_makes_no_layer() {
 
 /// Its target would be the new one's, and owner and time the old one's.
 #[test]
-fn a_link_that_is_replaced_under_a_diff_is_an_error() {
-    let (mock, faulty, store) = two_layers();
-    let diff = mock.open_root(Path::new("/home/parent/diff")).unwrap();
-    let (name, targets) = (OsStr::new("link"), ["old", "new"].map(OsStr::new));
-    mock.create_symlink(&diff, name, targets[0]).unwrap();
-    let replaced = Arc::new(AtomicBool::new(false));
-    let done = replaced.clone();
-    faulty.order_where(move |call, subject| {
-        if call == "read_link" && subject.ends_with("link") && !done.swap(true, Ordering::Relaxed) {
-            mock.unlink(&diff, name).unwrap();
-            mock.create_symlink(&diff, name, targets[1]).unwrap();
-        }
-        None
-    });
-    let error = store.diff(&id("parent"), &Base::Parent, &mut Vec::new());
-    let error = error.unwrap_err();
-    assert!(replaced.load(Ordering::Relaxed), "{error}");
-    assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
-    store
-        .diff(&id("parent"), &Base::Parent, &mut Vec::new())
-        .unwrap();
+fn a_link_that_changes_under_a_diff_is_an_error() {
+    for is_replaced in [true, false] {
+        let (mock, faulty, store) = two_layers();
+        let diff = mock.open_root(Path::new("/home/parent/diff")).unwrap();
+        let (name, targets) = (OsStr::new("link"), ["old", "new"].map(OsStr::new));
+        mock.create_symlink(&diff, name, targets[0]).unwrap();
+        let changed = Arc::new(AtomicBool::new(false));
+        let done = changed.clone();
+        faulty.order_where(move |call, subject| {
+            let is_it = call == "read_link" && subject.ends_with("link");
+            if is_it && !done.swap(true, Ordering::Relaxed) {
+                if is_replaced {
+                    mock.unlink(&diff, name).unwrap();
+                    mock.create_symlink(&diff, name, targets[1]).unwrap();
+                } else {
+                    // Which its directory does not show.
+                    mock.set_owner(Node::Entry(&diff, name), 7, 7).unwrap();
+                }
+            }
+            None
+        });
+        let error = store.diff(&id("parent"), &Base::Parent, &mut Vec::new());
+        let error = error.unwrap_err();
+        assert!(changed.load(Ordering::Relaxed), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
+        store
+            .diff(&id("parent"), &Base::Parent, &mut Vec::new())
+            .unwrap();
+    }
 }
