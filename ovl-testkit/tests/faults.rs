@@ -599,12 +599,12 @@ fn a_link_that_changes_under_a_diff_is_an_error() {
             }
             None
         });
-        let error = store.diff(&id("parent"), &Base::Parent, &mut Vec::new());
+        let error = store.diff(&id("parent"), &Base::Parent, Vec::new());
         let error = error.unwrap_err();
         assert!(changed.load(Ordering::Relaxed), "{error}");
         assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
         store
-            .diff(&id("parent"), &Base::Parent, &mut Vec::new())
+            .diff(&id("parent"), &Base::Parent, Vec::new())
             .unwrap();
     }
 }
