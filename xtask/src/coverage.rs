@@ -9,14 +9,8 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-const CRATES: [&str; 6] = [
-    "ovl-layout",
-    "ovl-mount",
-    "ovl-quota",
-    "ovl-diff",
-    "ovl-driver",
-    "ovl-testkit",
-];
+use crate::tidy::LIBRARIES;
+
 /// Files with a smaller part of their lines reached are listed.
 const ENOUGH: f64 = 85.0;
 /// Debian's packages that read the profiles of the compilers that this builds with.
@@ -99,7 +93,7 @@ fn tool(name: &str) -> Result<PathBuf> {
 fn test(dir: &Path, profiles: &Path) -> Command {
     let mut test = crate::cargo();
     test.args(["test", "--lib", "--bins", "--tests"]);
-    for package in CRATES {
+    for package in LIBRARIES {
         test.args(["-p", package]);
     }
     // The program runs the libraries too.
@@ -134,7 +128,7 @@ fn by_file(export: &Value) -> Result<BTreeMap<String, Lines>> {
             continue;
         };
         let name = name.to_string_lossy().into_owned();
-        if !CRATES
+        if !LIBRARIES
             .iter()
             .any(|package| name.starts_with(&format!("{package}/src/")))
         {
@@ -152,7 +146,7 @@ fn by_file(export: &Value) -> Result<BTreeMap<String, Lines>> {
 
 fn print(files: &BTreeMap<String, Lines>) {
     println!("\n| Crate | Lines | Reached | |\n|---|---:|---:|---:|");
-    for package in CRATES {
+    for package in LIBRARIES {
         let own = files
             .iter()
             .filter(|(name, _)| name.starts_with(&format!("{package}/")));

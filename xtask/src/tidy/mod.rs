@@ -9,6 +9,7 @@ mod rows;
 mod scan;
 mod sources;
 
+pub(crate) use sources::LIBRARIES;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;

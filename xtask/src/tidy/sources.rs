@@ -3,7 +3,7 @@
 use super::Finding;
 use super::scan::{code, has_word, is_part_of_name, without_tests};
 
-const LIBRARIES: [&str; 6] = [
+pub(crate) const LIBRARIES: [&str; 6] = [
     "ovl-layout",
     "ovl-mount",
     "ovl-quota",
