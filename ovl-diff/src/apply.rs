@@ -124,7 +124,8 @@ pub struct Progress {
 /// the lower layers are only read.
 ///
 /// The semantics are those of the OCI image specification: whiteouts and opaque markers hide what
-/// is below, never what the same archive brings, in whatever order they come.
+/// is below, never what the same archive brings, in whatever order they come. A parent that neither
+/// the archive nor a layer below has is made with mode 0755 and the time of the call.
 ///
 /// # Errors
 ///

@@ -1,5 +1,6 @@
 //! Threads change how long it takes, and nothing else.
 
+use std::cell::Cell;
 use std::io::{self, Read, Write as _};
 use std::num::NonZeroUsize;
 
@@ -14,7 +15,10 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, TestRunner};
 
-use crate::support::{Entry, Scene, archive, each};
+use crate::support::{Entry, Scene, Stack, archive, each};
+
+/// The time of all entries, in seconds.
+const ENTRIES_TIME: i64 = 1_000_000_000;
 
 const NAMES: &[&str] = &["a", "b", "d/a", "d/b", "d/e/a", "e", "e/a", "s/a"];
 
@@ -43,8 +47,9 @@ fn entry() -> impl Strategy<Value = Entry> {
     })
 }
 
-/// Entries with a few among them that are refused, many of those only when the file is completed.
-fn entries() -> impl Strategy<Value = Vec<Entry>> {
+/// Entries, and a few that are refused, many of those only when the file is completed, each with its
+/// place among the others.
+fn entries() -> impl Strategy<Value = (Vec<Entry>, Vec<(usize, Entry)>)> {
     // Enough of them that threads are started.
     let start = (0..64).map(|number| Entry::file(format!("first/{number}"), b"contents"));
     let start: Vec<_> = start.collect();
@@ -52,15 +57,39 @@ fn entries() -> impl Strategy<Value = Vec<Entry>> {
         0..100_usize,
         select(&["bogus.name", "security.capability"][..]),
     );
-    (vec(entry(), 64..160), vec(bad, 0..3)).prop_map(move |(entries, bad)| {
-        let mut entries = [start.clone(), entries].concat();
-        for (place, attribute) in bad {
-            let entry = Entry::file(format!("bad/{place}"), b"contents");
-            let place = entries.len() - 1 - place.min(entries.len() - 1);
-            entries.insert(place, entry.xattr(attribute, b"v"));
+    let bad = bad.prop_map(|(place, attribute)| {
+        let entry = Entry::file(format!("bad/{place}"), b"contents");
+        (place, entry.xattr(attribute, b"v"))
+    });
+    let entries = vec(entry(), 64..160);
+    (entries, vec(bad, 0..3)).prop_map(move |(entries, bad)| ([&start[..], &entries].concat(), bad))
+}
+
+/// Takes out what is refused, until nothing is.
+fn acceptable(stack: &Stack<'_>, mut entries: Vec<Entry>) -> Vec<Entry> {
+    loop {
+        let applied = stack.try_apply(&archive(&entries), &with_threads(stack.scene, 1));
+        forget_layers(stack.scene);
+        match applied {
+            Ok(_) => return entries,
+            Err(ApplyError::Archive(ArchiveError::Bad(bad))) => {
+                let refused = entries.remove(usize::try_from(bad.index).unwrap());
+                // Others like it would mostly be refused too, each in a run of its own.
+                let what =
+                    |entry: &Entry| (entry.typeflag, entry.name.clone(), entry.target.clone());
+                entries.retain(|entry| what(entry) != what(&refused));
+            }
+            Err(error) => panic!("{error}"),
         }
-        entries
-    })
+    }
+}
+
+fn forget_layers(scene: &Scene) {
+    for entry in scene.tree().read_dir(&scene.dir).unwrap() {
+        if entry.name != "victim" && entry.name != "layer-0" {
+            remove_tree(scene.tree(), &scene.dir, &entry.name).unwrap();
+        }
+    }
 }
 
 fn with_threads(scene: &Scene, threads: usize) -> ApplyOptions {
@@ -78,7 +107,12 @@ fn any_number_of_threads_makes_the_same_layer_or_the_same_error() {
             failure_persistence: None,
             ..Config::default()
         };
-        let property = |(entries, threads): (Vec<Entry>, usize)| {
+        let (made, refused) = (Cell::new(0), Cell::new(0));
+        let property = |((entries, bad), threads): ((_, Vec<(usize, Entry)>), usize)| {
+            let mut entries = acceptable(&stack, entries);
+            for (place, entry) in bad {
+                entries.insert(entries.len() - place.min(entries.len()), entry);
+            }
             let bytes = archive(&entries);
             let apply = |threads| {
                 let applied = stack.try_apply(&bytes, &with_threads(scene, threads));
@@ -86,16 +120,22 @@ fn any_number_of_threads_makes_the_same_layer_or_the_same_error() {
                     .map_err(|error| format!("{error:?}"))
                     .map(|applied| {
                         let summary = format!("{:?}", applied.summary);
-                        (scene.raw(&applied.upper), summary)
+                        let mut objects = scene.raw(&applied.upper);
+                        // Directories that no entry names are as old as the run.
+                        for object in objects.values_mut() {
+                            object.mtime.secs = object.mtime.secs.min(ENTRIES_TIME + 1);
+                            if object.mtime.secs > ENTRIES_TIME {
+                                object.mtime.nanos = 0;
+                            }
+                        }
+                        (objects, summary)
                     });
-                for entry in scene.tree().read_dir(&scene.dir).unwrap() {
-                    if entry.name != "victim" && entry.name != "layer-0" {
-                        remove_tree(scene.tree(), &scene.dir, &entry.name).unwrap();
-                    }
-                }
+                forget_layers(scene);
                 result
             };
             let (one, many) = (apply(1), apply(threads));
+            let count = if one.is_ok() { &made } else { &refused };
+            count.set(count.get() + 1);
             prop_assert!(one == many, "{threads} threads: {one:?} {many:?}");
             Ok(())
         };
@@ -103,6 +143,9 @@ fn any_number_of_threads_makes_the_same_layer_or_the_same_error() {
         if let Err(error) = result {
             panic!("on {}: {error}", scene.backend);
         }
+        let (made, refused) = (made.get(), refused.get());
+
+        assert!(made > 0 && refused > 0, "{made} made, {refused} refused");
     });
 }
 
