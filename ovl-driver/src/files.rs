@@ -46,8 +46,7 @@ pub(crate) fn create(
     Ok(file)
 }
 
-/// Puts a file in place of another or none, and gives it open for writing: readers see the old
-/// contents or the new.
+/// Puts a file in place of another or none: readers see the old contents or the new.
 pub(crate) fn replace(
     tree: &dyn TreeBackend,
     dir: &DirHandle,
@@ -55,7 +54,7 @@ pub(crate) fn replace(
     mode: u32,
     contents: &[u8],
     sync: bool,
-) -> io::Result<FileHandle> {
+) -> io::Result<()> {
     let temporary = format!("{TEMPORARY}{name}");
     let write = || create(tree, dir, &temporary, mode, contents, sync);
     let written = match write() {
@@ -65,10 +64,9 @@ pub(crate) fn replace(
         }
         result => result,
     };
-    let result = written.and_then(|file| {
+    let result = written.and_then(|_| {
         let (from, to) = (OsStr::new(&temporary), OsStr::new(name));
-        tree.rename(dir, from, dir, to, RenameMode::Replace)?;
-        Ok(file)
+        tree.rename(dir, from, dir, to, RenameMode::Replace)
     });
     if result.is_err() {
         // The first error is the one to report.

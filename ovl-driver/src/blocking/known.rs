@@ -11,7 +11,7 @@ use ovl_layout::{LayerId, LinkId};
 use ovl_mount::{MountPlan, Strategy};
 
 use super::Overlay2;
-use super::layer::{Below, Layer, Lower, MOUNTED_OVER};
+use super::layer::{Below, Contents, Layer, Lower, MOUNTED_OVER};
 use crate::error::Error;
 
 /// Many more than all chains of a busy machine have; whoever has more reads some again.
@@ -32,6 +32,7 @@ struct KnownLower {
     /// The next link of its chain, and how many there are.
     below: (Option<LinkId>, usize),
     recorded: bool,
+    contents: Contents,
 }
 
 /// How the directory of all links was before anything was read, and the layer's.
@@ -87,9 +88,18 @@ impl Overlay2 {
     }
 
     /// The layer at a place of a chain, if it was in order and has not changed.
-    pub(super) fn known_lower(&self, chain: &[LinkId], at: usize, moment: Moment) -> Option<Lower> {
+    pub(super) fn known_lower(
+        &self,
+        chain: &[LinkId],
+        at: usize,
+        moment: Moment,
+        contents: Contents,
+    ) -> Option<Lower> {
         let link = chain[at];
         let known = self.known_lowers.lock().get(&link).cloned()?;
+        if contents == Contents::Opened && known.contents != contents {
+            return None;
+        }
         let KnownLower { id, recorded, .. } = known;
         if known.below != below(chain, at) || known.seen.dir != self.dir_stamp(&id)? {
             return None;
@@ -120,7 +130,14 @@ impl Overlay2 {
     }
 
     /// Remembers a layer that was found in order. One that was mounted volatile is read every time.
-    pub(super) fn remember_lower(&self, chain: &[LinkId], at: usize, seen: Seen, lower: &Lower) {
+    pub(super) fn remember_lower(
+        &self,
+        chain: &[LinkId],
+        at: usize,
+        seen: Seen,
+        lower: &Lower,
+        contents: Contents,
+    ) {
         if lower.volatile.is_some() {
             return;
         }
@@ -135,6 +152,7 @@ impl Overlay2 {
                 seen,
                 below: below(chain, at),
                 recorded: lower.recorded,
+                contents,
             },
         );
     }

@@ -153,6 +153,15 @@ impl Below {
     }
 }
 
+/// Whether it is seen to that layers have contents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Contents {
+    /// Their `diff` directories are opened.
+    Opened,
+    /// The mount that follows opens them, and says of which layer that failed.
+    LeftToMount,
+}
+
 /// What a mount needs to know of one layer below.
 pub(super) struct Lower {
     pub(super) id: LayerId,
@@ -343,8 +352,8 @@ impl Overlay2 {
             let text = layer.chain.to_string();
             for (at, &link) in layer.chain.links().iter().enumerate() {
                 let id = self.resolve(&layer.id, link)?;
-                let (lower, contents) = self.lower(layer, &text, at, id)?;
-                stack.lowers.push(contents);
+                let (lower, dir) = self.lower(layer, &text, at, id)?;
+                stack.lowers.push(self.diff_in(&lower.id, &dir)?);
                 stack.ids.push(lower.id);
             }
             Ok(stack)
@@ -353,20 +362,24 @@ impl Overlay2 {
 
     /// What a mount needs to know of the layers below. Those that have not changed since this store
     /// found them in order are not read again.
-    pub(super) fn below(&self, layer: &Layer) -> Result<Below, Error> {
+    pub(super) fn below(&self, layer: &Layer, contents: Contents) -> Result<Below, Error> {
         self.unless_gone(layer, || {
-            self.diff_dir(layer)?;
+            if contents == Contents::Opened {
+                self.diff_dir(layer)?;
+            }
             let mut below = Below::of(layer);
             let (chain, moment) = (layer.chain.links(), self.moment(layer));
             let known: Vec<_> = (0..chain.len())
-                .map(|at| moment.and_then(|moment| self.known_lower(chain, at, moment)))
+                .map(|at| moment.and_then(|moment| self.known_lower(chain, at, moment, contents)))
                 .collect();
             let unknown: Vec<usize> = (0..chain.len()).filter(|&at| known[at].is_none()).collect();
             let text = match unknown[..] {
                 [] => String::new(),
                 _ => layer.chain.to_string(),
             };
-            let found = in_threads(&unknown, |at| self.find_lower(layer, &text, at, moment));
+            let found = in_threads(&unknown, |at| {
+                self.find_lower(layer, &text, at, moment, contents)
+            });
             let mut found = found
                 .into_iter()
                 .collect::<Result<Vec<_>, _>>()?
@@ -378,7 +391,7 @@ impl Overlay2 {
                 } else if let Some((lower, seen)) = found.next() {
                     // Only now: one that is in order may stand on one that is not.
                     if let Some(seen) = seen {
-                        self.remember_lower(chain, at, seen, &lower);
+                        self.remember_lower(chain, at, seen, &lower, contents);
                     }
                     below.push(lower);
                 }
@@ -394,10 +407,14 @@ impl Overlay2 {
         text: &str,
         at: usize,
         moment: Option<Moment>,
+        contents: Contents,
     ) -> Result<(Lower, Option<Seen>), Error> {
         let id = self.resolve(&layer.id, layer.chain.links()[at])?;
         let seen = moment.and_then(|moment| self.see_lower(&id, moment));
-        let (lower, _) = self.lower(layer, text, at, id)?;
+        let (lower, dir) = self.lower(layer, text, at, id)?;
+        if contents == Contents::Opened {
+            self.diff_in(&lower.id, &dir)?;
+        }
         Ok((lower, seen))
     }
 
@@ -417,7 +434,7 @@ impl Overlay2 {
         result
     }
 
-    /// Reads and opens the layer at a place of another one's chain, of which `text` is the file.
+    /// Reads the layer at a place of another one's chain, of which `text` is the file.
     fn lower(
         &self,
         layer: &Layer,
@@ -453,13 +470,12 @@ impl Overlay2 {
             );
             return Err(Error::damaged(&layer.id, file, problem));
         }
-        let contents = self.diff_in(&id, &dir)?;
         let lower = Lower {
             id,
             recorded: below.record.is_some(),
             volatile: below.record.and_then(|record| record.volatile),
         };
-        Ok((lower, contents))
+        Ok((lower, dir))
     }
 
     /// The layer's parent: by its record, or by the first link of its chain.

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use ovl_diff::{DirHandle, FileHandle, Node};
 use ovl_layout::{LayerId, names};
-use ovl_mount::{Access, MountError, MountPlan, OverlaySpec, UnmountMode};
+use ovl_mount::{Access, MountError, MountPlan, OverlaySpec, Strategy, UnmountMode};
 
 use super::Overlay2;
 use super::home::OwnDirs;
-use super::layer::{Below, Layer, contents_problem};
+use super::layer::{Below, Contents, Layer, contents_problem};
 use crate::error::Error;
 use crate::files;
 use crate::holds::{Holds, describe};
@@ -80,9 +80,8 @@ impl Overlay2 {
         }
         let layer = self.seal_parent(&own, layer)?;
         self.confirm_home()?;
-        let below = self.below(&layer)?;
+        let (below, plan) = self.plan_to_mount(&layer, request)?;
         self.refuse_dirty_below(&below)?;
-        let plan = self.plan_on(&layer, &below, request)?;
         let writable = plan.access() == Access::Writable && !layer.chain.is_empty();
         let volatile = writable && request.options.volatile;
         if volatile {
@@ -140,23 +139,16 @@ impl Overlay2 {
                 self.owners.give_to_root(tree, merged)
             })
             .map_err(|error| over_quota(Error::io("create", target, error)))?;
-        // Without a hold, but before the mount: what a kill leaves behind is known to be ours.
-        let noting = self.lock_holds(own, LockKind::Shared)?;
-        let note = self.write_holds(own, id, holds)?;
-        drop(noting);
-        let result = self
-            .kernel
-            .mount()
-            .mount(plan)
-            .map_err(|source| self.refused_mount(id, source))
-            .and_then(|()| {
-                let given = self.give_work_to_root(layer, work);
-                let held = given.and_then(|()| self.add_first_hold(id, holds, &note, process));
-                held.inspect_err(|_| {
-                    // Nobody could ever release it.
-                    let _ = self.kernel.mount().unmount(target, UnmountMode::Lazy);
-                })
-            });
+        let result = self.write_first_holds(own, id, holds).and_then(|note| {
+            let mounted = self.kernel.mount().mount(plan);
+            mounted.map_err(|source| self.refused_mount(id, source))?;
+            let given = self.give_work_to_root(layer, work);
+            let held = given.and_then(|()| self.add_first_hold(id, holds, &note, process));
+            held.inspect_err(|_| {
+                // Nobody could ever release it.
+                let _ = self.kernel.mount().unmount(target, UnmountMode::Lazy);
+            })
+        });
         // While everything is there that takes room.
         let result = result.map_err(over_quota);
         if result.is_err() {
@@ -290,7 +282,32 @@ impl Overlay2 {
     /// [`Error::LayerNotFound`], [`Error::Damaged`], [`Error::Plan`].
     pub fn plan(&self, id: &LayerId, request: &MountRequest) -> Result<MountPlan, Error> {
         let layer = self.layer(id)?;
-        self.plan_on(&layer, &self.below(&layer)?, request)
+        self.plan_on(&layer, &self.below(&layer, Contents::Opened)?, request)
+    }
+
+    /// The same for a mount that follows. Where that gives layers to the kernel one by one, it opens
+    /// them by itself.
+    fn plan_to_mount(
+        &self,
+        layer: &Layer,
+        request: &MountRequest,
+    ) -> Result<(Below, MountPlan), Error> {
+        let by_fd = Strategy::LayersByFd;
+        // What throws contents away is not done on layers that are not known to be in order.
+        let is_likely = request.strategy.is_none_or(|strategy| strategy == by_fd)
+            && request.dirty.is_none()
+            && !layer.chain.is_empty()
+            && self.features()?.lack(by_fd).is_none();
+        if is_likely {
+            let below = self.below(layer, Contents::LeftToMount)?;
+            let plan = self.plan_on(layer, &below, request)?;
+            if plan.strategy() == Some(by_fd) {
+                return Ok((below, plan));
+            }
+        }
+        let below = self.below(layer, Contents::Opened)?;
+        let plan = self.plan_on(layer, &below, request)?;
+        Ok((below, plan))
     }
 
     fn plan_on(
@@ -403,7 +420,28 @@ impl Overlay2 {
         (device(Node::Dir(dir))? != mounted).then_some((mounted.major, mounted.minor))
     }
 
-    fn write_holds(&self, own: &OwnDirs, id: &LayerId, holds: &Holds) -> Result<FileHandle, Error> {
+    /// Notes a mount that is about to be made, still without a hold: what a kill leaves behind is
+    /// known to be ours. Nobody reads the note before there is a mount, so it can be there in part.
+    fn write_first_holds(
+        &self,
+        own: &OwnDirs,
+        id: &LayerId,
+        holds: &Holds,
+    ) -> Result<FileHandle, Error> {
+        let _noting = self.lock_holds(own, LockKind::Shared)?;
+        let (tree, contents) = (self.kernel.tree(), holds.to_string());
+        files::create(
+            tree,
+            &own.holds,
+            id.as_str(),
+            0o600,
+            contents.as_bytes(),
+            false,
+        )
+        .map_err(|error| Error::io("write", self.holds_path(id), error))
+    }
+
+    fn write_holds(&self, own: &OwnDirs, id: &LayerId, holds: &Holds) -> Result<(), Error> {
         let contents = holds.to_string();
         // Void after the next boot, so nothing needs to reach the disk.
         files::replace(

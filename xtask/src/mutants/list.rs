@@ -387,10 +387,18 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "note a first hold without a lock",
         file: "ovl-driver/src/blocking/mounting.rs",
-        from: r#"        let noting = self.lock_holds(own, LockKind::Shared)?;
-        let note = self.write_holds(own, id, holds)?;
-        drop(noting);"#,
-        to: r#"        let note = self.write_holds(own, id, holds)?;"#,
+        from: r#"        let _noting = self.lock_holds(own, LockKind::Shared)?;
+        let (tree, contents)"#,
+        to: r#"        let (tree, contents)"#,
+    },
+    Mutant {
+        name: "take a layer that only a mount would open for one that was opened",
+        file: "ovl-driver/src/blocking/known.rs",
+        from: r#"        if contents == Contents::Opened && known.contents != contents {
+            return None;
+        }
+"#,
+        to: "",
     },
     Mutant {
         name: "never wait for a mount that is busy for a moment",
