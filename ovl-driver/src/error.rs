@@ -146,9 +146,10 @@ pub enum Error {
         /// The layer.
         id: LayerId,
     },
-    /// A mount of the layer was unmounted lazily, and something still has files of it open.
+    /// Something still has files open in a mount of the layer that is not to be seen any more: it was
+    /// unmounted lazily, or something else is mounted over it.
     #[error(
-        "the layer {id} was unmounted while in use, and something still uses that mount; close what does"
+        "the layer {id} was unmounted while in use, or its mount is hidden by another, and something still uses it; close what does"
     )]
     #[non_exhaustive]
     StillInUse {

@@ -2,10 +2,8 @@
 
 use std::fmt::{self, Write as _};
 
-use ovl_layout::LayerId;
 use ovl_mount::Access;
 
-use crate::error::Error;
 use crate::system::ProcessId;
 
 /// No mount namespace has this number.
@@ -43,15 +41,6 @@ impl Holds {
 
     pub(crate) fn is_detached(&self) -> bool {
         self.namespace == NOWHERE
-    }
-
-    /// Why nothing can be done with a mount that is out of reach.
-    pub(crate) fn elsewhere(&self, id: &LayerId) -> Error {
-        let id = id.clone();
-        match self.is_detached() {
-            true => Error::StillInUse { id },
-            false => Error::MountedElsewhere { id },
-        }
     }
 
     pub(crate) fn total(&self) -> u64 {

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use ovl_diff::TreeBackend as _;
 use ovl_driver::blocking::Overlay2;
 use ovl_driver::{CreateLayer, Error, Hold, MountRequest, OpenOptions, SystemBackend as _};
 use ovl_layout::LayerId;
@@ -95,4 +96,21 @@ fn a_new_namespace_has_copies_that_go_with_the_mount_point() {
     assert_eq!(elsewhere.mount_at(&path).unwrap(), None);
     let upper = store.layout().layer(&id("layer")).diff().to_owned();
     assert!(!kernel.is_upper_in_use(&upper).unwrap());
+}
+
+#[test]
+fn a_copy_that_is_used_is_not_forgotten_by_a_kernel_that_does_not_tell_which_file_systems_live() {
+    let (kernel, store) = with_layer();
+    let top = CreateLayer::new(id("top")).parent(Some(id("layer")));
+    store.create(&top).unwrap();
+    let path = store.mount(&id("top"), &MountRequest::new()).unwrap();
+    let elsewhere = kernel.as_process_in(2000, 7);
+    elsewhere.write_file(&path.join("file"), b"").unwrap();
+    let inside = elsewhere.open_root(&path).unwrap();
+    assert_eq!(kernel.is_file_system_alive((0, 1)).unwrap(), None);
+    store.unmount(&id("top"), UnmountMode::Now).unwrap();
+    let again = store.mount(&id("top"), &MountRequest::new());
+    assert!(matches!(again, Err(Error::StillInUse { .. })), "{again:?}");
+    drop(inside);
+    store.mount(&id("top"), &MountRequest::new()).unwrap();
 }

@@ -14,7 +14,15 @@ use super::mounting::BUSY_PAUSES;
 use crate::error::Error;
 use crate::files;
 use crate::holds::Holds;
+use crate::system::LockKind;
 use crate::types::MountState;
+
+/// What a note and the mounts of this process say.
+enum Noted {
+    Found(Found),
+    /// The kernel knows whether there is a mount of it elsewhere.
+    NotHere(Holds),
+}
 
 /// What is mounted for a layer.
 pub(super) enum Found {
@@ -24,9 +32,14 @@ pub(super) enum Found {
     },
     /// A mount of this store, perhaps held by nobody any more.
     Ours(Holds),
-    /// The same out of reach: in a mount namespace in which processes still run, or unmounted
-    /// lazily while something uses it.
+    /// The same in another mount namespace, in which processes still run.
     Elsewhere(Holds),
+    /// Something writes to the layer through a mount that is not to be seen any more: it was
+    /// unmounted lazily, or something else is mounted over it.
+    OutOfSight {
+        /// Whether somebody has not let go of it.
+        held: bool,
+    },
     /// Something that this store did not mount.
     Foreign { read_only: bool },
 }
@@ -46,9 +59,8 @@ impl Overlay2 {
             persistent: holds.persistent,
             processes: holds.processes,
         };
-        Ok(match self.read_mounted(&own, &layer.id)? {
-            Found::Nothing { .. } => None,
-            Found::Elsewhere(holds) if holds.is_detached() => None,
+        Ok(match self.glance_at_mount(&own, &layer.id)? {
+            Found::Nothing { .. } | Found::OutOfSight { .. } => None,
             Found::Ours(holds) | Found::Elsewhere(holds) => Some(state(holds)),
             Found::Foreign { read_only } => Some(MountState {
                 target: target.clone(),
@@ -64,7 +76,8 @@ impl Overlay2 {
         })
     }
 
-    /// Refuses a layer that is mounted, or `only` one that is mounted in this way.
+    /// Refuses a layer that is mounted, or `only` one that is mounted in this way. The caller has
+    /// locked it.
     pub(super) fn refuse_mounted(&self, layer: &Layer, only: Option<Access>) -> Result<(), Error> {
         let Some(own) = self.own_dirs_if_any()? else {
             return Ok(());
@@ -74,11 +87,12 @@ impl Overlay2 {
             Found::Nothing { .. } => return Ok(()),
             Found::Ours(holds) | Found::Elsewhere(holds) => holds.access,
             Found::Foreign { read_only: true } => Access::ReadOnly,
-            Found::Foreign { read_only: false } => Access::Writable,
+            Found::Foreign { read_only: false } | Found::OutOfSight { .. } => Access::Writable,
         };
         match found {
             _ if only.is_some_and(|only| only != access) => Ok(()),
-            Found::Elsewhere(holds) => Err(holds.elsewhere(id)),
+            Found::Elsewhere(_) => Err(Error::MountedElsewhere { id: id.clone() }),
+            Found::OutOfSight { .. } => Err(Error::StillInUse { id: id.clone() }),
             _ => Err(Error::Mounted {
                 id: id.clone(),
                 target: self.layout.layer(id).merged().to_owned(),
@@ -87,7 +101,8 @@ impl Overlay2 {
     }
 
     /// Who holds the layer's mount. One of ours that nobody holds is a leftover of a process that
-    /// was killed, and taken away; one that is not ours, or out of reach, is left alone.
+    /// was killed, and taken away; one that is not ours, or out of reach, is left alone. The caller
+    /// has locked the layer.
     pub(super) fn mounted(
         &self,
         own: &OwnDirs,
@@ -105,7 +120,8 @@ impl Overlay2 {
                     true => Err(Error::StillInUse { id: id.clone() }),
                 };
             }
-            Found::Elsewhere(holds) => return Err(holds.elsewhere(id)),
+            Found::Elsewhere(_) => return Err(Error::MountedElsewhere { id: id.clone() }),
+            Found::OutOfSight { .. } => return Err(Error::StillInUse { id: id.clone() }),
             Found::Foreign { .. } => {
                 let target = self.layout.layer(id).merged().to_owned();
                 return Err(Error::ForeignMount {
@@ -139,8 +155,33 @@ impl Overlay2 {
         mounted.map_err(|error| Error::io("look for a mount at", target, error))
     }
 
-    /// What is mounted for a layer, here or in another mount namespace.
+    /// What is mounted for a layer, here or out of reach. The caller has locked it: while the kernel
+    /// is asked, the directory counts as in use, and a mount that is made in that moment never does.
     pub(super) fn read_mounted(&self, own: &OwnDirs, id: &LayerId) -> Result<Found, Error> {
+        match self.read_note(own, id)? {
+            Noted::Found(found) => Ok(found),
+            Noted::NotHere(holds) => self.elsewhere(id, holds),
+        }
+    }
+
+    /// The same of a layer that is not locked. While somebody mounts or unmounts it, it counts as
+    /// mounted.
+    pub(super) fn glance_at_mount(&self, own: &OwnDirs, id: &LayerId) -> Result<Found, Error> {
+        let holds = match self.read_note(own, id)? {
+            Noted::Found(found) => return Ok(found),
+            Noted::NotHere(holds) => holds,
+        };
+        let system = self.kernel.system();
+        match system.lock(&self.home, Some(id.as_ref()), LockKind::Shared, false) {
+            Ok(Some(_lock)) => self.read_mounted(own, id),
+            Ok(None) => Ok(Found::Elsewhere(holds)),
+            // Nobody mounts what is gone.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.read_mounted(own, id),
+            Err(error) => Err(Error::io("lock", self.layout.layer(id).dir(), error)),
+        }
+    }
+
+    fn read_note(&self, own: &OwnDirs, id: &LayerId) -> Result<Noted, Error> {
         let target = self.layout.layer(id).merged().to_owned();
         let mounted = self.is_mounted(&target)?;
         let path = self.holds_path(id);
@@ -160,15 +201,14 @@ impl Overlay2 {
         };
         let Some(mut holds) = holds else {
             if !mounted {
-                return Ok(Found::Nothing { noted });
+                return Ok(Noted::Found(Found::Nothing { noted }));
             }
             let info = self.kernel.mount().mount_at(&target);
             let info = info.map_err(|error| Error::io("look for a mount at", &target, error))?;
-            return Ok(
-                info.map_or(Found::Nothing { noted }, |info| Found::Foreign {
-                    read_only: info.read_only,
-                }),
-            );
+            let found = info.map_or(Found::Nothing { noted }, |info| Found::Foreign {
+                read_only: info.read_only,
+            });
+            return Ok(Noted::Found(found));
         };
         let mut alive = Vec::with_capacity(holds.processes.len());
         for (process, count) in holds.processes {
@@ -178,39 +218,40 @@ impl Overlay2 {
             alive.extend(running.then_some((process, count)));
         }
         holds.processes = alive;
-        if mounted {
-            return Ok(Found::Ours(holds));
-        }
-        let elsewhere = self.elsewhere(id, holds)?;
-        Ok(elsewhere.map_or(Found::Nothing { noted }, Found::Elsewhere))
+        Ok(match mounted {
+            true => Noted::Found(Found::Ours(holds)),
+            false => Noted::NotHere(holds),
+        })
     }
 
-    /// The note of a mount that is not to be seen here, if that is somewhere else.
-    fn elsewhere(&self, id: &LayerId, holds: Holds) -> Result<Option<Holds>, Error> {
+    /// Whether a mount that is noted, and not to be seen here, is somewhere else.
+    fn elsewhere(&self, id: &LayerId, holds: Holds) -> Result<Found, Error> {
+        let nothing = Found::Nothing { noted: true };
         let here = holds.namespace == self.namespace()?;
         if !here && !holds.is_detached() {
             let alive = self.kernel.system().is_namespace_alive(holds.namespace);
             let target = self.layout.layer(id).merged().to_owned();
             if alive.map_err(|e| Error::io("look for the mount namespace of", target, e))? {
-                return Ok(Some(holds));
+                return Ok(Found::Elsewhere(holds));
             }
         }
         if holds.access == Access::ReadOnly {
-            return Ok(None);
+            return Ok(nothing);
         }
         // Processes in another user namespace hide theirs, and anybody may have unmounted it lazily;
         // the kernel knows. Whoever passes by keeps a mount for a moment.
         for pause in BUSY_PAUSES {
             if !self.is_upper_in_use(id)? {
-                return Ok(None);
+                return Ok(nothing);
             }
             std::thread::sleep(pause);
         }
-        Ok(Some(match here {
-            // Nothing of it is left to unmount.
-            true => Holds::detached(holds.boot),
-            false => holds,
-        }))
+        Ok(match here || holds.is_detached() {
+            true => Found::OutOfSight {
+                held: holds.total() > 0,
+            },
+            false => Found::Elsewhere(holds),
+        })
     }
 
     /// Whether an overlay mount writes to a layer, as far as the kernel says: whoever may not ask

@@ -181,8 +181,12 @@ impl Overlay2 {
     /// The mount point goes too, which takes copies of the mount in other mount namespaces away.
     /// Whoever is inside such a copy, as a container that has it as its root, keeps it: the unmount
     /// succeeds, and the layer is not mounted, changed or made a parent until that is over
-    /// ([`Error::StillInUse`]). The kernel tells of it where it has `ustat(2)` (on `x86_64`, unless a
-    /// filter of system calls forbids that), and elsewhere only of lazy unmounts.
+    /// ([`Error::StillInUse`]). The kernel tells of it where something is below the layer. A layer
+    /// with nothing below is a bind mount, of which it tells nothing: whoever kept a copy of that can
+    /// write to the layer even when others stand on it.
+    ///
+    /// Where there is no `ustat(2)` (elsewhere than on `x86_64`, or by a filter of system calls), each
+    /// unmount leaves a line in the kernel's log.
     ///
     /// # Errors
     ///
@@ -400,7 +404,7 @@ impl Overlay2 {
             UnmountMode::Lazy => true,
             UnmountMode::Now => device.is_some_and(|device| {
                 let alive = self.kernel.mount().is_file_system_alive(device);
-                matches!(alive, Ok(Some(true)))
+                !matches!(alive, Ok(Some(false)))
             }),
         };
         // Where the kernel does not answer, the next one to look asks again.

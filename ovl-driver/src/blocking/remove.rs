@@ -81,9 +81,12 @@ impl Overlay2 {
             match found {
                 // Ours without a hold is what a killed process left.
                 Some(Found::Ours(holds)) if holds.total() == 0 => {}
-                // What is detached already loses nothing that anybody could find again.
-                Some(Found::Elsewhere(holds)) if !holds.is_detached() => {
-                    return Err(holds.elsewhere(id));
+                Some(Found::Elsewhere(_)) => {
+                    return Err(Error::MountedElsewhere { id: id.clone() });
+                }
+                // What everybody has let go of loses nothing that anybody could find again.
+                Some(Found::OutOfSight { held: true }) => {
+                    return Err(Error::StillInUse { id: id.clone() });
                 }
                 _ if mounted => {
                     return Err(Error::Mounted {

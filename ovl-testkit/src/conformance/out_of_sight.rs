@@ -5,18 +5,21 @@ use std::path::PathBuf;
 
 use ovl_diff::{DirHandle, FileHandle};
 use ovl_driver::blocking::Overlay2;
-use ovl_driver::{Error, ErrorKind, ImportOptions, MountRequest};
+use ovl_driver::{Error, ErrorKind, ImportOptions, LockKind, MountRequest, OpenOptions};
 use ovl_mount::{MountError, UnmountMode};
 
 use super::damage::findings;
 use super::support::{create, id, layer, mount, with_mount};
 use super::{Subject, list};
+use crate::Faulty;
 use crate::archive::ArchiveBuilder;
 
 list! {
     a_layer_unmounted_behind_the_stores_back_is_not_used_until_nobody_uses_it,
     an_unheld_mount_in_use_goes_lazily_and_is_not_forgotten,
     a_damaged_layer_that_is_mounted_elsewhere_is_not_removed,
+    a_held_layer_whose_mount_is_out_of_sight_is_only_removed_by_force,
+    the_kernel_is_only_asked_who_uses_a_layer_that_is_locked,
 }
 
 /// A layer `top` that is mounted, and a file in it that is open.
@@ -119,4 +122,54 @@ fn a_damaged_layer_that_is_mounted_elsewhere_is_not_removed(subject: &Subject) {
     store.remove(&id("top"), false).expect("nobody uses it");
     store.reclaim().expect("reclaim");
     subject.assert_clean(&store);
+}
+
+fn a_held_layer_whose_mount_is_out_of_sight_is_only_removed_by_force(subject: &Subject) {
+    let store = subject.store();
+    let (path, uses) = in_use(subject, &store);
+    let unmounted = subject.kernel().mount().unmount(&path, UnmountMode::Lazy);
+    unmounted.expect("lazily");
+    let error = store.remove(&id("top"), false).expect_err("it is held");
+    assert!(matches!(error, Error::StillInUse { .. }), "{error}");
+    store.remove(&id("top"), true).expect("by force");
+    drop(uses);
+    store.reclaim().expect("reclaim");
+    subject.assert_clean(&store);
+}
+
+/// Asking marks the upper directory as in use for a moment, and a mount that is made in that moment
+/// has no mark of its own, ever: the layer could be mounted a second time.
+fn the_kernel_is_only_asked_who_uses_a_layer_that_is_locked(subject: &Subject) {
+    let faulty = Faulty::new(subject.kernel().clone());
+    let home = subject.store().home().to_owned();
+    let store = Overlay2::open(faulty.kernel(), &home, OpenOptions::new()).expect("open");
+    let (path, uses) = in_use(subject, &store);
+    let tree = subject.tree();
+    // As for the moment between the note of a mount and the mount.
+    let unmounted = subject.kernel().mount().unmount(&path, UnmountMode::Lazy);
+    unmounted.expect("lazily");
+    let asked = || {
+        let journal = faulty.journal();
+        let operations = journal.operations().iter();
+        let asked = operations.filter(|one| one.call == "is_upper_in_use");
+        asked.count()
+    };
+    let look = |is_locked: bool| {
+        faulty.heal();
+        let layers = store.layers().expect("layers").layers;
+        let top = layers.iter().find(|layer| layer.id == id("top"));
+        assert_eq!(top.expect("top").mounted, is_locked);
+        let mount = store.inspect(&id("top")).expect("inspect").mount;
+        assert_eq!(mount.is_some(), is_locked);
+        assert_eq!(findings(&store), []);
+        asked()
+    };
+    let dir = tree.open_root(&home).expect("open");
+    let system = subject.kernel().system();
+    let lock = system.lock(&dir, Some(OsStr::new("top")), LockKind::Exclusive, false);
+    let lock = lock.expect("lock").expect("nobody else has it");
+    assert_eq!(look(true), 0, "asked while somebody may be mounting it");
+    drop(lock);
+    assert_ne!(look(false), 0, "the kernel knows");
+    drop(uses);
 }

@@ -28,6 +28,8 @@ pub(crate) enum Denied {
     Fsmount,
     #[value(name = "move_mount")]
     MoveMount,
+    #[cfg(target_arch = "x86_64")]
+    Ustat,
 }
 
 impl Denied {
@@ -42,6 +44,8 @@ impl Denied {
             Self::MountSetattr => libc::SYS_mount_setattr,
             Self::Fsmount => libc::SYS_fsmount,
             Self::MoveMount => libc::SYS_move_mount,
+            #[cfg(target_arch = "x86_64")]
+            Self::Ustat => libc::SYS_ustat,
         }
     }
 

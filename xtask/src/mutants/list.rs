@@ -392,6 +392,18 @@ pub(super) const MUTANTS: &[Mutant] = &[
         to: r#"        let (tree, contents)"#,
     },
     Mutant {
+        name: "ask the kernel about a layer that another may be mounting",
+        file: "ovl-driver/src/blocking/mounted.rs",
+        from: "match self.glance_at_mount(&own, &layer.id)?",
+        to: "match self.read_mounted(&own, &layer.id)?",
+    },
+    Mutant {
+        name: "take no answer for the end of a file system",
+        file: "ovl-driver/src/blocking/mounting.rs",
+        from: "!matches!(alive, Ok(Some(false)))",
+        to: "matches!(alive, Ok(Some(true)))",
+    },
+    Mutant {
         name: "take a layer that only a mount would open for one that was opened",
         file: "ovl-driver/src/blocking/known.rs",
         from: r#"        if contents == Contents::Opened && known.contents != contents {

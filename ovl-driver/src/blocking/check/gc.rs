@@ -184,7 +184,7 @@ impl Overlay2 {
         if !exists.map_err(|error| Error::io("look at", path, error))? {
             return Ok(false);
         }
-        match self.read_mounted(own, &id) {
+        match self.glance_at_mount(own, &id) {
             Ok(Found::Nothing { .. }) => Ok(true),
             // Told where the layer is looked at.
             Err(Error::Damaged { .. }) => Ok(false),

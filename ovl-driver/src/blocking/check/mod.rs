@@ -388,7 +388,7 @@ impl Findings<'_> {
         let Some(own) = store.own_dirs_if_any()? else {
             return Ok(());
         };
-        match store.read_mounted(&own, id) {
+        match store.glance_at_mount(&own, id) {
             Ok(Found::Ours(holds)) if holds.total() == 0 => {
                 let problem = "mounted, and nobody holds it: whoever mounted it was killed";
                 let kind = FindingKind::UnheldMount;
