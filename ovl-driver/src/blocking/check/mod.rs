@@ -37,12 +37,14 @@ impl Overlay2 {
             }
             // What is gone, or different, at another look was somebody's work.
             let again = self.look()?.1;
+            let seen: BTreeSet<Finding> = report.findings.iter().map(without_size).collect();
             let is_new = |finding: &Finding| {
-                finding.severity() == Severity::Damage && !report.findings.contains(finding)
+                finding.severity() == Severity::Damage && !seen.contains(&without_size(finding))
             };
             if look == LOOKS || !again.findings.iter().any(is_new) {
-                let again: BTreeSet<Finding> = again.findings.into_iter().collect();
-                report.findings.retain(|finding| again.contains(finding));
+                let again: BTreeSet<Finding> = again.findings.iter().map(without_size).collect();
+                let is_still_there = |finding: &Finding| again.contains(&without_size(finding));
+                report.findings.retain(is_still_there);
                 break;
             }
             // Or something could not be read for once, and looked like other damage.
@@ -77,6 +79,14 @@ impl Overlay2 {
         size.ok()
             .and_then(Result::ok)
             .map_or(0, |size| size.allocated)
+    }
+}
+
+/// What tells a finding from others: its size may not be readable, or grow.
+fn without_size(finding: &Finding) -> Finding {
+    Finding {
+        bytes: 0,
+        ..finding.clone()
     }
 }
 
