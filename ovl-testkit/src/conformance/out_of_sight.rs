@@ -5,7 +5,10 @@ use std::path::PathBuf;
 
 use ovl_diff::{DirHandle, FileHandle};
 use ovl_driver::blocking::Overlay2;
-use ovl_driver::{Error, ErrorKind, ImportOptions, LockKind, MountRequest, OpenOptions};
+use ovl_driver::{
+    Error, ErrorKind, FindingKind, ImportOptions, LockKind, MountRequest, OpenOptions,
+    UpkeepOptions,
+};
 use ovl_mount::{MountError, UnmountMode};
 
 use super::damage::findings;
@@ -20,6 +23,7 @@ list! {
     a_damaged_layer_that_is_mounted_elsewhere_is_not_removed,
     a_held_layer_whose_mount_is_out_of_sight_is_only_removed_by_force,
     the_kernel_is_only_asked_who_uses_a_layer_that_is_locked,
+    the_note_of_a_mount_that_is_gone_goes_when_rubbish_is_collected,
 }
 
 /// A layer `top` that is mounted, and a file in it that is open.
@@ -134,6 +138,19 @@ fn a_held_layer_whose_mount_is_out_of_sight_is_only_removed_by_force(subject: &S
     store.remove(&id("top"), true).expect("by force");
     drop(uses);
     store.reclaim().expect("reclaim");
+    subject.assert_clean(&store);
+}
+
+fn the_note_of_a_mount_that_is_gone_goes_when_rubbish_is_collected(subject: &Subject) {
+    let store = subject.store();
+    let (path, uses) = in_use(subject, &store);
+    drop(uses);
+    let unmounted = subject.kernel().mount().unmount(&path, UnmountMode::Now);
+    unmounted.expect("nobody uses it");
+    let kinds: Vec<_> = findings(&store).iter().map(|one| one.kind).collect();
+    assert_eq!(kinds, [FindingKind::StaleHolds]);
+    store.gc(UpkeepOptions::new()).expect("gc");
+    assert!(!subject.exists(&store.layout().store_dir().join("holds/top")));
     subject.assert_clean(&store);
 }
 

@@ -89,7 +89,7 @@ impl Overlay2 {
                     Err(_) => None,
                     Ok(result) => Some(result?),
                 };
-                match self.is_stale_hold(own, name)? {
+                match self.is_stale_hold(own, name, Self::read_mounted)? {
                     true => gone(tree.unlink(&own.holds, name)),
                     false => Ok(()),
                 }
@@ -173,8 +173,13 @@ impl Overlay2 {
         }
     }
 
-    /// Whether a note of holds speaks of nothing that is mounted.
-    pub(super) fn is_stale_hold(&self, own: &OwnDirs, name: &OsStr) -> Result<bool, Error> {
+    /// Whether a note of holds speaks of nothing that is mounted, as far as `read` finds.
+    pub(super) fn is_stale_hold(
+        &self,
+        own: &OwnDirs,
+        name: &OsStr,
+        read: impl FnOnce(&Self, &OwnDirs, &LayerId) -> Result<Found, Error>,
+    ) -> Result<bool, Error> {
         let Ok(id) = LayerId::from_file_name(name) else {
             // A file that was never finished.
             return Ok(files::is_temporary(name));
@@ -184,7 +189,7 @@ impl Overlay2 {
         if !exists.map_err(|error| Error::io("look at", path, error))? {
             return Ok(false);
         }
-        match self.glance_at_mount(own, &id) {
+        match read(self, own, &id) {
             Ok(Found::Nothing { .. }) => Ok(true),
             // Told where the layer is looked at.
             Err(Error::Damaged { .. }) => Ok(false),

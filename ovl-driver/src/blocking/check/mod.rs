@@ -565,7 +565,7 @@ impl Findings<'_> {
         for name in &self.scan.holds {
             if !store.is_busy(name)?
                 && !store.notes_detached(&own, name)?
-                && store.is_stale_hold(&own, name)?
+                && store.is_stale_hold(&own, name, Overlay2::glance_at_mount)?
             {
                 let path = path.join(names::HOLDS).join(name);
                 let problem = "it speaks of a mount that is gone";
