@@ -23,20 +23,25 @@ enum Action {
     Opaque(String),
 }
 
-fn path() -> impl Strategy<Value = String> {
-    vec(prop::sample::select(vec!["a", "b", "c"]), 1..4).prop_map(|names| names.join("/"))
+fn path(depths: Vec<usize>) -> impl Strategy<Value = String> + Clone {
+    let names = prop::sample::select(depths)
+        .prop_flat_map(|depth| vec(prop::sample::select(vec!["a", "b", "c"]), depth));
+    names.prop_map(|names| names.join("/"))
 }
 
 fn action() -> impl Strategy<Value = Action> {
     let mode = prop::sample::select(vec![0o700, 0o755, 0o711]);
     let target = prop::sample::select(vec!["a", "b/c", "/b", "../a", "c", "."]);
+    let path = || path(vec![1, 2, 3]);
+    // Where many directories are files, most is refused.
+    let leaf = || self::path(vec![1, 2, 2, 3, 3, 3]);
     let dir = prop_oneof![9 => path(), 1 => Just(String::new())];
     prop_oneof![
         4 => (path(), mode.clone()).prop_map(|(path, mode)| Action::Dir(path, mode)),
-        6 => (path(), mode).prop_map(|(path, mode)| Action::File(path, mode)),
-        1 => (path(), target).prop_map(|(path, target)| Action::Symlink(path, target)),
-        4 => (path(), path()).prop_map(|(path, target)| Action::HardLink(path, target)),
-        3 => path().prop_map(Action::Whiteout),
+        6 => (leaf(), mode).prop_map(|(path, mode)| Action::File(path, mode)),
+        2 => (leaf(), target).prop_map(|(path, target)| Action::Symlink(path, target)),
+        4 => (leaf(), path()).prop_map(|(path, target)| Action::HardLink(path, target)),
+        5 => path().prop_map(Action::Whiteout),
         2 => dir.prop_map(Action::Opaque),
     ]
 }
@@ -437,7 +442,7 @@ fn agree(
 
 #[test]
 fn archives_mean_what_the_model_says() {
-    let input = vec(vec(drawn(), 0..12), 1..5);
+    let input = vec(vec(drawn(), 0..16), 1..5);
     each(|scene| {
         let counted = Cell::new(Counts::default());
         hold_on(scene, &input, &|scene, archives| {
