@@ -8,14 +8,14 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use ovl_diff::{
     ApplyError, ApplyOptions, ArchiveError, ArchiveReader, BadReason, DiffOptions, Layers,
-    ReadLimits, diff_confirmed, remove_tree,
+    ReadLimits, diff_confirmed,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, TestRunner};
 
-use crate::support::{Entry, Scene, Stack, archive, each};
+use crate::support::{Entry, Scene, archive, each};
 
 /// The time of all entries, in seconds.
 const ENTRIES_TIME: i64 = 1_000_000_000;
@@ -65,33 +65,6 @@ fn entries() -> impl Strategy<Value = (Vec<Entry>, Vec<(usize, Entry)>)> {
     (entries, vec(bad, 0..3)).prop_map(move |(entries, bad)| ([&start[..], &entries].concat(), bad))
 }
 
-/// Takes out what is refused, until nothing is.
-fn acceptable(stack: &Stack<'_>, mut entries: Vec<Entry>) -> Vec<Entry> {
-    loop {
-        let applied = stack.try_apply(&archive(&entries), &with_threads(stack.scene, 1));
-        forget_layers(stack.scene);
-        match applied {
-            Ok(_) => return entries,
-            Err(ApplyError::Archive(ArchiveError::Bad(bad))) => {
-                let refused = entries.remove(usize::try_from(bad.index).unwrap());
-                // Others like it would mostly be refused too, each in a run of its own.
-                let what =
-                    |entry: &Entry| (entry.typeflag, entry.name.clone(), entry.target.clone());
-                entries.retain(|entry| what(entry) != what(&refused));
-            }
-            Err(error) => panic!("{error}"),
-        }
-    }
-}
-
-fn forget_layers(scene: &Scene) {
-    for entry in scene.tree().read_dir(&scene.dir).unwrap() {
-        if entry.name != "victim" && entry.name != "layer-0" {
-            remove_tree(scene.tree(), &scene.dir, &entry.name).unwrap();
-        }
-    }
-}
-
 fn with_threads(scene: &Scene, threads: usize) -> ApplyOptions {
     let mut options = ApplyOptions::new(scene.xattrs);
     options.parallelism = NonZeroUsize::new(threads);
@@ -109,7 +82,7 @@ fn any_number_of_threads_makes_the_same_layer_or_the_same_error() {
         };
         let (made, refused) = (Cell::new(0), Cell::new(0));
         let property = |((entries, bad), threads): ((_, Vec<(usize, Entry)>), usize)| {
-            let mut entries = acceptable(&stack, entries);
+            let mut entries = stack.acceptable(entries, &with_threads(scene, 1));
             for (place, entry) in bad {
                 entries.insert(entries.len() - place.min(entries.len()), entry);
             }
@@ -130,7 +103,7 @@ fn any_number_of_threads_makes_the_same_layer_or_the_same_error() {
                         }
                         (objects, summary)
                     });
-                forget_layers(scene);
+                stack.forget_others();
                 result
             };
             let (one, many) = (apply(1), apply(threads));

@@ -1,12 +1,16 @@
 //! Docker's storage options and names.
 
+use std::cell::Cell;
 use std::path::Path;
 
 use ovl_driver::blocking::Overlay2;
 use ovl_driver::{CreateLayer, Error, ErrorKind, FsType, OpenOptions, OptionError, OptionNote};
 use ovl_quota::{Bytes, SizeError};
 use ovl_testkit::{KernelProfile, MockKernel};
+use proptest::collection::vec;
 use proptest::prelude::*;
+use proptest::sample::{Index, subsequence};
+use proptest::test_runner::{Config, TestRunner};
 
 fn home_size(option: &str) -> Result<Option<u64>, OptionError> {
     let parsed = OpenOptions::from_docker([option])?;
@@ -202,6 +206,28 @@ fn a_file_system_without_entry_types_holds_no_home() {
     }
 }
 
+/// An option that is understood where it does not stand twice, of one key or the other.
+fn good_option(is_size: bool) -> BoxedStrategy<String> {
+    let (key, value) = match is_size {
+        true => ("overlay2.size", r"[1-9][0-9]{0,5}( ?[kKmMgG](i?[bB])?)?"),
+        false => ("overlay2.override_kernel_check", "1|t|TRUE|true|0|F|False"),
+    };
+    let key = vec(any::<bool>(), key.len()).prop_map(move |upper| {
+        let letters = key.chars().zip(upper);
+        let letters = letters.map(|(letter, upper)| match upper {
+            true => letter.to_ascii_uppercase(),
+            false => letter,
+        });
+        letters.collect::<String>()
+    });
+    let option = ("[ \t]?", key, "[ \t]?", value, " ?");
+    option
+        .prop_map(|(before, key, space, value, after)| {
+            format!("{before}{key}{space}={space}{value}{after}")
+        })
+        .boxed()
+}
+
 fn option_text() -> impl Strategy<Value = String> {
     let key = prop_oneof![
         Just("overlay2.size".to_owned()),
@@ -218,26 +244,69 @@ fn option_text() -> impl Strategy<Value = String> {
     prop_oneof![both, any::<String>()]
 }
 
-proptest! {
-    #[test]
-    fn any_options_give_limits_that_hold_or_an_error_that_names_the_option(
-        options in proptest::collection::vec(option_text(), 0..4)
-    ) {
+/// Each key at most once, and perhaps something else among them.
+fn option_list() -> impl Strategy<Value = Vec<String>> {
+    let keys = subsequence(vec![true, false], 0..=2).prop_shuffle();
+    let good = keys.prop_flat_map(|keys| keys.into_iter().map(good_option).collect::<Vec<_>>());
+    let any_key = any::<bool>().prop_flat_map(good_option);
+    let other = prop_oneof![2 => option_text(), 1 => any_key];
+    let others = prop_oneof![
+        Just(Vec::new()).boxed(),
+        vec((any::<Index>(), other), 1..3).boxed()
+    ];
+    (good, others).prop_map(|(mut options, others)| {
+        for (at, other) in others {
+            options.insert(at.index(options.len() + 1), other);
+        }
+        options
+    })
+}
+
+#[test]
+fn any_options_give_limits_that_hold_or_an_error_that_names_the_option() {
+    // Accepted with one option and with two, and refused.
+    let counts = [const { Cell::new(0) }; 3];
+    let [one, two, refused] = &counts;
+    let config = Config {
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let read = |options: Vec<String>| {
         match OpenOptions::from_docker(&options) {
             Ok(parsed) => {
-                let sizes = options.iter().filter(|option| option.to_lowercase().contains("size"));
-                prop_assert_eq!(parsed.open.size.is_some(), sizes.count() == 1);
-                prop_assert_eq!(usize::from(parsed.open.size.is_some()) + parsed.notes.len(), options.len());
+                let key = |option: &str| option.to_lowercase().contains("size");
+                let sizes = options.iter().filter(|option| key(option)).count();
+                prop_assert!(sizes < 2, "a key twice");
+                prop_assert_eq!(parsed.open.size.is_some(), sizes == 1);
+                prop_assert_eq!(sizes + parsed.notes.len(), options.len());
                 prop_assert!(parsed.open.size.is_none_or(|size| size > Bytes::ZERO));
+                match options.len() {
+                    0 => {}
+                    1 => one.set(one.get() + 1),
+                    _ => two.set(two.get() + 1),
+                }
             }
-            Err(error) => prop_assert!(error.to_string().contains("storage option"), "{}", error),
+            Err(error) => {
+                prop_assert!(error.to_string().contains("storage option"), "{error}");
+                refused.set(refused.get() + 1);
+            }
         }
         for option in &options {
-            let Some((key, value)) = option.split_once('=') else { continue };
+            let Some((key, value)) = option.split_once('=') else {
+                continue;
+            };
             match layer_size(key, value) {
                 Ok(size) => prop_assert!(size.is_some_and(|size| size > 0)),
-                Err(error) => prop_assert!(error.to_string().contains("storage option"), "{}", error),
+                Err(error) => {
+                    prop_assert!(error.to_string().contains("storage option"), "{error}");
+                }
             }
         }
-    }
+        Ok(())
+    };
+    TestRunner::new(config).run(&option_list(), read).unwrap();
+    let counts = counts.map(Cell::into_inner);
+
+    // Several times as many come by chance.
+    assert!(counts.iter().all(|&count| count >= 8), "{counts:?}");
 }

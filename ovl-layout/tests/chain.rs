@@ -1,6 +1,11 @@
+use std::cell::Cell;
+use std::collections::HashSet;
+
 use ovl_layout::{DOCKER_MAX_DEPTH, LinkId, LowerChain, LowerFileError};
 use proptest::collection::{hash_set, vec};
 use proptest::prelude::*;
+use proptest::sample::{Index, select};
+use proptest::test_runner::{Config, TestRunner};
 
 fn link(byte: u8) -> LinkId {
     LinkId::from_entropy([byte; 17])
@@ -77,14 +82,91 @@ proptest! {
             }
         }
     }
+}
 
-    #[test]
-    fn whatever_is_accepted_names_links_only(bytes in vec(any::<u8>(), 0..200)) {
-        if let Ok(chain) = LowerChain::parse_file(&bytes) {
-            prop_assert!(!chain.is_empty());
-            let text = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
-            let written = chain.to_string();
-            prop_assert_eq!(written.as_bytes(), text);
+/// A change of one byte of a chain's text.
+#[derive(Clone, Debug)]
+enum Change {
+    Set(Index, u8),
+    Insert(Index, u8),
+    Remove(Index),
+    /// Writes a whole entry again, somewhere.
+    Repeat(Index, Index),
+}
+
+/// The text of a chain, with up to two changes, and whether there is one.
+fn changed_text() -> impl Strategy<Value = (Vec<u8>, bool)> {
+    let links = hash_set(0..100_u8, 1..8);
+    let byte = prop_oneof![
+        2 => select(b"ABYZ27".to_vec()),
+        1 => select(b"l:/.a1\n\r\0".to_vec()),
+        1 => any::<u8>(),
+    ];
+    let at = any::<Index>;
+    let change = prop_oneof![
+        5 => (at(), byte.clone()).prop_map(|(at, byte)| Change::Set(at, byte)),
+        1 => (at(), byte).prop_map(|(at, byte)| Change::Insert(at, byte)),
+        1 => at().prop_map(Change::Remove),
+        1 => (at(), at()).prop_map(|(from, to)| Change::Repeat(from, to)),
+    ];
+    (links, vec(change, 0..3), any::<bool>()).prop_map(|(links, changes, newline)| {
+        let chain: LowerChain = links.into_iter().map(link).collect();
+        let mut text = chain.to_string().into_bytes();
+        text.extend(newline.then_some(b'\n'));
+        let before = text.clone();
+        for change in changes {
+            let len = text.len();
+            match change {
+                Change::Set(at, byte) => text[at.index(len)] = byte,
+                Change::Insert(at, byte) => text.insert(at.index(len + 1), byte),
+                Change::Remove(at) => {
+                    text.remove(at.index(len));
+                }
+                Change::Repeat(from, to) => {
+                    let mut entries: Vec<&[u8]> = text.split(|&byte| byte == b':').collect();
+                    entries.insert(
+                        to.index(entries.len() + 1),
+                        entries[from.index(entries.len())],
+                    );
+                    text = entries.join(&b':');
+                }
+            }
         }
-    }
+        let is_changed = text != before;
+        (text, is_changed)
+    })
+}
+
+#[test]
+fn whatever_is_accepted_names_links_only() {
+    // Of what is no longer as it was written.
+    let (accepted, refused) = (Cell::new(0), Cell::new(0));
+    let config = Config {
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let read = |(bytes, is_changed): (Vec<u8>, bool)| {
+        let Ok(chain) = LowerChain::parse_file(&bytes) else {
+            refused.set(refused.get() + 1);
+            return Ok(());
+        };
+        accepted.set(accepted.get() + u32::from(is_changed));
+        prop_assert!(!chain.is_empty());
+        let text = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
+        let written = chain.to_string();
+        prop_assert_eq!(written.as_bytes(), text);
+        let links: HashSet<_> = chain.links().iter().collect();
+        prop_assert_eq!(links.len(), chain.depth(), "a link twice");
+        Ok(())
+    };
+    let any_bytes = vec(any::<u8>(), 0..200).prop_map(|bytes| (bytes, true));
+    let input = prop_oneof![9 => changed_text(), 1 => any_bytes];
+    TestRunner::new(config).run(&input, read).unwrap();
+    let (accepted, refused) = (accepted.get(), refused.get());
+
+    // Several times as many come by chance.
+    assert!(
+        accepted >= 5 && refused >= 20,
+        "{accepted} accepted, {refused} refused"
+    );
 }

@@ -1,5 +1,6 @@
 //! What is no label, no option and no plan.
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 
@@ -8,8 +9,12 @@ use ovl_mount::{
     Access, DataLimit, LabelError, MountError, MountFeatures, MountLabel, OverlayOptions,
     OverlaySpec, PlanError, RedirectDir, Strategy, Switch, Xino,
 };
+use proptest::collection::vec;
 use proptest::prelude::any;
-use proptest::{prop_assert, proptest};
+use proptest::sample::{Index, select};
+use proptest::strategy::Strategy as _;
+use proptest::test_runner::{Config, TestRunner};
+use proptest::{prop_assert_eq, prop_oneof};
 
 use crate::case::{link, lower_id};
 
@@ -78,15 +83,49 @@ fn a_label_cannot_end_its_option() {
     }
 }
 
-proptest! {
-    #[test]
-    fn a_label_is_taken_whole_or_not_at_all(text in any::<String>()) {
-        if let Ok(label) = label(&text) {
-            prop_assert!(label.as_str() == text);
-            prop_assert!(text.bytes().all(|byte| byte.is_ascii_graphic()));
-            prop_assert!(!text.contains(['"', '\\']));
+/// Good labels of any length, also too long, with up to two characters that may be bad.
+fn label_text() -> impl proptest::strategy::Strategy<Value = String> {
+    let good = prop_oneof![3 => "[a-z_:,=']{0,40}", 1 => "[!#-\\[\\]-~]{240,260}"];
+    let other = prop_oneof![
+        select(vec!['"', '\\', ' ', '\n', '\0', '\x7f']),
+        any::<char>()
+    ];
+    (good, vec((any::<Index>(), other), 0..3)).prop_map(|(text, others)| {
+        let mut text: Vec<char> = text.chars().collect();
+        for (at, other) in others {
+            text.insert(at.index(text.len() + 1), other);
         }
-    }
+        text.into_iter().collect()
+    })
+}
+
+#[test]
+fn a_label_is_taken_whole_or_not_at_all() {
+    let (taken, refused) = (Cell::new(0), Cell::new(0));
+    let config = Config {
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let take = |text: String| {
+        let plain = |byte: u8| byte.is_ascii_graphic() && byte != b'"' && byte != b'\\';
+        let is_good = (1..=MountLabel::MAX_LEN).contains(&text.len()) && text.bytes().all(plain);
+        let count = if is_good { &taken } else { &refused };
+        // Short ones say little.
+        count.set(count.get() + u32::from(text.len() > 3));
+        let label = label(&text);
+        let label = label.as_ref().map(MountLabel::as_str);
+        prop_assert_eq!(label.ok(), is_good.then_some(&*text));
+        Ok(())
+    };
+    let input = prop_oneof![9 => label_text(), 1 => any::<String>()];
+    TestRunner::new(config).run(&input, take).unwrap();
+    let (taken, refused) = (taken.get(), refused.get());
+
+    // Several times as many come by chance.
+    assert!(
+        taken >= 20 && refused >= 20,
+        "{taken} taken, {refused} refused"
+    );
 }
 
 #[test]

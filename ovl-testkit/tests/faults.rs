@@ -427,7 +427,16 @@ fn a_layer_may_be_in_use_when_the_kernel_does_not_answer() {
 
 #[test]
 fn a_layer_that_is_gone_is_never_said_to_stay() {
-    for call in ["rename", "read_link", "unlink", "open_dir"] {
+    let calls = [
+        "read_link",
+        "lock",
+        "metadata",
+        "unlink",
+        "set_mtime",
+        "create_file",
+        "open_dir",
+    ];
+    for call in calls {
         let (_, faulty, store) = two_layers();
         let mut gone = false;
         faulty.order_where(move |now, subject| {
@@ -436,6 +445,7 @@ fn a_layer_that_is_gone_is_never_said_to_stay() {
             failed.then_some(EIO)
         });
         store.remove(&id("parent"), false).unwrap();
+        assert!(faulty.has_fired(), "{call}");
         faulty.heal();
         store.reclaim().unwrap();
         assert!(store.check().unwrap().is_clean(), "{call}");

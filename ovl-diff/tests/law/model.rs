@@ -1,14 +1,16 @@
 //! What archives mean, as a pure function, against apply.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use ovl_diff::{ApplyError, ApplyOptions, ArchiveError, BadReason, FileKind};
 use proptest::collection::vec;
 use proptest::prelude::*;
+use proptest::sample::Index;
 
-use super::hold;
-use crate::support::{Entry, Shown, archive};
+use super::{Verdict, hold_on};
+use crate::support::{Entry, Shown, Stack, archive, each};
 
 /// One entry of a random archive. Paths are short, so that they meet.
 #[derive(Clone, Debug)]
@@ -21,25 +23,57 @@ enum Action {
     Opaque(String),
 }
 
-fn path() -> impl Strategy<Value = String> {
-    vec(prop::sample::select(vec!["a", "b", "c"]), 1..4).prop_map(|names| names.join("/"))
+fn path(depths: Vec<usize>) -> impl Strategy<Value = String> + Clone {
+    let names = prop::sample::select(depths)
+        .prop_flat_map(|depth| vec(prop::sample::select(vec!["a", "b", "c"]), depth));
+    names.prop_map(|names| names.join("/"))
 }
 
 fn action() -> impl Strategy<Value = Action> {
     let mode = prop::sample::select(vec![0o700, 0o755, 0o711]);
     let target = prop::sample::select(vec!["a", "b/c", "/b", "../a", "c", "."]);
+    let path = || path(vec![1, 2, 3]);
+    // Where many directories are files, most is refused.
+    let leaf = || self::path(vec![1, 2, 2, 3, 3, 3]);
     let dir = prop_oneof![9 => path(), 1 => Just(String::new())];
     prop_oneof![
         4 => (path(), mode.clone()).prop_map(|(path, mode)| Action::Dir(path, mode)),
-        6 => (path(), mode).prop_map(|(path, mode)| Action::File(path, mode)),
-        1 => (path(), target).prop_map(|(path, target)| Action::Symlink(path, target)),
-        2 => (path(), path()).prop_map(|(path, target)| Action::HardLink(path, target)),
-        3 => path().prop_map(Action::Whiteout),
+        6 => (leaf(), mode).prop_map(|(path, mode)| Action::File(path, mode)),
+        2 => (leaf(), target).prop_map(|(path, target)| Action::Symlink(path, target)),
+        4 => (leaf(), path()).prop_map(|(path, target)| Action::HardLink(path, target)),
+        5 => path().prop_map(Action::Whiteout),
         2 => dir.prop_map(Action::Opaque),
     ]
 }
 
+/// An action, and perhaps which of the paths that there are it is about.
+type Drawn = (Action, Option<Index>);
+
+fn drawn() -> impl Strategy<Value = Drawn> {
+    (action(), prop::option::weighted(0.8, any::<Index>()))
+}
+
 impl Action {
+    /// Whether it can be done to such an object.
+    fn can_be_about(&self, kind: FileKind) -> bool {
+        match self {
+            Self::HardLink(..) => kind != FileKind::Directory,
+            Self::Opaque(_) => kind == FileKind::Directory,
+            _ => true,
+        }
+    }
+
+    /// The same about a path that is there, if it is about one.
+    fn about(self, path: &Path) -> Self {
+        let path = path.to_str().unwrap().to_owned();
+        match self {
+            Self::HardLink(name, _) => Self::HardLink(name, path),
+            Self::Whiteout(_) => Self::Whiteout(path),
+            Self::Opaque(_) => Self::Opaque(path),
+            other => other,
+        }
+    }
+
     fn entry(&self, number: usize) -> Entry {
         let marker = |dir: &Path, name: &str| Entry::marker(dir.join(name));
         match self {
@@ -87,6 +121,10 @@ struct Model {
     /// What this archive brings.
     own: Tree,
     inodes: u64,
+    /// Markers of this archive that hid something.
+    hiding: u32,
+    /// Hard links of this archive.
+    links: u32,
 }
 
 impl Model {
@@ -128,10 +166,14 @@ impl Model {
                 let item = self.item(FileKind::Symlink, 0o777, target.as_bytes());
                 self.put(Path::new(path), item)?;
             }
-            Action::HardLink(path, target) => self.hard_link(Path::new(path), Path::new(target))?,
+            Action::HardLink(path, target) => {
+                self.hard_link(Path::new(path), Path::new(target))?;
+                self.links += 1;
+            }
             Action::Whiteout(path) => {
                 let path = self.resolve_parent(Path::new(path))?;
                 if self.below.contains_key(&path) {
+                    self.hiding += 1;
                     self.imply(path.parent().unwrap(), Implied::ForWhiteouts);
                     self.below.retain(|below, _| !below.starts_with(&path));
                     let own = self.own.get(&path);
@@ -144,8 +186,10 @@ impl Model {
             Action::Opaque(path) => {
                 let path = self.resolve(Path::new(path))?;
                 self.imply(&path, Implied::Filled);
+                let shown = self.below.len();
                 self.below
                     .retain(|below, _| !below.starts_with(&path) || *below == path);
+                self.hiding += u32::from(self.below.len() < shown);
                 self.forget_below(|own| own.starts_with(&path) && *own != path);
             }
         }
@@ -261,6 +305,7 @@ impl Model {
 
     /// The next archive comes on top.
     fn seal(&mut self) {
+        (self.hiding, self.links) = (0, 0);
         self.own.values_mut().for_each(|item| item.implied = None);
         self.below.append(&mut self.own);
     }
@@ -297,43 +342,130 @@ fn said_by(shown: &Shown) -> Said {
     said
 }
 
-#[test]
-fn archives_mean_what_the_model_says() {
-    hold(vec(vec(action(), 0..12), 1..5), |scene, archives| {
-        let mut model = Model::default();
-        let mut stack = scene.stack(&[]);
-        for actions in archives {
-            let before = model.clone();
-            let mut verdict = Ok(());
-            for (number, action) in actions.iter().enumerate() {
-                verdict = verdict.and_then(|()| model.apply(number, action));
+/// What is drawn, with the paths that are there when it is its turn.
+fn actions(model: &Model, drawn: &[Drawn]) -> Vec<Action> {
+    let mut model = model.clone();
+    let mut actions = Vec::new();
+    for (number, (action, which)) in drawn.iter().enumerate() {
+        let paths = model.below.iter().chain(&model.own);
+        let paths = paths.filter(|(_, item)| action.can_be_about(item.kind));
+        let paths: Vec<&PathBuf> = paths.map(|(path, _)| path).collect();
+        let action = match which {
+            Some(which) if !paths.is_empty() => action.clone().about(which.get::<&PathBuf>(&paths)),
+            _ => action.clone(),
+        };
+        let mut after = model.clone();
+        if after.apply(number, &action).is_ok() {
+            model = after;
+        }
+        actions.push(action);
+    }
+    actions
+}
+
+/// The first action that the model refuses, or what there is after all.
+fn judge(model: &Model, actions: &[Action]) -> Result<Model, (usize, BadReason)> {
+    let mut model = model.clone();
+    for (number, action) in actions.iter().enumerate() {
+        let done = model.apply(number, action);
+        done.map_err(|reason| (number, reason))?;
+    }
+    Ok(model)
+}
+
+/// How many archives were as the test needs them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    refused: u32,
+    /// Accepted, with hard links.
+    linking: u32,
+    /// Accepted, with markers that hide something.
+    hiding: u32,
+    both: u32,
+}
+
+impl Counts {
+    fn accepted(&mut self, model: &Model) {
+        let (linking, hiding) = (model.links > 0, model.hiding > 0);
+        self.linking += u32::from(linking);
+        self.hiding += u32::from(hiding);
+        self.both += u32::from(linking && hiding);
+    }
+}
+
+/// Applies an archive as often as it is refused, each time without the action that was, until it is
+/// taken and on top of the others.
+fn agree(
+    stack: &mut Stack<'_>,
+    model: &mut Model,
+    mut actions: Vec<Action>,
+    counts: &mut Counts,
+) -> Verdict {
+    let options = ApplyOptions::new(stack.scene.xattrs);
+    loop {
+        let entries = actions.iter().enumerate();
+        let entries: Vec<Entry> = entries
+            .map(|(number, action)| action.entry(number))
+            .collect();
+        let applied = stack.try_apply(&archive(&entries), &options);
+        match (applied, judge(model, &actions)) {
+            (Ok(applied), Ok(after)) => {
+                counts.accepted(&after);
+                *model = after;
+                model.seal();
+                prop_assert_eq!(said_by(&applied.shown), said_by_model(&model.below));
+                if applied.summary.root_opaque {
+                    stack.lowers.clear();
+                }
+                stack.lowers.insert(0, applied.upper);
+                return Ok(());
             }
-            let entries: Vec<Entry> = actions
-                .iter()
-                .enumerate()
-                .map(|(number, action)| action.entry(number))
-                .collect();
-            let options = ApplyOptions::new(scene.xattrs);
-            match (stack.try_apply(&archive(&entries), &options), verdict) {
-                (Ok(applied), Ok(())) => {
-                    model.seal();
-                    prop_assert_eq!(said_by(&applied.shown), said_by_model(&model.below));
-                    if applied.summary.root_opaque {
-                        stack.lowers.clear();
-                    }
-                    stack.lowers.insert(0, applied.upper);
-                }
-                (Err(ApplyError::Archive(ArchiveError::Bad(bad))), Err(reason)) => {
-                    // The model has no whiteouts that a link could be made to.
-                    let whiteout = bad.reason == BadReason::BadHardLink
-                        && reason == BadReason::DanglingHardLink;
-                    prop_assert!(bad.reason == reason || whiteout, "{bad}, model: {reason}");
-                    model = before;
-                }
-                (Ok(_), Err(reason)) => prop_assert!(false, "accepted in spite of {reason}"),
-                (Err(error), verdict) => prop_assert!(false, "{error:?}, model: {verdict:?}"),
+            (Err(ApplyError::Archive(ArchiveError::Bad(bad))), Err((number, reason))) => {
+                // The model has no whiteouts that a link could be made to.
+                let whiteout =
+                    bad.reason == BadReason::BadHardLink && reason == BadReason::DanglingHardLink;
+                prop_assert!(bad.reason == reason || whiteout, "{bad}, model: {reason}");
+                prop_assert_eq!(bad.index, number as u64, "{}", bad);
+                counts.refused += 1;
+                stack.forget_others();
+                actions.remove(number);
+            }
+            (Ok(_), Err((number, reason))) => {
+                prop_assert!(false, "{:?} accepted in spite of {reason}", actions[number]);
+            }
+            (Err(error), verdict) => {
+                prop_assert!(false, "{error:?}, model: {:?}", verdict.err());
             }
         }
-        Ok(())
+    }
+}
+
+#[test]
+fn archives_mean_what_the_model_says() {
+    let input = vec(vec(drawn(), 0..16), 1..5);
+    each(|scene| {
+        let counted = Cell::new(Counts::default());
+        hold_on(scene, &input, &|scene, archives| {
+            let mut counts = counted.get();
+            let (mut model, mut stack) = (Model::default(), scene.stack(&[]));
+            for drawn in archives {
+                let actions = actions(&model, drawn);
+                agree(&mut stack, &mut model, actions, &mut counts)?;
+            }
+            counted.set(counts);
+            Ok(())
+        });
+        let counts = counted.get();
+
+        // Several times as many come by chance.
+        let few = scene.cases / 8;
+        let minimal = [
+            counts.refused,
+            counts.linking,
+            counts.hiding,
+            4 * counts.both,
+        ];
+        let is_enough = minimal.iter().all(|&count| count >= few);
+        assert!(is_enough, "on {}: {counts:?}", scene.backend);
     });
 }

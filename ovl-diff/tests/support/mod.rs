@@ -300,6 +300,37 @@ impl Stack<'_> {
         })
     }
 
+    /// Takes out what is refused, until nothing is.
+    pub(crate) fn acceptable(&self, mut entries: Vec<Entry>, options: &ApplyOptions) -> Vec<Entry> {
+        loop {
+            let applied = self.try_apply(&archive(&entries), options);
+            self.forget_others();
+            match applied {
+                Ok(_) => return entries,
+                Err(ApplyError::Archive(ArchiveError::Bad(bad))) => {
+                    let refused = entries.remove(usize::try_from(bad.index).unwrap());
+                    // Others like it would mostly be refused too, each in a run of its own.
+                    let what =
+                        |entry: &Entry| (entry.typeflag, entry.name.clone(), entry.target.clone());
+                    entries.retain(|entry| what(entry) != what(&refused));
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// Removes all layers but those of the stack; that must work whatever is in them.
+    pub(crate) fn forget_others(&self) {
+        let scene = self.scene;
+        let ino = |layer| scene.tree().metadata(Node::Dir(layer)).unwrap().ino;
+        let own: Vec<_> = self.lowers.iter().map(ino).collect();
+        for entry in scene.tree().read_dir(&scene.dir).unwrap() {
+            if entry.name != "victim" && !own.contains(&entry.ino) {
+                remove_tree(scene.tree(), &scene.dir, &entry.name).unwrap();
+            }
+        }
+    }
+
     /// Everything of the scene but what is in `layer`.
     fn surroundings(&self, layer: &DirHandle) -> Snapshot {
         let own = self.scene.tree().metadata(Node::Dir(layer)).unwrap().ino;
