@@ -241,7 +241,7 @@ fn a_plan_is_printed_with_its_lengths_and_bad_options_are_7() {
 
 #[test]
 fn changes_and_diff_speak_of_the_parent_unless_told_otherwise() {
-    let Some(store) = store("changes_and_diff_speak_of_the_parent") else {
+    let Some(store) = store("changes_and_diff_speak_of_the_parent_unless_told_otherwise") else {
         return;
     };
     two_layers(&store);

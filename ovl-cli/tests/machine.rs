@@ -101,10 +101,14 @@ pub(crate) fn user(setup: &str) -> Command {
     if !is_root() {
         return Command::new("sh");
     }
-    let mut command = Command::new("unshare");
     let user =
         format!("{setup} exec setpriv --reuid {USER} --regid {USER} --clear-groups sh \"$@\"");
-    command.args(["--mount", "sh", "-c", &user, "sh"]);
+    let mut command = Command::new("env");
+    // A root that cannot mount can still be a user.
+    if !setup.is_empty() {
+        command.args(["unshare", "--mount"]);
+    }
+    command.args(["sh", "-c", &user, "sh"]);
     command
 }
 
@@ -131,8 +135,9 @@ fn ask(command: &mut Command) -> Answer {
         format!("cannot run {}: {error}", Path::new(program).display())
     })?;
     let errors = String::from_utf8_lossy(&output.stderr);
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(format!("{}: {}", output.status, errors.trim())),
+    match (output.status.success(), errors.trim()) {
+        (true, _) => Ok(()),
+        (false, "") => Err(output.status.to_string()),
+        (false, errors) => Err(errors.to_owned()),
     }
 }

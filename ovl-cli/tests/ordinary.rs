@@ -22,6 +22,9 @@ pub(crate) fn as_user_after(
     setup: &str,
     script: &str,
 ) -> Option<Output> {
+    if !setup.is_empty() {
+        allowed(test, machine::mounts_on_tmpfs())?;
+    }
     allowed(test, machine::user_has(needs))?;
     std::fs::set_permissions(dir, Permissions::from_mode(0o777)).unwrap();
     // Where the program is built, others may not look.
@@ -92,7 +95,8 @@ fn a_layer_is_not_mounted_twice_in_namespaces_that_hide_from_each_other() {
         unshare -Urm ./ovl --home \"$H\" create child --parent work 2>>refused && exit 52
         test $? = 5 || exit 53; unshare -Urm ./ovl --home \"$H\" rm work 2>>refused && exit 54
         test $? = 5 || exit 55; echo >&9; wait
-        unshare -Urm ./ovl --home \"$H\" mount work >/dev/null; grep -c 'another mount namespace' refused";
+        unshare -Urm ./ovl --home \"$H\" mount work >/dev/null; grep -c 'another mount namespace' refused
+        unshare -Urm ./ovl --home \"$H\" rm work base";
     let Some(output) = as_user(test, Needs::Mounts, dir.path(), script) else {
         return;
     };
