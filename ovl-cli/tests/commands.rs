@@ -241,7 +241,7 @@ fn a_plan_is_printed_with_its_lengths_and_bad_options_are_7() {
 
 #[test]
 fn changes_and_diff_speak_of_the_parent_unless_told_otherwise() {
-    let Some(store) = store("changes_and_diff_speak_of_the_parent") else {
+    let Some(store) = store("changes_and_diff_speak_of_the_parent_unless_told_otherwise") else {
         return;
     };
     two_layers(&store);
@@ -405,15 +405,17 @@ fn a_mount_in_another_namespace_is_in_use_until_that_ends() {
     let Some(store) = store("a_mount_in_another_namespace_is_in_use_until_that_ends") else {
         return;
     };
+    // Whichever of the two fails, the other one does not wait.
     let script = "ovl create base; ovl create work --parent base
          h=$(dirname $(ovl inspect base | sed -n 's/^diff *//p'))/..
-         mkfifo $h/ready $h/go
-         unshare --mount sh -c \"$OVL --home $h mount work >/dev/null; echo >$h/ready; read x <$h/go\" &
-         read x <$h/ready
+         mkfifo $h/ready $h/go; exec 8<>$h/ready 9<>$h/go; trap 'echo >&9' EXIT
+         { unshare --mount sh -ec \"$OVL --home $h mount work >/dev/null; echo >&8; read x <&9\" ||
+             echo failed >&8; } &
+         read x <&8; test -z \"$x\"
          for c in 'rm work' 'mount work' 'unmount work' 'create k --parent work' 'apply work /dev/null'; do
              code=0; ovl $c >/dev/null 2>&1 || code=$?; test $code = 5 || { echo \"$c: $code\"; exit 51; }
          done
-         echo >$h/go; wait
+         echo >&9; wait
          ovl create k --parent work; ovl rm k work base";
     let Some(output) = store.script(script) else {
         return;

@@ -1,10 +1,16 @@
-use crate::support::{archive, store};
+use crate::machine;
+use crate::support::{allowed, archive, store};
 
 #[test]
 fn the_demo_checks_itself_and_leaves_nothing() {
-    let Some(store) = store("the_demo_checks_itself_and_leaves_nothing") else {
+    let test = "the_demo_checks_itself_and_leaves_nothing";
+    let Some(store) = store(test) else { return };
+    // It takes what there is.
+    if machine::mounts_on_tmpfs().is_err()
+        && allowed(test, machine::mounts_on_temporary_files()).is_none()
+    {
         return;
-    };
+    }
     let files: Vec<(String, Vec<u8>)> = (0..40_u8)
         .map(|n| (format!("dir{}/sub/file{n}", n % 5), vec![n; 2000]))
         .collect();
@@ -24,10 +30,6 @@ fn the_demo_checks_itself_and_leaves_nothing() {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),
     );
-    if output.status.code() == Some(1) && errors.contains("cannot mount") {
-        eprintln!("SKIPPED: 1 test did not run: no overlay mounts here: {errors}");
-        return;
-    }
     assert!(output.status.success(), "{printed}{errors}");
     assert!(printed.contains("objects are the same"), "{printed}");
     assert!(printed.ends_with("nothing is left behind\n"), "{printed}");

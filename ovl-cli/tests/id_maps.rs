@@ -4,15 +4,15 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::support::{Store, archive, store};
+use crate::machine;
+use crate::support::{Store, archive, skip, store};
 
 /// A home with a map; `None` for whoever cannot give files to its owners.
-fn mapped(test: &str) -> Option<Store> {
-    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap();
-    let all = map.split_whitespace().eq(["0", "0", "4294967295"]);
-    if !rustix::process::geteuid().is_root() || !all {
-        let reason = "only root outside of user namespaces owns all ids";
-        eprintln!("SKIPPED: 1 test did not run: {test}: {reason}");
+fn mapped(test: &'static str) -> Option<Store> {
+    if !machine::has_all_ids() {
+        skip(&format!(
+            "{test}: only root outside of user namespaces owns all ids"
+        ));
         return None;
     }
     let store = store(test)?;

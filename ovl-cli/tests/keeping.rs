@@ -2,10 +2,11 @@
 
 use std::process::Output;
 
+use super::machine::{self, Needs};
 use super::ordinary::{as_user, as_user_after};
+use super::support::skip;
 
 const START: &str = "
-    test \"$(stat -f -c %T .)\" != overlayfs || { echo no upper layer on an overlay >&2; exit 6; }
     mkdir -m 700 run store; H=\"$PWD/store/home\"; ovl() { command ./ovl --home \"$H\" \"$@\"; }
     ovl create base
     ended() { i=0; while test -e run/ovl/keeper; do
@@ -39,7 +40,7 @@ fn a_long_command_does_not_keep_others_from_mounting() {
         head -c 1024 /dev/zero >&3; exec 3>&-; wait $!
         ovl unmount base; ovl unmount other; ended; ovl ls | wc -l"
     );
-    let Some(output) = as_user(test, dir.path(), &script) else {
+    let Some(output) = as_user(test, Needs::Mounts, dir.path(), &script) else {
         return;
     };
     assert_prints(&output, "4\n");
@@ -56,7 +57,7 @@ fn commands_that_start_a_keeper_at_the_same_time_share_one() {
         cut -d/ -f3 m? | sort -u | wc -l; ovl ls | grep -c 'w[1-6] .*yes'
         ovl unmount-all >/dev/null; ended"
     );
-    let Some(output) = as_user(test, dir.path(), &script) else {
+    let Some(output) = as_user(test, Needs::Mounts, dir.path(), &script) else {
         return;
     };
     assert_prints(&output, "1\n6\n");
@@ -80,7 +81,7 @@ fn a_keeper_that_was_killed_is_replaced_also_while_a_command_of_its_time_runs() 
         head -c 1024 /dev/zero >&3; exec 3>&-; wait $!
         ovl ls | grep -c yes; ovl unmount other; ended; ovl ls | wc -l"
     );
-    let Some(output) = as_user(test, dir.path(), &script) else {
+    let Some(output) = as_user(test, Needs::Mounts, dir.path(), &script) else {
         return;
     };
     assert_prints(&output, "1\n4\n");
@@ -95,7 +96,7 @@ fn a_keeper_has_nothing_open_that_is_its_users() {
         exec 7>theirs; flock -n 7; ovl mount base >/dev/null; exec 7>&-
         flock -n theirs echo free; ovl unmount base; ended"
     );
-    let Some(output) = as_user(test, dir.path(), &script) else {
+    let Some(output) = as_user(test, Needs::Mounts, dir.path(), &script) else {
         return;
     };
     assert_prints(&output, "free\n");
@@ -104,8 +105,8 @@ fn a_keeper_has_nothing_open_that_is_its_users() {
 #[test]
 fn mounts_of_others_do_not_keep_the_keeper() {
     let test = "mounts_of_others_do_not_keep_the_keeper";
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: 1 test did not run: {test}: it needs root, who mounts beside a user");
+    if !machine::is_root() {
+        skip(&format!("{test}: it needs root, who mounts beside a user"));
         return;
     }
     let dir = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
@@ -114,19 +115,20 @@ fn mounts_of_others_do_not_keep_the_keeper() {
     // it runs, of which one is made private as Docker's and root's own are.
     let place = dir.path().display();
     let setup = format!(
-        "set -eu; cd {place}; mount --make-rshared /; mkfifo -m 666 go done
+        "set -eu; cd {place}; mount --make-rshared /; mkfifo go done; exec 8<>go 9<>done
         bad=\"$(printf 'b\\377d')\"; mkdir -p \"$bad/merged\" two/merged three/merged
         mount -t tmpfs t \"$bad/merged\"
-        (read line <go; mount -t tmpfs t two/merged; mount -t tmpfs t three/merged
-            mount --make-private three/merged; echo >done) >/dev/null 2>&1 &"
+        (read line <&8; mount -t tmpfs t two/merged; mount -t tmpfs t three/merged
+            mount --make-private three/merged; echo >&9) >/dev/null 2>&1 &"
     );
     let script = format!(
-        "{START}
-        ovl mount base >/dev/null; echo >go; read line <done
+        "trap 'echo >&8' EXIT
+        {START}
+        ovl mount base >/dev/null; echo >&8; read line <&9
         read keeper rest <run/ovl/keeper; grep -c /merged /proc/$keeper/mountinfo
         ovl unmount base; ended"
     );
-    let Some(output) = as_user_after(test, dir.path(), &setup, &script) else {
+    let Some(output) = as_user_after(test, Needs::Mounts, dir.path(), &setup, &script) else {
         return;
     };
     assert_prints(&output, "4\n");

@@ -3,35 +3,33 @@
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
-use super::support::archive;
+use super::machine::{self, Needs, USER};
+use super::support::{allowed, archive, skip};
 
-/// Nobody in particular.
-const USER: &str = "65534";
-
-/// Runs a script as an ordinary user in a directory of theirs, with `ovl` on the path; `None`, and
-/// a line about it, where that cannot be.
-pub(crate) fn as_user(test: &str, dir: &Path, script: &str) -> Option<Output> {
-    as_user_after(test, dir, "", script)
+/// Runs a script as an ordinary user in a directory of theirs, with `ovl` on the path; `None`,
+/// loudly, where users do not have what it needs.
+pub(crate) fn as_user(test: &str, needs: Needs, dir: &Path, script: &str) -> Option<Output> {
+    as_user_after(test, needs, dir, "", script)
 }
 
 /// The same after something that root does in a mount namespace of its own.
-pub(crate) fn as_user_after(test: &str, dir: &Path, setup: &str, script: &str) -> Option<Output> {
+pub(crate) fn as_user_after(
+    test: &str,
+    needs: Needs,
+    dir: &Path,
+    setup: &str,
+    script: &str,
+) -> Option<Output> {
+    if !setup.is_empty() {
+        allowed(test, machine::mounts_on_tmpfs())?;
+    }
+    allowed(test, machine::user_has(needs))?;
     std::fs::set_permissions(dir, Permissions::from_mode(0o777)).unwrap();
     // Where the program is built, others may not look.
     std::fs::copy(env!("CARGO_BIN_EXE_ovl"), dir.join("ovl")).unwrap();
-    let mut command = match rustix::process::geteuid().is_root() {
-        true => {
-            let mut command = Command::new("unshare");
-            let user = format!(
-                "{setup} exec setpriv --reuid {USER} --regid {USER} --clear-groups sh \"$@\""
-            );
-            command.args(["--mount", "sh", "-c", &user, "sh"]);
-            command
-        }
-        false => Command::new("sh"),
-    };
+    let mut command = machine::user(setup);
     let script = format!("set -eu; cd '{}'; umask 077; {script}", dir.display());
     command.arg("-c").arg(script).env_remove("OVL_HOME");
     command.env(
@@ -41,19 +39,7 @@ pub(crate) fn as_user_after(test: &str, dir: &Path, setup: &str, script: &str) -
     command
         .env("XDG_RUNTIME_DIR", dir.join("run"))
         .env("HOME", dir);
-    let output = match command.output() {
-        Ok(output) => output,
-        Err(error) => {
-            eprintln!("SKIPPED: 1 test did not run: {test}: cannot run unshare: {error}");
-            return None;
-        }
-    };
-    if output.status.code() == Some(6) {
-        let reason = String::from_utf8_lossy(&output.stderr);
-        eprintln!("SKIPPED: 1 test did not run: {test}: {reason}");
-        return None;
-    }
-    Some(output)
+    Some(command.output().unwrap())
 }
 
 #[test]
@@ -67,7 +53,6 @@ fn an_ordinary_users_mount_stays_until_it_is_unmounted() {
     .unwrap();
     std::fs::set_permissions(dir.path().join("good.tar"), Permissions::from_mode(0o644)).unwrap();
     let script = "
-        test \"$(stat -f -c %T .)\" != overlayfs || { echo no upper layer on an overlay >&2; exit 6; }
         mkdir -m 700 run store; H=\"$PWD/store/home\"; ovl() { command ./ovl --home \"$H\" \"$@\"; }
         ovl import base --squash good.tar >import
         ovl create work --parent base --writable
@@ -83,7 +68,7 @@ fn an_ordinary_users_mount_stays_until_it_is_unmounted() {
         ovl import again --squash --parent base work.tar >>import
         ovl changes again
         ovl rm work again base; ovl check; ovl ls | wc -l";
-    let Some(output) = as_user(test, dir.path(), script) else {
+    let Some(output) = as_user(test, Needs::Mounts, dir.path(), script) else {
         return;
     };
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -98,20 +83,21 @@ fn an_ordinary_users_mount_stays_until_it_is_unmounted() {
 fn a_layer_is_not_mounted_twice_in_namespaces_that_hide_from_each_other() {
     let test = "a_layer_is_not_mounted_twice_in_namespaces_that_hide_from_each_other";
     let dir = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+    // Whichever of the two fails, the other one does not wait.
     let script = "
-        test \"$(stat -f -c %T .)\" != overlayfs || { echo no upper layer on an overlay >&2; exit 6; }
-        unshare -Urm true || { echo no namespaces >&2; exit 6; }
-        mkdir -m 700 store; H=\"$PWD/store/home\"; export H; mkfifo ready done
-        unshare -Urm sh -euc './ovl --home \"$H\" create base
+        mkdir -m 700 store; H=\"$PWD/store/home\"; export H
+        mkfifo ready done; exec 8<>ready 9<>done; trap 'echo >&9' EXIT
+        { unshare -Urm sh -euc './ovl --home \"$H\" create base
             ./ovl --home \"$H\" create work --parent base
-            ./ovl --home \"$H\" mount work >/dev/null; echo >ready; read line <done' &
-        read line <ready
+            ./ovl --home \"$H\" mount work >/dev/null; echo >&8; read line <&9' || echo failed >&8; } &
+        read line <&8; test -z \"$line\"
         unshare -Urm ./ovl --home \"$H\" mount work 2>refused && exit 50; test $? = 5 || exit 51
         unshare -Urm ./ovl --home \"$H\" create child --parent work 2>>refused && exit 52
         test $? = 5 || exit 53; unshare -Urm ./ovl --home \"$H\" rm work 2>>refused && exit 54
-        test $? = 5 || exit 55; echo >done; wait
-        unshare -Urm ./ovl --home \"$H\" mount work >/dev/null; grep -c 'another mount namespace' refused";
-    let Some(output) = as_user(test, dir.path(), script) else {
+        test $? = 5 || exit 55; echo >&9; wait
+        unshare -Urm ./ovl --home \"$H\" mount work >/dev/null; grep -c 'another mount namespace' refused
+        unshare -Urm ./ovl --home \"$H\" rm work base";
+    let Some(output) = as_user(test, Needs::Mounts, dir.path(), script) else {
         return;
     };
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -127,7 +113,7 @@ fn a_place_for_the_keeper_that_is_not_the_users_alone_is_refused() {
         mkdir -m 700 run; mkdir -m 755 run/ovl
         ./ovl --home \"$PWD/home\" create base 2>refused && exit 50; test $? = 6 || exit 51
         cat refused; exit 0";
-    let Some(output) = as_user(test, dir.path(), script) else {
+    let Some(output) = as_user(test, Needs::Nothing, dir.path(), script) else {
         return;
     };
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -145,7 +131,6 @@ fn what_only_reads_needs_no_namespace() {
     let dir = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
     // The limit is that of a namespace of the test's own, in which the user is not root.
     let script = "
-        unshare -Ur true || { echo no namespaces >&2; exit 6; }
         mkdir -m 700 run store; H=\"$PWD/store/home\"; export H
         ./ovl --home \"$H\" create base; ./ovl --home \"$H\" create top --parent base
         echo new >store/home/top/diff/new
@@ -157,7 +142,7 @@ fn what_only_reads_needs_no_namespace() {
         ovl ls | wc -l; ovl inspect top >/dev/null; ovl check; ovl gc --dry-run; ovl size top >/dev/null
         ovl plan top | grep -o userxattr; ovl changes top; ovl diff top | tar -t | grep new
         ovl status | grep '^User namespace'; ovl status --json";
-    let Some(output) = as_user(test, dir.path(), script) else {
+    let Some(output) = as_user(test, Needs::Namespaces, dir.path(), script) else {
         return;
     };
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -186,10 +171,10 @@ fn ids_that_the_administrator_gave_to_a_user_are_kept() {
             .iter()
             .any(|dir| Path::new(dir).join(program).exists())
     };
-    if !rustix::process::geteuid().is_root() || !is_there("newuidmap") {
-        eprintln!(
-            "SKIPPED: 1 test did not run: {test}: it needs root and the Debian package uidmap"
-        );
+    if !machine::has_all_ids() || !is_there("newuidmap") {
+        skip(&format!(
+            "{test}: it needs root and the Debian package uidmap"
+        ));
         return;
     }
     let dir = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
@@ -215,7 +200,7 @@ fn ids_that_the_administrator_gave_to_a_user_are_kept() {
         mkdir -m 700 run store; ./ovl --home \"$PWD/store/home\" import base owned.tar >/dev/null
         stat -c %u:%g store/home/base/diff/owned
         ./ovl --home \"$PWD/store/home\" diff base | tar --numeric-owner -tvf - | grep owned";
-    let Some(output) = as_user_after(test, dir.path(), &setup, script) else {
+    let Some(output) = as_user_after(test, Needs::Namespaces, dir.path(), &setup, script) else {
         return;
     };
     let errors = String::from_utf8_lossy(&output.stderr);

@@ -1,28 +1,40 @@
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tar::{EntryType, Header};
 use tempfile::TempDir;
 
+use crate::machine::{self, Answer};
+
+/// Says past the test runner's capture that something was not tested.
+pub(crate) fn skip(what: &str) {
+    static SKIPPED: AtomicUsize = AtomicUsize::new(0);
+    let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
+    let line = format!("\n*** SKIPPED in ovl-cli ({count} so far): {what}\n");
+    io::stderr().write_all(line.as_bytes()).unwrap();
+}
+
+/// `None`, loudly, where the machine does not allow what a test needs.
+pub(crate) fn allowed(test: &str, answer: &Answer) -> Option<()> {
+    let told = answer
+        .as_ref()
+        .map_err(|why| skip(&format!("{test}: {why}")));
+    told.ok().copied()
+}
+
 /// A directory with a home in it, which need not exist.
 pub(crate) struct Store {
+    test: &'static str,
     dir: TempDir,
 }
 
-/// Whether this machine lets the program work: as root, or in a user namespace. Says so when not.
-pub(crate) fn store(test: &str) -> Option<Store> {
-    let store = Store {
-        dir: tempfile::tempdir().unwrap(),
-    };
-    // Whatever it finds, it has to get as far as looking for a home.
-    let output = store.run(&["status"]);
-    if output.status.code() == Some(6) {
-        let reason = String::from_utf8_lossy(&output.stderr).into_owned();
-        eprintln!("SKIPPED: 1 test did not run: {test}: {reason}");
-        return None;
-    }
-    Some(store)
+/// `None` where the program cannot work: for neither root nor root of a user namespace.
+pub(crate) fn store(test: &'static str) -> Option<Store> {
+    allowed(test, machine::root())?;
+    let dir = tempfile::tempdir().unwrap();
+    Some(Store { test, dir })
 }
 
 impl Store {
@@ -85,11 +97,7 @@ impl Store {
 
     /// Runs a shell script where mounts are allowed and vanish with it; `None` where they are not.
     pub(crate) fn script(&self, script: &str) -> Option<Output> {
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "--propagation", "private"]);
-        if !rustix::process::geteuid().is_root() {
-            command.args(["--user", "--map-root-user"]);
-        }
+        allowed(self.test, machine::mounts_on_tmpfs())?;
         // Overlay needs a file system that can be an upper layer; the home of the tests may not be.
         let home = self.path("home");
         let home = home.to_str().unwrap();
@@ -97,18 +105,12 @@ impl Store {
             "set -eu; mkdir -p {home}; mount -t tmpfs t {home}; ovl() {{ {} --home {home}/h \"$@\"; }}; {script}",
             env!("CARGO_BIN_EXE_ovl")
         );
-        let output = command
+        let output = machine::in_namespaces()
             .args(["sh", "-c", &setup])
             .env("OVL", env!("CARGO_BIN_EXE_ovl"))
             .env_remove("OVL_HOME")
             .output()
-            .ok()?;
-        let errors = String::from_utf8_lossy(&output.stderr);
-        let refused = errors.contains("unshare:") || errors.contains("mount:");
-        if refused {
-            eprintln!("SKIPPED: 1 test did not run: no mounts here: {errors}");
-            return None;
-        }
+            .unwrap();
         Some(output)
     }
 }

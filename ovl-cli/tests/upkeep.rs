@@ -7,7 +7,8 @@ use ovl_driver::{CreateLayer, Kernel, OpenOptions};
 use ovl_layout::LayerId;
 use serde_json::Value;
 
-use super::support::{Store, archive, store};
+use super::machine;
+use super::support::{Store, archive, skip, store};
 
 fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
@@ -80,10 +81,10 @@ fn check_finds_and_mends_what_has_one_right_answer() {
 }
 
 /// A home of layers, on each other or on none.
-fn many_layers(test: &str, count: usize, stacked: bool) -> Option<Store> {
+fn many_layers(test: &'static str, count: usize, stacked: bool) -> Option<Store> {
     let store = store(test)?;
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("SKIPPED: 1 test did not run: {test}: only root makes layers for root");
+    if !machine::is_root() {
+        skip(&format!("{test}: only root makes layers for root"));
         return None;
     }
     store.ok(&["init", "--max-depth", "499", "--durability", "none"]);

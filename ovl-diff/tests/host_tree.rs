@@ -8,14 +8,15 @@ mod opening;
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ovl_diff::{DirHandle, FileHandle, HostTree, Node, NodeKind, TreeBackend};
 use rustix::io::Errno;
 use tempfile::TempDir;
+
+use crate::support::{is_root, skip};
 
 struct Home {
     dir: TempDir,
@@ -85,18 +86,4 @@ fn number<T: fmt::Debug>(result: io::Result<T>) -> Errno {
 
 fn kind<T: fmt::Debug>(result: io::Result<T>) -> io::ErrorKind {
     result.unwrap_err().kind()
-}
-
-/// Root, and not of a user namespace that lacks most owners and devices.
-fn is_root() -> bool {
-    let map = fs::read_to_string("/proc/self/uid_map").unwrap();
-    rustix::process::geteuid().is_root() && map.split_whitespace().eq(["0", "0", "4294967295"])
-}
-
-/// Says past the test runner's capture that something was not tested.
-fn skip(what: &str) {
-    static SKIPPED: AtomicUsize = AtomicUsize::new(0);
-    let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
-    let line = format!("\n*** SKIPPED in host_tree ({count} so far): {what}\n");
-    io::stderr().write_all(line.as_bytes()).unwrap();
 }

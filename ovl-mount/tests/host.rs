@@ -1,8 +1,10 @@
 //! What [`HostMount`] does without privileges. Mounts are the conformance suite's.
 
 use std::fs;
+use std::io::{self, Write as _};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ovl_layout::{Layout, LowerChain};
 use ovl_mount::{
@@ -28,7 +30,7 @@ impl Drop for Scratch {
 }
 
 /// What mounting `<home>/base/diff` on `<home>/base/merged` fails with.
-fn refused_mount(home: &Path) -> (PathBuf, std::io::Error) {
+fn refused_mount(home: &Path) -> (PathBuf, io::Error) {
     let host = HostMount::default();
     let (id, chain) = ("base".parse().unwrap(), LowerChain::default());
     let spec = OverlaySpec::new(&id, &chain, Access::ReadOnly);
@@ -49,6 +51,14 @@ fn refused_mount(home: &Path) -> (PathBuf, std::io::Error) {
     }
 }
 
+/// Says past the test runner's capture that something was not tested.
+fn skip(what: &str) {
+    static SKIPPED: AtomicUsize = AtomicUsize::new(0);
+    let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
+    let line = format!("\n*** SKIPPED in ovl-mount ({count} so far): {what}\n");
+    io::stderr().write_all(line.as_bytes()).unwrap();
+}
+
 #[test]
 fn features_are_the_same_when_asked_again() {
     let host = HostMount::default();
@@ -67,7 +77,7 @@ fn a_symbolic_link_is_no_mount_point() {
     symlink("../elsewhere", home.0.join("base/merged")).unwrap();
     let (target, source) = refused_mount(&home.0);
     assert_eq!(target, home.0.join("base/merged"));
-    assert_eq!(source.kind(), std::io::ErrorKind::NotADirectory);
+    assert_eq!(source.kind(), io::ErrorKind::NotADirectory);
 }
 
 #[test]
@@ -76,7 +86,7 @@ fn a_bind_mount_does_not_follow_a_symbolic_link_in_place_of_diff() {
     fs::create_dir_all(home.0.join("base/merged")).unwrap();
     symlink("/", home.0.join("base/diff")).unwrap();
     let (_, source) = refused_mount(&home.0);
-    assert_eq!(source.kind(), std::io::ErrorKind::NotADirectory);
+    assert_eq!(source.kind(), io::ErrorKind::NotADirectory);
 }
 
 #[test]
@@ -84,7 +94,7 @@ fn a_missing_mount_point_is_refused_and_not_made() {
     let home = Scratch::new("no-target");
     fs::create_dir_all(home.0.join("base/diff")).unwrap();
     let (_, source) = refused_mount(&home.0);
-    assert_eq!(source.kind(), std::io::ErrorKind::NotFound);
+    assert_eq!(source.kind(), io::ErrorKind::NotFound);
     assert!(!home.0.join("base/merged").exists());
 }
 
@@ -150,7 +160,7 @@ fn unmounting_what_is_not_mounted_is_an_error() {
             MountError::NotMounted { target, .. } => assert_eq!(target, home.0),
             // Without the privilege the kernel does not look at the path.
             MountError::Unmount { source, .. } => {
-                assert_eq!(source.kind(), std::io::ErrorKind::PermissionDenied);
+                assert_eq!(source.kind(), io::ErrorKind::PermissionDenied);
             }
             other => panic!("{other:?}"),
         }
@@ -168,6 +178,11 @@ fn a_file_system_is_alive_while_it_is_mounted() {
     // Where the kernel does not tell, of none.
     let Some(proc) = alive(device("/proc")) else {
         assert_eq!(alive((0, 0)), None);
+        // This architecture has the call, and only a filter forbids it.
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        let is_free = cfg!(target_arch = "x86_64") && status.contains("\nSeccomp:\t0\n");
+        assert!(!is_free, "the kernel would have told");
+        skip("which file systems are alive: this kernel does not tell");
         return;
     };
     assert!(proc, "with no block device");

@@ -116,7 +116,7 @@ fn what_gnu_tar_writes_is_read_as_it_is_on_disk() {
         .status()
         .is_err()
     {
-        super::skip("the program tar");
+        crate::support::skip("archives of GNU tar: it is not installed");
         return;
     }
     for (format, long) in [("gnu", true), ("pax", true), ("ustar", false)] {

@@ -15,9 +15,3 @@ mod reading;
 mod sparse;
 
 pub(crate) use builder::{gzip, zstd};
-
-/// Says loudly that a test did not run.
-#[expect(clippy::print_stderr, reason = "a skipped test must be seen")]
-fn skip(missing: &str) {
-    eprintln!("SKIPPED: this test needs {missing}");
-}

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, symlink};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, symlink};
 use std::path::Path;
 
 use ovl_diff::{Node, TreeBackend as _};
+use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
 use super::{Home, kind, name, number, skip};
@@ -45,7 +46,11 @@ fn extents_of_data_are_found_between_holes() {
     tree.write_at(&file, MIB, &[1; 65536]).unwrap();
     tree.write_at(&file, 2 * MIB, &[2; 65536]).unwrap();
     let first = tree.next_extent(&file, 0).unwrap().unwrap();
-    if first.start == 0 {
+    // The same without what is tested.
+    let theirs = fs::File::create(home.path("theirs")).unwrap();
+    theirs.set_len(4 * MIB).unwrap();
+    theirs.write_all_at(&[1; 65536], MIB).unwrap();
+    if rustix::fs::seek(&theirs, SeekFrom::Data(0)) != Ok(MIB) {
         skip("extents: the file system of the temporary directory knows no holes");
         assert_eq!(first, 0..4 * MIB);
         return;
@@ -73,9 +78,13 @@ fn data_is_shared_or_the_file_system_is_said_to_be_unable() {
         .tree
         .create_file(&home.root, name("to"), 0o600)
         .unwrap();
+    // The same without what is tested.
+    let theirs = fs::File::create(home.path("theirs")).unwrap();
+    let theirs = rustix::fs::ioctl_ficlone(theirs, fs::File::open(home.path("from")).unwrap());
     match home.tree.share_data(&from, &to) {
         Ok(()) => assert_eq!(fs::read(home.path("to")).unwrap(), [5; 10_000]),
         Err(error) => {
+            assert!(theirs.is_err(), "{error:?}");
             assert_eq!(error.kind(), io::ErrorKind::Unsupported);
             assert_eq!(fs::read(home.path("to")).unwrap(), b"");
             skip("sharing data: the file system of the temporary directory cannot");

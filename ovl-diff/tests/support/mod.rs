@@ -7,7 +7,7 @@ mod shown;
 
 use std::ffi::OsStr;
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
@@ -74,7 +74,7 @@ impl Scene {
         dir: DirHandle,
         temp: Option<TempDir>,
     ) -> Self {
-        let has_acls = tree_has_acls(&*tree, &dir);
+        let has_acls = temp.as_ref().is_none_or(|temp| takes_acls(temp.path()));
         let scene = Self {
             backend,
             tree,
@@ -390,11 +390,12 @@ pub(crate) const fn at(secs: i64, nanos: u32) -> Timestamp {
     Timestamp { secs, nanos }
 }
 
-fn tree_has_acls(tree: &dyn TreeBackend, dir: &DirHandle) -> bool {
-    let (node, name) = (Node::Dir(dir), OsStr::new("system.posix_acl_default"));
-    let set = tree.set_xattr(node, name, DEFAULT_ACL).is_ok();
+/// Asked without what is tested.
+fn takes_acls(dir: &Path) -> bool {
+    let name = "system.posix_acl_default";
+    let set = xattr::set(dir, name, DEFAULT_ACL).is_ok();
     if set {
-        tree.remove_xattr(node, name).unwrap();
+        xattr::remove(dir, name).unwrap();
     }
     set
 }
@@ -437,6 +438,6 @@ pub(crate) fn is_root() -> bool {
 pub(crate) fn skip(what: &str) {
     static SKIPPED: AtomicUsize = AtomicUsize::new(0);
     let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
-    let line = format!("\n*** SKIPPED in apply, diff and law ({count} so far): {what}\n");
+    let line = format!("\n*** SKIPPED in ovl-diff ({count} so far): {what}\n");
     io::stderr().write_all(line.as_bytes()).unwrap();
 }
