@@ -29,6 +29,7 @@ list! {
     a_layer_of_another_program_is_not_mounted_volatile,
     a_volatile_mount_that_fails_leaves_no_note,
     a_mark_that_cannot_be_read_is_not_taken_for_none,
+    a_mark_that_may_not_be_read_is_no_reason_against_a_check,
 }
 
 fn volatile() -> MountRequest {
@@ -396,5 +397,51 @@ fn a_mark_that_cannot_be_read_is_not_taken_for_none(subject: &Subject) {
     assert_dirty(store.mount(&id("top"), &MountRequest::new()), "top");
     store.remove(&id("top"), false).expect("it can be removed");
     store.reclaim().expect("reclaim");
+    subject.assert_clean(&store);
+}
+
+/// The kernel leaves a directory with mode 0000, into which only root looks.
+fn a_mark_that_may_not_be_read_is_no_reason_against_a_check(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    create(&store, "top", Some("base"));
+    let faulty = Faulty::new(subject.kernel().clone());
+    let options = OpenOptions::new().durability(Durability::None);
+    let watched = Overlay2::open(faulty.kernel(), store.home(), options).expect("it opens");
+    let refuse = |errno: Errno| {
+        faulty.order_where(move |call, about| {
+            (call == "open_dir" && about == "work").then_some(errno.raw_os_error())
+        });
+    };
+    refuse(Errno::ACCESS);
+    let report = watched.check();
+    let report = report.unwrap_or_else(|error| panic!("check: {}", chain(&error)));
+    assert!(report.is_clean(), "{report:#?}");
+    let garbage = watched.gc(UpkeepOptions::new().dry_run(true));
+    let garbage = garbage.unwrap_or_else(|error| panic!("gc: {}", chain(&error)));
+    assert_eq!(garbage.items, []);
+    // What writes does not take it for granted.
+    let archive = [0; 1024];
+    let apply = || {
+        let options = ImportOptions::new();
+        watched.apply(&id("top"), &archive[..], options, &mut |_| {})
+    };
+    let errors = [
+        watched.mount(&id("top"), &MountRequest::new()).err(),
+        watched.create(&layer("child", Some("top"))).err(),
+        apply().err(),
+    ];
+    for error in errors {
+        let error = error.expect("there may be a mark");
+        assert!(chain(&error).contains("os error 13"), "{}", chain(&error));
+    }
+    refuse(Errno::IO);
+    let error = watched.check().expect_err("a fault");
+    let work = store.layout().layer(&id("top")).work().to_owned();
+    assert!(
+        matches!(&error, Error::Io { path, .. } if *path == work),
+        "{}",
+        chain(&error)
+    );
     subject.assert_clean(&store);
 }

@@ -350,7 +350,14 @@ impl Overlay2 {
             committed: names.contains(OsStr::new(names::COMMITTED)),
             contents,
             empty: false,
-            volatile: self.is_volatile(dir).map_err(failed)?,
+            volatile: match self.is_volatile(dir) {
+                // Not known: the kernel closes its directory to all but root. A mount does not take
+                // that for no.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => false,
+                result => {
+                    result.map_err(|error| Error::io("read", path.join(names::WORK), error))?
+                }
+            },
             writable: Vec::new(),
             enterable: false,
             names,
