@@ -114,10 +114,7 @@ impl Overlay2 {
         if staged.record.root_opaque {
             staged.chain = LowerChain::default();
         }
-        if !self.durable() {
-            // The copy is no safer than what it was made of.
-            staged.record.volatile = layer.record.and_then(|record| record.volatile);
-        }
+        self.keep_at_risk(&mut staged.record, &layer);
         let size = self.size_of(id, &staged.diff)?;
         let completed = staged.complete(false);
         completed.map_err(|error| staged.explain(error))?;

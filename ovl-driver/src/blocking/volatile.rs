@@ -100,6 +100,16 @@ impl Overlay2 {
         self.write_record(layer, &record)
     }
 
+    /// Says of a copy that nobody waits for that it is no safer than what it was made of.
+    pub(super) fn keep_at_risk(&self, copy: &mut LayerRecord, of: &Layer) {
+        if !self.durable() {
+            copy.volatile = of
+                .record
+                .as_ref()
+                .and_then(|record| record.volatile.clone());
+        }
+    }
+
     /// Takes back what was noted for a mount that did not come. The kernel's own mark says that it
     /// did, and its note stays.
     pub(super) fn take_note_back(&self, layer: &Layer) {

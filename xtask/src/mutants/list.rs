@@ -436,9 +436,9 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "forget that what was copied was volatile",
-        file: "ovl-driver/src/blocking/archives.rs",
-        from: r#"            staged.record.volatile = layer.record.and_then(|record| record.volatile);"#,
-        to: r#"            staged.record.volatile = None;"#,
+        file: "ovl-driver/src/blocking/volatile.rs",
+        from: r#"            copy.volatile = of.record.as_ref().and_then(|record| record.volatile.clone());"#,
+        to: r#"            copy.volatile = of.record.as_ref().and(None);"#,
     },
     Mutant {
         name: "stack one layer more than the kernel",
