@@ -25,6 +25,8 @@ list! {
     what_is_discarded_is_gone_and_the_root_keeps_its_attributes,
     layers_on_a_dirty_one_are_refused_until_it_is_accepted,
     what_is_not_dirty_is_not_discarded,
+    a_durable_layer_on_one_that_was_mounted_volatile_waits_for_it,
+    what_is_dirty_stays_so_when_it_is_sealed_again,
     volatile_changes_nothing_without_an_upper_layer,
     a_layer_of_another_program_is_not_mounted_volatile,
     a_volatile_mount_that_fails_leaves_no_note,
@@ -304,6 +306,58 @@ fn what_is_not_dirty_is_not_discarded(subject: &Subject) {
     assert_eq!(subject.read(&path.join("file")), b"written");
     unmount(&store, "top");
     subject.assert_clean(&store);
+}
+
+fn durable(subject: &Subject) -> Overlay2 {
+    let options = OpenOptions::new().durability(Durability::Layer);
+    let store = Overlay2::open(
+        subject.kernel().clone(),
+        &subject.dir().join("home"),
+        options,
+    );
+    store.expect("it opens")
+}
+
+fn a_durable_layer_on_one_that_was_mounted_volatile_waits_for_it(subject: &Subject) {
+    for between in [None, Some("between")] {
+        let Some(store) = written(subject) else {
+            return;
+        };
+        let work = store.layout().layer(&id("top")).work().to_owned();
+        if let Some(name) = between {
+            // Seals it, and waits for nothing.
+            create(&store, name, Some("top"));
+            let noted = record(subject, &store, "top").volatile;
+            assert_eq!(noted, Some(boot(subject)));
+            assert!(subject.exists(&work.join("work/incompat/volatile")));
+        }
+        create(&durable(subject), "child", between.or(Some("top")));
+        assert_eq!(record(subject, &store, "top").volatile, None);
+        // Without the note nobody could say whose the mark is.
+        assert_eq!(subject.names(&work), [""; 0]);
+        with_mount(&store, "child", |path| {
+            assert_eq!(subject.read(&path.join("file")), b"written");
+        });
+        subject.assert_clean(&store);
+        subject.remove_tree(store.home());
+    }
+}
+
+fn what_is_dirty_stays_so_when_it_is_sealed_again(subject: &Subject) {
+    let Some(store) = written(subject) else {
+        return;
+    };
+    create(&store, "child", Some("top"));
+    let store = stopped_again(subject, store);
+    let committed = record_path(&store, "top").with_file_name(names::COMMITTED);
+    subject.unlink(&committed);
+    let mended = durable(subject).repair(UpkeepOptions::new());
+    assert_eq!(mended.expect("repair").mended.len(), 1);
+    assert!(subject.exists(&committed));
+    assert_dirty(store.mount(&id("child"), &MountRequest::new()), "top");
+    let kinds = store.check().expect("check").findings.into_iter();
+    let kinds: Vec<_> = kinds.map(|one| one.kind).collect();
+    assert_eq!(kinds, [FindingKind::Volatile]);
 }
 
 fn volatile_changes_nothing_without_an_upper_layer(subject: &Subject) {
