@@ -16,7 +16,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
@@ -160,14 +160,28 @@ impl Place {
         self.0.join("keeper")
     }
 
+    /// Number and start time of the keeper that was noted last.
+    fn noted(&self) -> Option<(u32, String)> {
+        let text = fs::read_to_string(self.note()).ok()?;
+        let (pid, started) = text.trim_end().split_once(' ')?;
+        Some((pid.parse().ok()?, started.to_owned()))
+    }
+
+    /// Takes the note of this process away. One that nobody could note is not the keeper, and
+    /// there may be another.
+    fn forget_own(&self) {
+        let own = std::process::id();
+        let is_own = self
+            .noted()
+            .is_some_and(|(pid, started)| pid == own && start_time(own) == Some(started));
+        if is_own {
+            let _ = fs::remove_file(self.note());
+        }
+    }
+
     /// The keeper that runs.
     fn keeper(&self) -> Result<Option<Running>, Failure> {
-        let noted = || {
-            let text = fs::read_to_string(self.note()).ok()?;
-            let (pid, started) = text.trim_end().split_once(' ')?;
-            Some((pid.parse().ok()?, started.to_owned()))
-        };
-        let Some((pid, started)) = noted() else {
+        let Some((pid, started)) = self.noted() else {
             return Ok(None);
         };
         let runs = || start_time(pid).is_some_and(|since| since == started);
@@ -183,29 +197,32 @@ impl Place {
     }
 
     fn start(&self) -> Result<Running, Failure> {
-        let failed = |error: &dyn std::fmt::Display| {
-            let message = format!("cannot start a process that keeps the mounts: {error}");
-            Failure::new(Kind::Unsupported, message)
-        };
-        let program = std::env::current_exe().map_err(|error| failed(&error))?;
+        let program = std::env::current_exe().map_err(|error| cannot_start(&error))?;
         let mut keeper = Command::new(program);
         // A group of its own, so that a signal to the caller's does not end it.
         keeper.arg(COMMAND).current_dir("/").process_group(0);
         let (output, errors) = (Stdio::piped(), Stdio::inherit());
         let keeper = keeper.stdin(Stdio::null()).stdout(output).stderr(errors);
-        let mut keeper = keeper.spawn().map_err(|error| failed(&error))?;
+        let mut keeper = keeper.spawn().map_err(|error| cannot_start(&error))?;
+        let noted = self.note_when_ready(&mut keeper);
+        if noted.is_err() {
+            let _ = keeper.kill();
+            let _ = keeper.wait();
+        }
+        noted
+    }
+
+    /// The note comes last: after it others may mount there, and the keeper has to stay.
+    fn note_when_ready(&self, keeper: &mut Child) -> Result<Running, Failure> {
         let pid = keeper.id();
         let mut ready = String::new();
         if let Some(mut output) = keeper.stdout.take() {
             let read = output.read_to_string(&mut ready);
-            read.map_err(|error| failed(&error))?;
+            read.map_err(|error| cannot_start(&error))?;
         }
-        if ready != "ready\n" {
-            let _ = keeper.kill();
-            let _ = keeper.wait();
-            return Err(failed(&"it ended at once"));
-        }
-        let started = start_time(pid).ok_or_else(|| failed(&"it ended at once"))?;
+        let started = start_time(pid).filter(|_| ready == "ready\n");
+        let started = started.ok_or_else(|| cannot_start(&"it ended at once"))?;
+        let running = Running::open(pid).map_err(|error| cannot_start(&error))?;
         // Renamed, because it is read without a lock.
         let (note, new) = (self.note(), self.0.join("keeper.new"));
         let mut options = File::options();
@@ -215,7 +232,7 @@ impl Place {
             .and_then(|mut file| writeln!(file, "{pid} {started}"))
             .and_then(|()| fs::rename(&new, &note));
         written.map_err(|error| Failure::io("write", &note, &error))?;
-        Running::open(pid).map_err(|error| failed(&error))
+        Ok(running)
     }
 }
 
@@ -228,6 +245,11 @@ impl Running {
             mounts: open("mnt")?,
         })
     }
+}
+
+fn cannot_start(error: &dyn std::fmt::Display) -> Failure {
+    let message = format!("cannot start a process that keeps the mounts: {error}");
+    Failure::new(Kind::Unsupported, message)
 }
 
 fn cannot_enter(pid: u32, error: &dyn std::fmt::Display) -> Failure {
@@ -296,7 +318,7 @@ pub(crate) fn run(inside: Option<&Path>) -> Result<(), Failure> {
         };
         let kind = FlockOperation::NonBlockingLockExclusive;
         if rustix::fs::flock(&lock, kind).is_ok() && !mounts.of_layers() {
-            let _ = fs::remove_file(place.note());
+            place.forget_own();
             return Ok(());
         }
     }

@@ -88,6 +88,52 @@ fn a_keeper_that_was_killed_is_replaced_also_while_a_command_of_its_time_runs() 
 }
 
 #[test]
+fn a_keeper_that_was_never_noted_leaves_the_note_of_another() {
+    let test = "a_keeper_that_was_never_noted_leaves_the_note_of_another";
+    let dir = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+    // Started as by a command that is killed before it notes it. It cannot end before the other
+    // one is noted.
+    let script = format!(
+        "{START}
+        mkdir -m 700 run/ovl; exec 8>run/ovl/lock; flock -s 8
+        ./ovl keep-mounts >ready 8>&- & orphan=$!
+        i=0; until grep -q ready ready; do i=$((i + 1)); test $i -lt 100 || exit 55; sleep 0.1; done
+        ovl mount base >/dev/null; read keeper rest <run/ovl/keeper; test $keeper != $orphan
+        exec 8>&-; wait $orphan
+        read now rest <run/ovl/keeper; test $now = $keeper
+        ovl ls | grep -c yes; ovl unmount base; ended
+        i=0; while test -e /proc/$keeper/ns/mnt; do i=$((i + 1)); test $i -lt 100 || exit 56; sleep 0.1; done"
+    );
+    let Some(output) = as_user(test, dir.path(), &script) else {
+        return;
+    };
+    assert_prints(&output, "1\n");
+}
+
+#[test]
+fn a_keeper_that_cannot_be_noted_ends_with_its_command() {
+    let test = "a_keeper_that_cannot_be_noted_ends_with_its_command";
+    let dir = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+    // Where the note is written, or put. While the lock is held no keeper ends by itself.
+    let script = format!(
+        "{START}
+        mkdir -m 700 run/ovl; exec 8>run/ovl/lock; flock -s 8
+        for there in keeper.new keeper; do
+            mkdir run/ovl/$there
+            ovl mount base 2>refused 8>&- && exit 50; grep -q run/ovl/keeper refused || exit 51
+            grep -al keep-mounts /proc/[0-9]*/cmdline | while read file; do
+                tr '\\0' '\\n' <$file | grep -Fx \"$PWD/run/ovl\" || :; done
+            rmdir run/ovl/$there
+        done
+        exec 8>&-; ovl mount base >/dev/null; ovl unmount base; ended"
+    );
+    let Some(output) = as_user(test, dir.path(), &script) else {
+        return;
+    };
+    assert_prints(&output, "");
+}
+
+#[test]
 fn a_keeper_has_nothing_open_that_is_its_users() {
     let test = "a_keeper_has_nothing_open_that_is_its_users";
     let dir = tempfile::Builder::new().tempdir_in("/tmp").unwrap();

@@ -76,7 +76,7 @@ pub enum FindingKind {
     LinkEntry,
     /// A layer's `lower` file does not say what the layer stands on.
     Lower,
-    /// Our record of a layer cannot be read.
+    /// Our record of a layer cannot be read, or its parents lead back to the layer.
     Record,
     /// A layer that others stand on is not marked as sealed. A note on a layer of Docker's, whose
     /// old versions made no marks.

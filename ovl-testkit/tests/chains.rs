@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use ovl_diff::RenameMode;
 use ovl_driver::blocking::Overlay2;
-use ovl_driver::{CreateLayer, Dirty, Error, ErrorKind, Kernel, MountRequest, OpenOptions};
+use ovl_driver::{
+    CreateLayer, Dirty, Durability, Error, ErrorKind, Kernel, MountRequest, OpenOptions,
+};
 use ovl_layout::LayerId;
 use ovl_mount::{OverlayOptions, UnmountMode};
 use ovl_testkit::{Faulty, KernelProfile, MockKernel};
@@ -133,7 +135,9 @@ fn damage_below_is_found_in_a_chain_that_was_in_order() {
 #[test]
 fn a_layer_below_that_was_mounted_volatile_is_looked_at_every_time() {
     let mock = MockKernel::new(KernelProfile::modern());
-    let store = open(mock.kernel());
+    // A durable layer on top would wait for what was written.
+    let options = OpenOptions::new().durability(Durability::None);
+    let store = Overlay2::open(mock.kernel(), Path::new(HOME), options.create(true)).unwrap();
     store.create(&layer("base", None)).unwrap();
     store.create(&layer("below", Some("base"))).unwrap();
     let volatile = OverlayOptions::default().with("volatile").unwrap();

@@ -6,8 +6,9 @@ use ovl_driver::blocking::Overlay2;
 use ovl_driver::{
     CreateLayer, Dirty, Durability, Error, Hold, ImportOptions, MountRequest, OpenOptions,
 };
+use ovl_layout::LayerId;
 use ovl_mount::{OverlayOptions, UnmountMode};
-use ovl_testkit::{ArchiveBuilder, KernelProfile, MockKernel};
+use ovl_testkit::{ArchiveBuilder, Fault, Faulty, KernelProfile, MockKernel};
 
 /// A kernel with a layer `top` on another, that stops while `top` is mounted.
 fn stopped_under(request: &MountRequest) -> (MockKernel, Overlay2) {
@@ -71,6 +72,56 @@ fn a_machine_that_stops_under_any_other_mount_leaves_none() {
         .mount(&"top".parse().unwrap(), &MountRequest::new())
         .unwrap();
     assert_eq!(kernel.read_file(&path.join("file")).unwrap(), b"written");
+}
+
+/// Stopped at each operation, `top` is either noted or on disk, with nothing that could come back.
+#[test]
+fn what_a_durable_layer_has_waited_for_is_no_question_after_the_machine_stops() {
+    let make = |kernel: &MockKernel, durability| {
+        let options = OpenOptions::new().create(true).durability(durability);
+        Overlay2::open(kernel.kernel(), Path::new("/home"), options).unwrap()
+    };
+    let top: LayerId = "top".parse().unwrap();
+    let child = CreateLayer::new("child".parse().unwrap()).parent(Some(top.clone()));
+    for made in [Durability::None, Durability::Layer] {
+        for at in 1.. {
+            let kernel = MockKernel::new(KernelProfile::modern());
+            let store = make(&kernel, made);
+            let base = CreateLayer::new("base".parse().unwrap());
+            store.create(&base).unwrap();
+            let layer = CreateLayer::new(top.clone()).parent(Some(base.id));
+            store.create(&layer).unwrap();
+            let path = store.mount(&top, &volatile()).unwrap();
+            kernel.write_file(&path.join("file"), b"written").unwrap();
+            store.unmount(&top, UnmountMode::Now).unwrap();
+
+            let faulty = Faulty::new(kernel.kernel());
+            let options = OpenOptions::new().durability(Durability::Layer);
+            let durable = Overlay2::open(faulty.kernel(), Path::new("/home"), options).unwrap();
+            faulty.order(Fault::Crash { at });
+            let created = durable.create(&child);
+            let is_over = !faulty.has_fired();
+            let record = kernel.read_file("/home/top/.ovl-layer".as_ref()).unwrap();
+            let noted = String::from_utf8(record).unwrap().contains("\nvolatile ");
+            let pending = kernel.unsynced("/home/top".as_ref()).unwrap();
+            let at_risk = |part| pending.iter().any(|path| path.starts_with(part));
+            if !noted {
+                assert!(!at_risk("diff") && !at_risk("work"), "{at}: {pending:?}");
+            }
+            faulty.heal();
+            if is_over {
+                created.unwrap();
+                assert!(!noted && pending.is_empty(), "{pending:?}");
+                kernel.reboot();
+                let store = open(&kernel);
+                let path = store.mount(&child.id, &MountRequest::new()).unwrap();
+                assert_eq!(kernel.read_file(&path.join("file")).unwrap(), b"written");
+                store.unmount(&child.id, UnmountMode::Now).unwrap();
+                assert!(store.check().unwrap().is_clean());
+                break;
+            }
+        }
+    }
 }
 
 /// A copy that nobody synced is no safer than what it was made of; one that was, is.

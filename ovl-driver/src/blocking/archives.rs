@@ -1,5 +1,6 @@
 //! Archives in and out, and what a layer changes.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io::{self, Read, Write};
 
@@ -11,7 +12,7 @@ use ovl_layout::{LayerId, LowerChain, SealReason, names};
 
 use super::Overlay2;
 use super::create::{Begun, refuse_limits};
-use super::layer::{Layer, Stack};
+use super::layer::{Layer, STANDS_ON_ITSELF, Stack};
 use super::quota::Project;
 use super::staging::{Parent, Plan, Staged};
 use crate::error::Error;
@@ -113,10 +114,7 @@ impl Overlay2 {
         if staged.record.root_opaque {
             staged.chain = LowerChain::default();
         }
-        if !self.durable() {
-            // The copy is no safer than what it was made of.
-            staged.record.volatile = layer.record.and_then(|record| record.volatile);
-        }
+        self.keep_at_risk(&mut staged.record, &layer);
         let size = self.size_of(id, &staged.diff)?;
         let completed = staged.complete(false);
         completed.map_err(|error| staged.explain(error))?;
@@ -374,8 +372,14 @@ impl Overlay2 {
             true => self.parent_of(lowest)?,
             false => None,
         };
+        let mut seen = BTreeSet::from([lowest.id.clone()]);
         while let Some(id) = hidden {
             let layer = self.layer(&id)?;
+            if !seen.insert(id.clone()) {
+                // Records alone say what is hidden; no chain speaks against them.
+                let file = self.layout.layer(&id).dir().join(names::RECORD);
+                return Err(Error::damaged(&id, file, STANDS_ON_ITSELF));
+            }
             if id == *wanted {
                 let base = self.stack_beside(&layer, &stack)?;
                 if !is_parent {

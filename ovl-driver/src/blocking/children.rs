@@ -435,6 +435,7 @@ impl Overlay2 {
         let link = link.and_then(|contents| LinkId::parse_file(&contents).ok());
         if let Some(record) = readable_record(self, &dir)
             && link.is_none_or(|link| link == record.link)
+            && record.parent.as_ref() != Some(id)
         {
             return Ok(record.parent.map_or(Stands::Alone, Stands::On));
         }

@@ -149,7 +149,8 @@ impl Overlay2 {
             sync_layer(tree, &diff).map_err(|error| Error::tree(&path.join(names::DIFF), error))?;
         }
         if self.durable() {
-            self.sync_unsynced(id, lock)?;
+            let synced = (!is_sealed).then_some(id);
+            self.sync_unsynced(id, lock, synced)?;
         } else if !is_sealed {
             self.note_unsynced(id, lock, true)?;
         }
@@ -171,19 +172,26 @@ impl Overlay2 {
         Ok(())
     }
 
-    /// Waits for the disk where those who made a layer, and those below it, did not. Somebody builds
-    /// on the layer, so that nothing of it changes meanwhile.
-    pub(super) fn sync_unsynced(&self, id: &LayerId, lock: Locked) -> Result<(), Error> {
+    /// Waits for the disk where those who made a layer, and those below it, or wrote to it through a
+    /// volatile mount in this boot, did not. Somebody builds on the layer, so that nothing of it
+    /// changes meanwhile. The contents of `synced` are on disk already.
+    pub(super) fn sync_unsynced(
+        &self,
+        id: &LayerId,
+        lock: Locked,
+        synced: Option<&LayerId>,
+    ) -> Result<(), Error> {
         let (tree, mut unsynced) = (self.kernel.tree(), Vec::new());
         let mut next = Some(id.clone());
         while let Some(id) = next.take() {
             let dir = files::open_dir(tree, &self.home, id.as_str());
             let dir =
                 dir.map_err(|error| Error::io("open", self.layout.layer(&id).dir(), error))?;
-            let record = dir.and_then(|dir| readable_record(self, &dir));
-            if let Some(record) = record.filter(|record| record.unsynced)
-                && !unsynced.contains(&id)
-            {
+            let Some(record) = dir.and_then(|dir| readable_record(self, &dir)) else {
+                continue;
+            };
+            let waits = record.unsynced || self.is_volatile_in_this_boot(&record)?;
+            if waits && !unsynced.contains(&id) {
                 next = record.parent;
                 unsynced.push(id);
             }
@@ -193,7 +201,8 @@ impl Overlay2 {
             let path = self.layout.layer(&below).dir().to_owned();
             let failed = |error| Error::io("sync", &path, error);
             let dir = self.layer_dir(&below)?;
-            if let Some(diff) = files::open_dir(tree, &dir, names::DIFF).map_err(failed)? {
+            let diff = files::open_dir(tree, &dir, names::DIFF).map_err(failed)?;
+            if let Some(diff) = diff.filter(|_| synced != Some(&below)) {
                 let synced = sync_layer(tree, &diff);
                 synced.map_err(|error| Error::tree(&path.join(names::DIFF), error))?;
             }
@@ -218,11 +227,13 @@ impl Overlay2 {
         Ok(())
     }
 
-    /// Notes whether somebody has to wait for the disk yet. Of what another program wrote nobody
-    /// knows.
+    /// Notes whether somebody has to wait for the disk yet; once nobody has, a volatile mount that is
+    /// over is no question any more. Of what another program wrote nobody knows.
     fn note_unsynced(&self, id: &LayerId, lock: Locked, unsynced: bool) -> Result<(), Error> {
         let noted = |dir: &DirHandle| {
-            readable_record(self, dir).filter(|record| record.unsynced != unsynced)
+            readable_record(self, dir).filter(|record| {
+                record.unsynced != unsynced || (!unsynced && record.volatile.is_some())
+            })
         };
         if noted(&self.layer_dir(id)?).is_none() {
             return Ok(());
@@ -236,6 +247,11 @@ impl Overlay2 {
             return Ok(());
         };
         record.unsynced = unsynced;
+        if !unsynced && self.was_volatile(id, &record)? {
+            // In this order: without a note the mark is another program's.
+            self.remove_mark(id, &dir)?;
+            record.volatile = None;
+        }
         let (tree, text) = (self.kernel.tree(), record.to_string());
         let bytes = text.as_bytes();
         let written = files::replace(tree, &dir, names::RECORD, 0o644, bytes, self.durable());

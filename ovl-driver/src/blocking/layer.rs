@@ -268,7 +268,7 @@ impl Overlay2 {
         };
         let links = chain.as_ref().map_or(role.links(), LowerChain::links);
         if chain.is_some() && links.contains(&link) {
-            return Err(damaged(names::LOWER, &"the layer stands on itself"));
+            return Err(damaged(names::LOWER, &STANDS_ON_ITSELF));
         }
         let record = match read(names::RECORD)? {
             None => None,
@@ -284,6 +284,11 @@ impl Overlay2 {
         };
         // Another link id: another program wrote the layer anew, and the record is void.
         let record = record.filter(|record| record.link == link);
+        if let Some(record) = &record
+            && record.parent.as_ref() == Some(id)
+        {
+            return Err(damaged(names::RECORD, &STANDS_ON_ITSELF));
+        }
         if let Some(record) = &record
             && record.depth != links.len()
         {
@@ -582,6 +587,8 @@ fn cores() -> usize {
     static CORES: OnceLock<usize> = OnceLock::new();
     *CORES.get_or_init(|| thread::available_parallelism().map_or(1, NonZeroUsize::get))
 }
+
+pub(super) const STANDS_ON_ITSELF: &str = "the layer stands on itself";
 
 pub(super) const MOUNTED_OVER: &str = "another file system is mounted there";
 

@@ -49,7 +49,8 @@ impl Overlay2 {
     ///
     /// [`Error::LayerNotFound`]; [`Error::Unsupported`] where quotas are not enforced;
     /// [`Error::Quota`] for limits that cannot be; for a layer without a project,
-    /// [`Error::Mounted`], [`Error::InFlight`] and [`Error::NotWritable`]; [`Error::Io`].
+    /// [`Error::Mounted`], [`Error::InFlight`], [`Error::NotWritable`] and [`Error::Dirty`];
+    /// [`Error::Io`].
     pub fn set_limits(&self, id: &LayerId, limits: Limits) -> Result<(), Error> {
         check_limits(id, limits)?;
         self.change_limits(id, |_| limits)
@@ -137,6 +138,7 @@ impl Overlay2 {
         let lock = self.lock_layer(id, LockKind::Exclusive)?;
         let locked = lock.ino();
         let layer = self.changeable(id, None)?;
+        self.refuse_dirty(&layer)?;
         let upper = self.diff_dir(&layer)?;
         let parent = self.parent_of(&layer)?;
         let parent = parent.map(|parent| self.parent(&parent)).transpose()?;
@@ -149,6 +151,7 @@ impl Overlay2 {
         })?;
         drop(lock);
         staged.record.root_opaque = layer.root_opaque();
+        self.keep_at_risk(&mut staged.record, &layer);
         let path = self.layout.layer(id).diff().to_owned();
         let failed = |error: TreeError| Error::tree(&path, error);
         copy_root_attributes(self.view(), &upper, &staged.diff)

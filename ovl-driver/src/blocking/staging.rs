@@ -427,7 +427,7 @@ impl Staged<'_> {
         }
         // Who publishes a new layer seals its parent, which does the same.
         if let Some(parent) = self.record.parent.as_ref().filter(|_| durable && replaces) {
-            self.store.sync_unsynced(parent, Locked::ByNobody)?;
+            self.store.sync_unsynced(parent, Locked::ByNobody, None)?;
         }
         // The record comes last: with it on disk, so is everything before it.
         let record = self.record.to_string();

@@ -3,7 +3,8 @@
 //! What is written through a volatile mount reaches the disk in no order, if at all, until the
 //! machine stops. The layer's record notes the boot of such a mount; the kernel leaves a mark of its
 //! own in `work`, which stays after the mount and refuses the next one. In the boot that is noted
-//! nothing is lost, and the mark goes without a word. In any other somebody has to decide.
+//! nothing is lost, and the mark goes without a word; note and mark also go when somebody waits for
+//! the disk, as for a durable layer on it. In any other boot somebody has to decide.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use super::Overlay2;
 use super::children::readable_record;
 use super::home::OwnDirs;
 use super::layer::{Below, Layer};
+use super::mounted::Found;
 use super::work::Work;
 use crate::error::Error;
 use crate::files;
@@ -100,6 +102,14 @@ impl Overlay2 {
         self.write_record(layer, &record)
     }
 
+    /// Says of a copy that nobody waits for that it is no safer than what it was made of.
+    pub(super) fn keep_at_risk(&self, copy: &mut LayerRecord, of: &Layer) {
+        if !self.durable() {
+            let noted = of.record.as_ref();
+            copy.volatile = noted.and_then(|record| record.volatile.clone());
+        }
+    }
+
     /// Takes back what was noted for a mount that did not come. The kernel's own mark says that it
     /// did, and its note stays.
     pub(super) fn take_note_back(&self, layer: &Layer) {
@@ -151,6 +161,47 @@ impl Overlay2 {
         {
             let _ = self.note_volatile(&layer, None);
         }
+    }
+
+    pub(super) fn is_volatile_in_this_boot(&self, record: &LayerRecord) -> Result<bool, Error> {
+        Ok(match &record.volatile {
+            Some(noted) => *noted == self.boot()?,
+            None => false,
+        })
+    }
+
+    /// Whether a layer that the caller has locked was mounted volatile in this boot, and nobody writes
+    /// to it any more: what was synced is on disk for good. Where that cannot be told, a note that
+    /// stays asks one question too many after the next boot.
+    pub(super) fn was_volatile(&self, id: &LayerId, record: &LayerRecord) -> Result<bool, Error> {
+        // Of another boot nobody knows what is lost already.
+        if !self.is_volatile_in_this_boot(record)? {
+            return Ok(false);
+        }
+        let Some(own) = self.own_dirs_if_any()? else {
+            return Ok(false);
+        };
+        Ok(match self.read_mounted(&own, id) {
+            Ok(Found::Nothing { .. } | Found::Foreign { read_only: true }) => true,
+            Ok(Found::Ours(holds) | Found::Elsewhere(holds)) => holds.access == Access::ReadOnly,
+            Ok(Found::Foreign { read_only: false } | Found::OutOfSight { .. }) | Err(_) => false,
+        })
+    }
+
+    /// Takes away the kernel's mark of a volatile mount that is over, and waits until it is gone.
+    pub(super) fn remove_mark(&self, id: &LayerId, layer: &DirHandle) -> Result<(), Error> {
+        let path = self.layout.layer(id).work().to_owned();
+        let marked = self.is_volatile(layer);
+        if !marked.map_err(|error| Error::io("look at", &path, error))? {
+            return Ok(());
+        }
+        let (tree, name) = (self.kernel.tree(), OsStr::new(names::WORK));
+        let work = tree.open_dir(layer, name);
+        let work = work.map_err(|error| Error::io("open", &path, error))?;
+        // The kernel makes it anew when it mounts.
+        remove_tree(tree, &work, name).map_err(|error| Error::tree(&path, error))?;
+        let synced = tree.sync(Node::Dir(&work));
+        synced.map_err(|error| Error::io("sync", &path, error))
     }
 
     /// What the hold file says of a mount, where it can be read.

@@ -7,7 +7,7 @@ use ovl_driver::blocking::Overlay2;
 use ovl_driver::{
     Error, ErrorKind, Finding, FindingKind, MountRequest, Remedy, Severity, UpkeepOptions,
 };
-use ovl_layout::names;
+use ovl_layout::{LayerRecord, names};
 
 use super::support::{chain, create, id, import, layer, with_mount};
 use super::{Subject, list};
@@ -28,6 +28,8 @@ list! {
     row_135_a_link_file_comes_back_from_the_link,
     row_140_layers_that_stand_on_each_other_are_damage,
     row_141_a_layer_that_stands_on_itself_is_damage,
+    a_record_that_names_its_own_layer_as_parent_is_damage,
+    opaque_layers_that_stand_on_each_other_are_damage,
     row_144_stale_contents_of_work_go_before_a_mount,
     row_147_a_parent_without_its_mark_is_never_mounted_writable,
     row_140_a_link_to_another_layer_is_damage,
@@ -424,6 +426,93 @@ fn row_141_a_layer_that_stands_on_itself_is_damage(subject: &Subject) {
     subject.rewrite(&file, format!("l/{link}:{second}").as_bytes());
     assert_damaged(subject, &store, &file, Mended);
     assert_eq!(subject.read(&file), contents);
+}
+
+/// A base and layers that hide everything below them, so that their records alone name parents.
+fn opaque(subject: &Subject, layers: &[&str]) -> Overlay2 {
+    let store = stack(subject);
+    for name in layers {
+        let archive = ArchiveBuilder::new().file(".wh..wh..opq", b"");
+        import(&store, name, Some("base"), &archive.finish());
+    }
+    store
+}
+
+fn say_parent(subject: &Subject, store: &Overlay2, layer: &str, parent: &str) {
+    let file = layer_file(store, layer, names::RECORD);
+    let mut record = LayerRecord::parse_file(&subject.read(&file)).expect("a record");
+    record.parent = Some(id(parent));
+    subject.rewrite(&file, record.to_string().as_bytes());
+}
+
+/// Each way of comparing a layer with one that it hides, or may hide.
+fn assert_not_compared(store: &Overlay2, layer: &str, file: &Path) {
+    let (layer, base) = (id(layer), ovl_driver::Base::Layer(id("middle")));
+    let errors = [
+        store.diff(&layer, &base, Vec::new()).err(),
+        store.changes(&layer, &base).err(),
+        store.size(&layer, &base).err(),
+    ];
+    for error in errors {
+        let error = error.expect("its parents lead nowhere");
+        let named = matches!(&error, Error::Damaged { file: found, .. } if found == file);
+        assert!(named, "{}", chain(&error));
+    }
+    assert_found(store, file);
+}
+
+fn a_record_that_names_its_own_layer_as_parent_is_damage(subject: &Subject) {
+    let store = opaque(subject, &["opaque"]);
+    create(&store, "child", Some("opaque"));
+    say_parent(subject, &store, "opaque", "opaque");
+    let file = layer_file(&store, "opaque", names::RECORD);
+    for name in ["opaque", "child"] {
+        assert_not_compared(&store, name, &file);
+    }
+    let error = store.mount(&id("opaque"), &MountRequest::new());
+    assert_eq!(error.expect_err("never mounted").kind(), ErrorKind::Damaged);
+    let repaired = store.repair(UpkeepOptions::new()).expect("repair");
+    assert_eq!(repaired.mended, [], "nobody knows what it stood on");
+    for name in ["child", "opaque", "base"] {
+        let removed = store.remove(&id(name), false);
+        match name {
+            "base" => assert!(matches!(removed, Err(Error::HasChildren { .. }))),
+            _ => removed.unwrap_or_else(|error| panic!("{name}: {}", chain(&error))),
+        }
+    }
+
+    // A chain says better.
+    let file = layer_file(&store, "top", names::RECORD);
+    let right = subject.read(&file);
+    say_parent(subject, &store, "top", "top");
+    assert_damaged(subject, &store, &file, Mended);
+    let mended = LayerRecord::parse_file(&subject.read(&file)).expect("a record");
+    let right = LayerRecord::parse_file(&right).expect("a record");
+    assert_eq!(mended.parent, right.parent);
+    store.reclaim().expect("reclaim");
+    subject.assert_clean(&store);
+}
+
+fn opaque_layers_that_stand_on_each_other_are_damage(subject: &Subject) {
+    let store = opaque(subject, &["one", "two"]);
+    create(&store, "child", Some("one"));
+    say_parent(subject, &store, "one", "two");
+    assert_eq!(kinds(&store), [], "one stands on the other");
+    say_parent(subject, &store, "two", "one");
+    let (one, two) = (
+        layer_file(&store, "one", names::RECORD),
+        layer_file(&store, "two", names::RECORD),
+    );
+    assert_not_compared(&store, "one", &one);
+    assert_not_compared(&store, "two", &two);
+    assert_not_compared(&store, "child", &one);
+    let found = findings(&store);
+    let paths: Vec<_> = found.iter().map(|one| one.path.clone()).collect();
+    assert_eq!(paths, [one, two], "{found:#?}");
+    assert_eq!(
+        store.repair(UpkeepOptions::new()).expect("repair").mended,
+        []
+    );
 }
 
 fn row_144_stale_contents_of_work_go_before_a_mount(subject: &Subject) {

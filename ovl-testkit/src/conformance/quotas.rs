@@ -8,7 +8,7 @@ use ovl_driver::{
     CreateLayer, Durability, Error, ErrorKind, ImportOptions, InitOptions, LayerQuota,
     MountRequest, OpenOptions,
 };
-use ovl_layout::names;
+use ovl_layout::{LayerRecord, names};
 use ovl_quota::{Bytes, Enforcement, Limits, ProjectId, ProjectRange};
 
 use super::support::{chain, create, diff, id, import, layer, mount, unmount};
@@ -34,6 +34,7 @@ list! {
     projects_begin_after_the_base_of_the_home,
     limits_of_a_mounted_layer_can_be_changed,
     a_layer_without_a_project_moves_into_one_when_it_is_limited,
+    a_layer_that_was_mounted_volatile_moves_into_a_project_as_what_it_is,
     a_full_layer_is_over_quota_where_its_mount_has_no_room,
 }
 
@@ -590,6 +591,48 @@ fn a_layer_without_a_project_moves_into_one_when_it_is_limited(subject: &Subject
     let usage = quota(&store, "open").usage.expect("the usage");
     assert!(usage.bytes.get() >= MIB, "{usage}");
     assert_eq!(diff(&store, "open", &Default::default()), before);
+    subject.assert_clean(&store);
+}
+
+/// The copy loses no note: neither that contents are torn, nor that they may be after this boot.
+fn a_layer_that_was_mounted_volatile_moves_into_a_project_as_what_it_is(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    create(&store, "open", Some("base"));
+    if !enforced(subject) {
+        return assert_refused(store.set_limits(&id("open"), bytes(5)), "quotas");
+    }
+    let durable = OpenOptions::new().durability(Durability::Layer);
+    let durable = Overlay2::open(subject.kernel().clone(), store.home(), durable);
+    let durable = durable.expect("it opens");
+    let file = store.layout().layer(&id("open")).dir().join(names::RECORD);
+    let record = || LayerRecord::parse_file(&subject.read(&file)).expect("a record");
+    let boot = subject.kernel().system().boot_id().expect("a boot id");
+    // As a mount leaves it.
+    let note = |boot: &str| {
+        let mut noted = record();
+        noted.volatile = Some(boot.to_owned());
+        subject.rewrite(&file, noted.to_string().as_bytes());
+    };
+    note("another-boot");
+    for store in [&store, &durable] {
+        let error = store.set_limits(&id("open"), bytes(5));
+        let error = error.expect_err("nobody has accepted what is left of it");
+        assert!(matches!(error, Error::Dirty { .. }), "{}", chain(&error));
+    }
+    assert_eq!(store.quota(&id("open")).expect("a look"), None);
+    assert_eq!(record().volatile.as_deref(), Some("another-boot"));
+
+    note(&boot);
+    store.set_limits(&id("open"), bytes(5)).expect("limited");
+    assert_eq!(record().volatile, Some(boot.clone()));
+    // What is waited for is safe.
+    store.remove(&id("open"), false).expect("remove");
+    create(&store, "open", Some("base"));
+    note(&boot);
+    durable.set_limits(&id("open"), bytes(5)).expect("limited");
+    assert_eq!(record().volatile, None);
+    store.reclaim().expect("reclaim");
     subject.assert_clean(&store);
 }
 

@@ -3,14 +3,19 @@
 
 use std::path::Path;
 
-use ovl_driver::{Error, ErrorKind, FindingKind, MountRequest, Remedy, Severity, UpkeepOptions};
+use ovl_driver::blocking::Overlay2;
+use ovl_driver::{
+    Durability, Error, ErrorKind, FindingKind, MountRequest, OpenOptions, Remedy, Severity,
+    UpkeepOptions,
+};
 use ovl_layout::names;
 use ovl_mount::UnmountMode;
 use tar::EntryType;
 
 use super::damage::{as_docker, assert_shows_base, findings, kinds, layer_file, stack};
-use super::support::{create, id, import, layer, mount, unmount, with_mount};
+use super::support::{chain, create, id, import, layer, mount, unmount, with_mount};
 use super::{Subject, list};
+use crate::Faulty;
 use crate::archive::ArchiveBuilder;
 
 list! {
@@ -27,6 +32,7 @@ list! {
     a_home_of_docker_without_damage_is_clean,
     what_processes_that_are_gone_left_is_told_with_its_space,
     files_that_were_never_put_in_place_are_told_and_go,
+    a_layer_removed_under_gc_is_no_error,
     a_base_layer_that_docker_is_still_making_into_a_child_is_found,
     links_that_are_not_understood_stay,
     a_leftover_that_cannot_go_is_in_nobodys_way,
@@ -271,6 +277,40 @@ fn files_that_were_never_put_in_place_are_told_and_go(subject: &Subject) {
     assert_eq!(items.len(), 1, "{items:#?}");
     assert!(!subject.exists(&unfinished) && subject.exists(&other));
     with_mount(&store, "top", |_| {});
+    subject.assert_clean(&store);
+}
+
+/// Another process removes the layer between the last look and the lock.
+fn a_layer_removed_under_gc_is_no_error(subject: &Subject) {
+    let store = stack(subject);
+    let unfinished = layer_file(&store, "top", ".tmp-.ovl-layer");
+    let faulty = Faulty::new(subject.kernel().clone());
+    let options = OpenOptions::new().durability(Durability::None);
+    let watched = Overlay2::open(faulty.kernel(), store.home(), options).expect("it opens");
+    subject.write(&unfinished, b"ovl-lay");
+    faulty.heal();
+    watched.gc(UpkeepOptions::new()).expect("gc");
+    let journal = faulty.journal();
+    let locks = journal.operations().iter();
+    let mut left = locks
+        .filter(|one| one.call == "lock" && one.subject == "top")
+        .count();
+
+    subject.write(&unfinished, b"ovl-lay");
+    let other = subject.open("home").expect("it opens");
+    faulty.order_where(move |call, about| {
+        if call == "lock" && about == "top" {
+            left -= 1;
+            if left == 0 {
+                other.remove(&id("top"), false).expect("remove");
+            }
+        }
+        None
+    });
+    let collected = watched.gc(UpkeepOptions::new());
+    collected.unwrap_or_else(|error| panic!("gc: {}", chain(&error)));
+    assert!(!store.contains(&id("top")).expect("contains"));
+    create(&store, "top", Some("middle"));
     subject.assert_clean(&store);
 }
 

@@ -25,10 +25,13 @@ list! {
     what_is_discarded_is_gone_and_the_root_keeps_its_attributes,
     layers_on_a_dirty_one_are_refused_until_it_is_accepted,
     what_is_not_dirty_is_not_discarded,
+    a_durable_layer_on_one_that_was_mounted_volatile_waits_for_it,
+    what_is_dirty_stays_so_when_it_is_sealed_again,
     volatile_changes_nothing_without_an_upper_layer,
     a_layer_of_another_program_is_not_mounted_volatile,
     a_volatile_mount_that_fails_leaves_no_note,
     a_mark_that_cannot_be_read_is_not_taken_for_none,
+    a_mark_that_may_not_be_read_is_no_reason_against_a_check,
 }
 
 fn volatile() -> MountRequest {
@@ -305,6 +308,58 @@ fn what_is_not_dirty_is_not_discarded(subject: &Subject) {
     subject.assert_clean(&store);
 }
 
+fn durable(subject: &Subject) -> Overlay2 {
+    let options = OpenOptions::new().durability(Durability::Layer);
+    let store = Overlay2::open(
+        subject.kernel().clone(),
+        &subject.dir().join("home"),
+        options,
+    );
+    store.expect("it opens")
+}
+
+fn a_durable_layer_on_one_that_was_mounted_volatile_waits_for_it(subject: &Subject) {
+    for between in [None, Some("between")] {
+        let Some(store) = written(subject) else {
+            return;
+        };
+        let work = store.layout().layer(&id("top")).work().to_owned();
+        if let Some(name) = between {
+            // Seals it, and waits for nothing.
+            create(&store, name, Some("top"));
+            let noted = record(subject, &store, "top").volatile;
+            assert_eq!(noted, Some(boot(subject)));
+            assert!(subject.exists(&work.join("work/incompat/volatile")));
+        }
+        create(&durable(subject), "child", between.or(Some("top")));
+        assert_eq!(record(subject, &store, "top").volatile, None);
+        // Without the note nobody could say whose the mark is.
+        assert_eq!(subject.names(&work), [""; 0]);
+        with_mount(&store, "child", |path| {
+            assert_eq!(subject.read(&path.join("file")), b"written");
+        });
+        subject.assert_clean(&store);
+        subject.remove_tree(store.home());
+    }
+}
+
+fn what_is_dirty_stays_so_when_it_is_sealed_again(subject: &Subject) {
+    let Some(store) = written(subject) else {
+        return;
+    };
+    create(&store, "child", Some("top"));
+    let store = stopped_again(subject, store);
+    let committed = record_path(&store, "top").with_file_name(names::COMMITTED);
+    subject.unlink(&committed);
+    let mended = durable(subject).repair(UpkeepOptions::new());
+    assert_eq!(mended.expect("repair").mended.len(), 1);
+    assert!(subject.exists(&committed));
+    assert_dirty(store.mount(&id("child"), &MountRequest::new()), "top");
+    let kinds = store.check().expect("check").findings.into_iter();
+    let kinds: Vec<_> = kinds.map(|one| one.kind).collect();
+    assert_eq!(kinds, [FindingKind::Volatile]);
+}
+
 fn volatile_changes_nothing_without_an_upper_layer(subject: &Subject) {
     let store = subject.store();
     create(&store, "base", None);
@@ -396,5 +451,51 @@ fn a_mark_that_cannot_be_read_is_not_taken_for_none(subject: &Subject) {
     assert_dirty(store.mount(&id("top"), &MountRequest::new()), "top");
     store.remove(&id("top"), false).expect("it can be removed");
     store.reclaim().expect("reclaim");
+    subject.assert_clean(&store);
+}
+
+/// The kernel leaves a directory with mode 0000, into which only root looks.
+fn a_mark_that_may_not_be_read_is_no_reason_against_a_check(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    create(&store, "top", Some("base"));
+    let faulty = Faulty::new(subject.kernel().clone());
+    let options = OpenOptions::new().durability(Durability::None);
+    let watched = Overlay2::open(faulty.kernel(), store.home(), options).expect("it opens");
+    let refuse = |errno: Errno| {
+        faulty.order_where(move |call, about| {
+            (call == "open_dir" && about == "work").then_some(errno.raw_os_error())
+        });
+    };
+    refuse(Errno::ACCESS);
+    let report = watched.check();
+    let report = report.unwrap_or_else(|error| panic!("check: {}", chain(&error)));
+    assert!(report.is_clean(), "{report:#?}");
+    let garbage = watched.gc(UpkeepOptions::new().dry_run(true));
+    let garbage = garbage.unwrap_or_else(|error| panic!("gc: {}", chain(&error)));
+    assert_eq!(garbage.items, []);
+    // What writes does not take it for granted.
+    let archive = [0; 1024];
+    let apply = || {
+        let options = ImportOptions::new();
+        watched.apply(&id("top"), &archive[..], options, &mut |_| {})
+    };
+    let errors = [
+        watched.mount(&id("top"), &MountRequest::new()).err(),
+        watched.create(&layer("child", Some("top"))).err(),
+        apply().err(),
+    ];
+    for error in errors {
+        let error = error.expect("there may be a mark");
+        assert!(chain(&error).contains("os error 13"), "{}", chain(&error));
+    }
+    refuse(Errno::IO);
+    let error = watched.check().expect_err("a fault");
+    let work = store.layout().layer(&id("top")).work().to_owned();
+    assert!(
+        matches!(&error, Error::Io { path, .. } if *path == work),
+        "{}",
+        chain(&error)
+    );
     subject.assert_clean(&store);
 }

@@ -115,8 +115,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "trust a parent that nobody waited for",
         file: "ovl-driver/src/blocking/create.rs",
-        from: r#"record.filter(|record| record.unsynced)"#,
-        to: r#"record.filter(|record| record.unsynced && record.root_opaque)"#,
+        from: r#"            let waits = record.unsynced || "#,
+        to: r#"            let waits = record.unsynced && record.root_opaque || "#,
     },
     Mutant {
         name: "seal for a layer that cannot be",
@@ -436,9 +436,21 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "forget that what was copied was volatile",
-        file: "ovl-driver/src/blocking/archives.rs",
-        from: r#"            staged.record.volatile = layer.record.and_then(|record| record.volatile);"#,
-        to: r#"            staged.record.volatile = None;"#,
+        file: "ovl-driver/src/blocking/volatile.rs",
+        from: r#"            copy.volatile = noted.and_then(|record| record.volatile.clone());"#,
+        to: r#"            copy.volatile = noted.and(None);"#,
+    },
+    Mutant {
+        name: "forget what was lost already",
+        file: "ovl-driver/src/blocking/volatile.rs",
+        from: r#"            Some(noted) => *noted == self.boot()?,"#,
+        to: r#"            Some(noted) => !noted.is_empty(),"#,
+    },
+    Mutant {
+        name: "take the note of another keeper away",
+        file: "ovl-cli/src/keeper.rs",
+        from: r#"pid == own && start_time(own) == Some(started)"#,
+        to: r#"pid == own || !started.is_empty()"#,
     },
     Mutant {
         name: "stack one layer more than the kernel",

@@ -96,10 +96,11 @@ impl Overlay2 {
             }
             // Whoever writes such a file has locked the layer.
             FindingKind::Unfinished => match &item.layer {
-                Some(id) => {
-                    let lock = self.lock_layer(id, LockKind::Exclusive)?;
-                    gone(tree.unlink(&self.locked_dir(id, &lock)?, name))
-                }
+                Some(id) => match self.lock_layer(id, LockKind::Exclusive) {
+                    // It went with the layer.
+                    Err(Error::LayerNotFound { .. }) => Ok(()),
+                    lock => gone(tree.unlink(&self.locked_dir(id, &lock?)?, name)),
+                },
                 None => Ok(()),
             },
             FindingKind::UnheldMount => match &item.layer {

@@ -364,6 +364,16 @@ impl Findings<'_> {
                     );
                 }
             }
+            Part::Good(_) if self.scan.circular.contains(id) => {
+                let problem = "the layer stands on itself: its parents lead back to it";
+                self.add(
+                    FindingKind::Record,
+                    Some(id),
+                    path,
+                    problem,
+                    Remedy::Nothing,
+                );
+            }
             _ => {}
         }
     }

@@ -11,7 +11,7 @@ use ovl_layout::{LayerId, LayerRecord, LinkId, LowerChain, RecordError, names, p
 use rustix::io::Errno;
 
 use crate::blocking::Overlay2;
-use crate::blocking::layer::{contents_problem, with_source};
+use crate::blocking::layer::{STANDS_ON_ITSELF, contents_problem, with_source};
 use crate::error::Error;
 use crate::files;
 use crate::system::LockKind;
@@ -118,6 +118,8 @@ pub(super) struct Scan {
     leading: HashMap<LayerId, Vec<LinkId>>,
     /// The links that a `lower` file names.
     pub(super) chained: HashSet<LinkId>,
+    /// The layers to which their parents lead back.
+    pub(super) circular: HashSet<LayerId>,
 }
 
 impl Scan {
@@ -137,6 +139,25 @@ impl Scan {
                 self.leading.entry(id.clone()).or_default().push(link);
             }
         }
+        self.circular = self.find_circular();
+    }
+
+    fn find_circular(&self) -> HashSet<LayerId> {
+        let (mut circular, mut seen) = (HashSet::new(), HashSet::new());
+        for first in self.layers.keys() {
+            let (mut way, mut next) = (Vec::new(), Some(first));
+            while let Some(id) = next
+                && seen.insert(id)
+            {
+                way.push(id);
+                next = self.parent(id);
+            }
+            // It ends at none, at one of an earlier way, or at one of its own.
+            if let Some(at) = way.iter().position(|id| Some(*id) == next) {
+                circular.extend(way[at..].iter().map(|id| (*id).clone()));
+            }
+        }
+        circular
     }
 
     /// The layer whose `link` file has this link.
@@ -329,11 +350,25 @@ impl Overlay2 {
             committed: names.contains(OsStr::new(names::COMMITTED)),
             contents,
             empty: false,
-            volatile: self.is_volatile(dir).map_err(failed)?,
+            volatile: match self.is_volatile(dir) {
+                // Not known: the kernel closes its directory to all but root. A mount does not take
+                // that for no.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => false,
+                result => {
+                    result.map_err(|error| Error::io("read", path.join(names::WORK), error))?
+                }
+            },
             writable: Vec::new(),
             enterable: false,
             names,
         };
+        if seen
+            .valid_record()
+            .and_then(|record| record.parent.as_ref())
+            == Some(id)
+        {
+            seen.record = Part::Bad(STANDS_ON_ITSELF.to_owned());
+        }
         if seen.is_half() {
             seen.empty = match &diff {
                 Ok(diff) => tree.read_dir(diff).is_ok_and(|list| list.is_empty()),
