@@ -104,7 +104,7 @@ fn a_keeper_that_was_never_noted_leaves_the_note_of_another() {
         ovl ls | grep -c yes; ovl unmount base; ended
         i=0; while test -e /proc/$keeper/ns/mnt; do i=$((i + 1)); test $i -lt 100 || exit 56; sleep 0.1; done"
     );
-    let Some(output) = as_user(test, dir.path(), &script) else {
+    let Some(output) = as_user(test, Needs::Mounts, dir.path(), &script) else {
         return;
     };
     assert_prints(&output, "1\n");
@@ -127,7 +127,7 @@ fn a_keeper_that_cannot_be_noted_ends_with_its_command() {
         done
         exec 8>&-; ovl mount base >/dev/null; ovl unmount base; ended"
     );
-    let Some(output) = as_user(test, dir.path(), &script) else {
+    let Some(output) = as_user(test, Needs::Mounts, dir.path(), &script) else {
         return;
     };
     assert_prints(&output, "");
