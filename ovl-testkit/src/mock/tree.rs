@@ -23,6 +23,8 @@ use super::xattrs::{shown_name, stored_name};
 use super::{MockKernel, State};
 
 const MAX_TARGET_LEN: usize = 4095;
+/// No inode's number: the root of a merged view, where something is mounted on it.
+const MERGED_ROOT: Ino = 0;
 
 /// An open directory. Holding the mount is what keeps it busy.
 pub(super) struct MockDir {
@@ -105,6 +107,14 @@ impl MockDir {
         self.mount.id
     }
 
+    /// What something that is mounted here has for its point. None in a merged view below its root.
+    pub(super) fn point(&self) -> Option<Ino> {
+        match &self.at {
+            At::Plain(ino) => Some(*ino),
+            At::Merged(path) => path.is_empty().then_some(MERGED_ROOT),
+        }
+    }
+
     /// What is mounted where this is the root.
     pub(super) fn root_kind(&self) -> Result<Kind> {
         match &self.at {
@@ -158,10 +168,9 @@ impl MockDir {
         let Some(ino) = state.child(dir, name)? else {
             return Ok(None);
         };
-        let process = self.mount.process();
-        Ok(state
-            .mounted_on(ino)
-            .map(|mount| Self::root_of(mount, process)))
+        let inner = self.enter(name, ino);
+        let is_covered = state.covering(&inner).is_some();
+        Ok(is_covered.then(|| state.covered(inner, self.mount.process())))
     }
 
     pub(super) fn root_of(mount: &Arc<Mount>, process: u32) -> Self {
@@ -326,10 +335,11 @@ impl TreeBackend for MockKernel {
         if !state.inode(ino)?.is_dir() {
             return Err(Errno::NOTDIR.into());
         }
-        if matches!(here.at, At::Plain(_)) && state.is_mount_point(ino) {
+        let inner = here.enter(name, ino);
+        if state.covering(&inner).is_some() {
             return Err(Errno::XDEV.into());
         }
-        Ok(DirHandle::new(here.enter(name, ino)))
+        Ok(DirHandle::new(inner))
     }
 
     fn read_dir(&self, handle: &DirHandle) -> io::Result<Vec<DirEntry>> {
