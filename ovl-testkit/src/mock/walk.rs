@@ -20,6 +20,7 @@ impl State {
         let mut stack = vec![MockDir {
             mount: Use::new(root, pid),
             at: At::Plain(ROOT),
+            _held: None,
         }];
         let mut pending: Vec<OsString> = path.iter().rev().map(OsStr::to_owned).collect();
         let mut links = 0;
