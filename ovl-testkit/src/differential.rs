@@ -477,12 +477,14 @@ impl Script<'_> {
     /// Forgets a path and those below, and gives what they were relative to it.
     fn forget(&mut self, layer: &'static str, path: &Path) -> BTreeMap<PathBuf, bool> {
         let known = self.known.entry(layer).or_default();
-        let gone = known.extract_if(.., |known, _| known.starts_with(path));
+        let all = std::mem::take(known).into_iter();
+        let (gone, left): (BTreeMap<_, _>, _) = all.partition(|(known, _)| known.starts_with(path));
+        *known = left;
         let relative = |(gone, is_dir): (PathBuf, bool)| {
             let rest = gone.strip_prefix(path).unwrap_or(&gone);
             (rest.to_owned(), is_dir)
         };
-        gone.map(relative).collect()
+        gone.into_iter().map(relative).collect()
     }
 
     /// An archive for a layer, and what is in it. Links may lead nowhere.
