@@ -396,6 +396,9 @@ impl State {
         if self.is_below(to_dir, one) || self.is_below(from_dir, other) {
             return Err(Errno::INVAL);
         }
+        if one == other {
+            return Ok(());
+        }
         self.refuse_foreign_project(one, to_dir)?;
         self.refuse_foreign_project(other, from_dir)?;
         self.set_names(&[(from_dir, from, Some(other)), (to_dir, to, Some(one))])?;
