@@ -3,8 +3,10 @@
 //!
 //! What no two kernels share is not in a [`Transcript`]: inode numbers, times that nobody has set,
 //! link counts of directories, more of a whiteout than that it is one, and what overlayfs notes for
-//! itself. The scripts do
-//! nothing that the mock refuses on purpose where Linux does not.
+//! itself; nor which names are one file, as a mount with `metacopy=on` says after changes: of one whose
+//! data was below in a layer that was copied since, Linux knows one name by the number from below and
+//! gives another, made over a whiteout, that of the upper file. The scripts do nothing that the mock
+//! refuses on purpose where Linux does not.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -17,7 +19,9 @@ use ovl_diff::{
     remove_tree,
 };
 use ovl_driver::blocking::Overlay2;
-use ovl_driver::{Base, CreateLayer, Durability, Error, ImportOptions, MountRequest, OpenOptions};
+use ovl_driver::{
+    Base, CreateLayer, Durability, Error, ImportOptions, LayerSummary, MountRequest, OpenOptions,
+};
 use ovl_layout::LayerId;
 use ovl_mount::{OverlayOptions, UnmountMode};
 use rustix::io::Errno;
@@ -29,8 +33,8 @@ use crate::edit::Edit;
 use crate::random::Random;
 use crate::snapshot::{Object, snapshot_at};
 
-const LAYERS: [&str; 4] = ["a", "b", "c", "d"];
-const NAMES: [&str; 4] = ["x", "y", "z", "x"];
+const LAYERS: [&str; 5] = ["a", "b", "c", "d", "e"];
+const NAMES: [&str; 5] = ["x", "y", "z", "w", "x"];
 const MODES: [u32; 7] = [0o755, 0o700, 0o644, 0o4755, 0o2755, 0o1777, 0];
 const STEPS: usize = 40;
 /// Times that scripts set; all others are those of the run.
@@ -60,6 +64,71 @@ impl Transcript {
         let line = |all: &[String]| all.get(at).map_or("(its end)", String::as_str).to_owned();
         let _ = write!(words, "here: {}\nthere: {}", line(&self.0), line(&other.0));
         Some(words)
+    }
+}
+
+/// Which steps were done and which were refused, by the word that they begin with: the same on any
+/// two kernels, and worth nothing if nearly all are refused.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counts {
+    /// Those that were done.
+    pub done: BTreeMap<String, usize>,
+    /// The others.
+    pub refused: BTreeMap<String, usize>,
+}
+
+impl Counts {
+    /// Counts the steps of a transcript.
+    pub fn add(&mut self, transcript: &Transcript) {
+        for line in &transcript.0 {
+            let step = LAYERS.iter().find_map(|name| {
+                let rest = line.strip_prefix(name)?;
+                rest.strip_prefix(": ")
+            });
+            let step = step.unwrap_or(line);
+            let Some((words, answer)) = step.rsplit_once(": ") else {
+                continue;
+            };
+            let Some(word) = words.split(' ').next().filter(|word| !word.is_empty()) else {
+                continue;
+            };
+            let by_word = match answer.starts_with("ok") || answer == "None" {
+                true => &mut self.done,
+                false => &mut self.refused,
+            };
+            *by_word.entry(word.to_owned()).or_default() += 1;
+        }
+    }
+
+    /// What too little was done of by so many scripts, about a third of what they do by chance.
+    #[must_use]
+    pub fn missing(&self, scripts: usize) -> Vec<String> {
+        let done = |word: &str| self.done.get(word).copied().unwrap_or(0);
+        // For each ten scripts.
+        let least = [
+            ("first", 4),
+            ("import", 2),
+            ("apply", 3),
+            ("mount", 10),
+            ("unmount", 3),
+            ("remove", 2),
+            ("rename", 12),
+            ("exchange", 10),
+            ("link", 2),
+            ("unlink", 4),
+            ("rmdir", 1),
+            ("rm", 2),
+            ("write", 5),
+        ];
+        let few = least
+            .into_iter()
+            .filter(|(word, least)| done(word) * 10 < least * scripts);
+        few.map(|(word, least)| {
+            let least = least * scripts / 10;
+            format!("{} of {least} times {word}", done(word))
+        })
+        .collect()
     }
 }
 
@@ -93,7 +162,8 @@ pub fn run(subject: &Subject, number: u64) -> io::Result<Transcript> {
         store: &store,
         random: Random::new(number),
         lines: Vec::new(),
-        known: Vec::new(),
+        metacopy: settings.contains(&"metacopy=on"),
+        known: BTreeMap::new(),
     };
     script.begin();
     for _ in 0..STEPS {
@@ -119,8 +189,9 @@ struct Script<'s> {
     /// Of all its mounts: how a directory is read that has redirects which are not followed depends
     /// on the order of its entries.
     options: OverlayOptions,
-    /// Where something may be.
-    known: Vec<PathBuf>,
+    metacopy: bool,
+    /// Where something may be that a layer shows, and whether it is a directory.
+    known: BTreeMap<&'static str, BTreeMap<PathBuf, bool>>,
 }
 
 fn id(name: &str) -> LayerId {
@@ -157,13 +228,30 @@ impl Script<'_> {
         self.lines.push(words.into());
     }
 
-    fn layer(&mut self) -> &'static str {
-        LAYERS[self.random.below(LAYERS.len())]
+    /// A layer that fits, but now and then any.
+    fn layer(&mut self, fits: impl Fn(&LayerSummary) -> bool) -> &'static str {
+        let layers = self.store.layers().map_or(Vec::new(), |list| list.layers);
+        let one = |name: &str| layers.iter().find(|layer| layer.id.as_str() == name);
+        self.layer_named(|name| one(name).is_some_and(&fits))
+    }
+
+    fn layer_named(&mut self, fits: impl Fn(&str) -> bool) -> &'static str {
+        let fitting: Vec<_> = LAYERS.into_iter().filter(|name| fits(name)).collect();
+        match self.random.maybe_of(&fitting).copied() {
+            Some(fitting) if !self.random.one_in(4) => fitting,
+            _ => LAYERS[self.random.below(LAYERS.len())],
+        }
+    }
+
+    /// A name for a new layer.
+    fn free(&mut self) -> &'static str {
+        let store = self.store;
+        self.layer_named(|name| !store.contains(&id(name)).unwrap_or(true))
     }
 
     /// A stack of three, mounted: else a script would do little for long.
     fn begin(&mut self) {
-        let (archive, listed) = self.archive();
+        let (archive, listed) = self.archive("b", false);
         let layer =
             |name: &str, parent: Option<&str>| CreateLayer::new(id(name)).parent(parent.map(id));
         let made = self
@@ -176,7 +264,7 @@ impl Script<'_> {
         ));
         if let Ok(root) = made {
             for _ in 0..12 {
-                let (words, result) = self.call(&root);
+                let (words, result) = self.call("a", &root);
                 self.say(format!("a: {words}: {}", answer(result)));
             }
         }
@@ -186,8 +274,9 @@ impl Script<'_> {
             .unmount(&id("a"), UnmountMode::Now)
             .and_then(|_| self.store.import(&below, &*archive, options, &mut |_| {}))
             .and_then(|_| self.store.create(&layer("c", Some("b"))));
+        self.inherit("c", Some(if made.is_ok() { "b" } else { "a" }));
         self.say(format!(
-            "import {listed}: {:?}",
+            "first import, {listed}: {:?}",
             made.map_err(|error| refusal(&error)).err()
         ));
         let _ = self.store.create(&layer("c", Some("a")));
@@ -214,11 +303,19 @@ impl Script<'_> {
 
     /// An operation of the store.
     fn operate(&mut self) {
-        let (name, other) = (self.layer(), self.layer());
+        let kind = self.random.below(28);
+        let name = match kind {
+            0..8 => self.free(),
+            8..11 => self.open_and_unmounted(),
+            14..17 => self.layer(|layer| layer.mounted),
+            17..21 => self.removable(),
+            _ => self.layer(|_| true),
+        };
+        let other = self.layer(|layer| layer.sealed || !layer.mounted);
         let parent = (!self.random.one_in(4)).then_some(other);
         let made = CreateLayer::new(id(name)).parent(parent.map(id));
         let on = format!("{name} on {parent:?}");
-        let (words, result) = match self.random.below(24) {
+        let (words, result) = match kind {
             0..3 => (
                 format!("create {on}"),
                 self.store.create(&made).map(|()| String::new()),
@@ -231,28 +328,28 @@ impl Script<'_> {
                 )
             }
             5..8 => {
-                let (archive, listed) = self.archive();
+                let (archive, listed) = self.archive(name, true);
                 let options = ImportOptions::new();
                 let applied = self.store.import(&made, &*archive, options, &mut |_| {});
                 let size = applied.map(|applied| format!("{}", applied.size.apparent));
                 (format!("import {on}: {listed}"), size)
             }
-            8..10 => {
-                let (archive, listed) = self.archive();
+            8..11 => {
+                let (archive, listed) = self.archive(name, true);
                 let options = ImportOptions::new();
                 let applied = self.store.apply(&id(name), &*archive, options, &mut |_| {});
                 let size = applied.map(|applied| format!("{}", applied.size.apparent));
                 (format!("apply {name}: {listed}"), size)
             }
-            10..15 => return self.mount(name),
-            15..18 => {
+            11..14 => return self.mount(name),
+            14..17 => {
                 let left = self.store.unmount(&id(name), UnmountMode::Now);
                 (
                     format!("unmount {name}"),
                     left.map(|left| format!("{left} left")),
                 )
             }
-            18 => {
+            17..21 => {
                 let force = self.random.one_in(3);
                 let removed = self.store.remove(&id(name), force);
                 (
@@ -260,7 +357,7 @@ impl Script<'_> {
                     removed.map(|()| String::new()),
                 )
             }
-            19..22 => {
+            21..25 => {
                 let base = match self.random.below(3) {
                     0 => Base::Parent,
                     1 => Base::Empty,
@@ -271,7 +368,7 @@ impl Script<'_> {
                     self.compare(name, &base),
                 )
             }
-            22 => {
+            25 | 26 => {
                 let changed = self.store.diff(&id(name), &Base::Parent, io::sink());
                 (format!("diff {name}"), changed.map(|_| String::new()))
             }
@@ -283,6 +380,9 @@ impl Script<'_> {
                 )
             }
         };
+        if kind < 8 && result.is_ok() {
+            self.inherit(name, parent);
+        }
         let words = match result {
             Ok(said) => format!("{words}: ok {said}"),
             Err(error) => format!("{words}: {}", refusal(&error)),
@@ -303,27 +403,117 @@ impl Script<'_> {
         ))
     }
 
-    fn path(&mut self) -> PathBuf {
-        let depth = 1 + self.random.below(3).min(self.random.below(3));
-        (0..depth)
-            .map(|_| NAMES[self.random.below(NAMES.len())])
-            .collect()
+    /// A layer that archives can be applied to: one is unmounted where there is none.
+    fn open_and_unmounted(&mut self) -> &'static str {
+        let layers = self.store.layers().map_or(Vec::new(), |list| list.layers);
+        let mut open = layers.iter().filter(|layer| !layer.sealed);
+        if let Some(layer) = open.clone().next()
+            && open.all(|layer| layer.mounted)
+        {
+            let left = self.store.unmount(&layer.id, UnmountMode::Now);
+            let left = left.map_or_else(|error| refusal(&error), |left| left.to_string());
+            self.say(format!("unmount {} to apply: {left}", layer.id));
+        }
+        self.layer(|layer| !layer.sealed && !layer.mounted)
     }
 
-    fn archive(&mut self) -> (Vec<u8>, String) {
+    /// A layer that nothing stands on.
+    fn removable(&mut self) -> &'static str {
+        let layers = self.store.layers().map_or(Vec::new(), |list| list.layers);
+        let parents = layers.iter().filter_map(|layer| layer.parent.as_ref());
+        self.layer(|layer| !layer.mounted && !parents.clone().any(|parent| *parent == layer.id))
+    }
+
+    /// A new layer shows what is below, and its archive.
+    fn inherit(&mut self, name: &'static str, parent: Option<&'static str>) {
+        let below = parent.and_then(|parent| self.known.get(parent));
+        let below = below.cloned().unwrap_or_default();
+        self.known.entry(name).or_default().extend(below);
+    }
+
+    fn known(&mut self, layer: &str, fits: impl Fn(bool) -> bool) -> Option<PathBuf> {
+        let known = self.known.get(layer).into_iter().flatten();
+        let fitting: Vec<_> = known.filter(|(_, is_dir)| fits(**is_dir)).collect();
+        let chosen = self.random.maybe_of(&fitting);
+        chosen.map(|(path, _)| (*path).clone())
+    }
+
+    /// A path: half the time of something that may be there, or that goes into that.
+    fn path(&mut self, layer: &str) -> PathBuf {
+        let name = NAMES[self.random.below(NAMES.len())];
+        match self.random.below(8) {
+            0..2 => self.known(layer, |_| true).unwrap_or(name.into()),
+            2..4 => {
+                let dir = self.known(layer, |is_dir| is_dir).unwrap_or_default();
+                match dir.iter().count() {
+                    0..3 => dir.join(name),
+                    _ => dir,
+                }
+            }
+            4 => {
+                let other = NAMES[self.random.below(NAMES.len())];
+                let third = NAMES[self.random.below(NAMES.len())];
+                let path = Path::new(name).join(other);
+                match self.random.one_in(3) {
+                    true => path.join(third),
+                    false => path,
+                }
+            }
+            _ => name.into(),
+        }
+    }
+
+    /// A path of something, most of the time.
+    fn there(&mut self, layer: &str) -> PathBuf {
+        match self.known(layer, |_| true) {
+            Some(known) if !self.random.one_in(4) => known,
+            _ => self.path(layer),
+        }
+    }
+
+    fn note(&mut self, layer: &'static str, path: PathBuf, is_dir: bool) {
+        if !is_dir {
+            self.forget(layer, &path);
+        }
+        self.known.entry(layer).or_default().insert(path, is_dir);
+    }
+
+    /// Forgets a path and those below, and gives what they were relative to it.
+    fn forget(&mut self, layer: &'static str, path: &Path) -> BTreeMap<PathBuf, bool> {
+        let known = self.known.entry(layer).or_default();
+        let all = std::mem::take(known).into_iter();
+        let (gone, left): (BTreeMap<_, _>, _) = all.partition(|(known, _)| known.starts_with(path));
+        *known = left;
+        let relative = |(gone, is_dir): (PathBuf, bool)| {
+            let rest = gone.strip_prefix(path).unwrap_or(&gone);
+            (rest.to_owned(), is_dir)
+        };
+        gone.into_iter().map(relative).collect()
+    }
+
+    /// An archive for a layer, and what is in it. Links may lead nowhere.
+    fn archive(&mut self, layer: &'static str, links: bool) -> (Vec<u8>, String) {
         let (mut archive, mut listed) = (ArchiveBuilder::new(), String::new());
+        let mut files: Vec<String> = Vec::new();
         for _ in 0..1 + self.random.below(6) {
-            let path = self.path();
-            let name = path.to_string_lossy();
+            let path = self.path(layer);
+            let name = path.to_string_lossy().into_owned();
             let dir = path.parent().unwrap_or(Path::new("")).join("");
             let leaf = path.file_name().unwrap_or_default().to_string_lossy();
-            let kind = self.random.below(10);
+            let mut kind = self.random.below(10);
+            let mut target = self.random.maybe_of(&files).cloned();
+            if self.random.one_in(8) {
+                target = Some("x".to_owned());
+            }
+            if !links && (5..7).contains(&kind) || kind == 6 && target.is_none() {
+                kind = 3;
+            }
             let _ = write!(listed, "{kind} {name}, ");
             archive = match kind {
                 0..3 => archive.dir(&name, *self.random.of(&[0o755, 0o700, 0o1777])),
                 3..5 => archive.file(&name, &vec![b'f'; self.random.below(3) * 700]),
                 5 => archive.symlink(&name, "y"),
-                6 => archive.hard_link(&name, "x"),
+                6 => archive.hard_link(&name, &target.unwrap_or_default()),
                 7 => archive.file(&format!("{}.wh.{leaf}", dir.display()), b""),
                 8 => archive
                     .dir(&name, 0o755)
@@ -336,24 +526,27 @@ impl Script<'_> {
                     b"s",
                 ),
             };
+            match kind {
+                0..3 | 8 => self.note(layer, path, true),
+                7 => drop(self.forget(layer, &path)),
+                _ => {
+                    self.note(layer, path, false);
+                    files.push(name);
+                }
+            }
         }
         (archive.finish(), listed)
     }
 
     /// Something done to a tree that is mounted.
     fn change(&mut self) {
-        let mounted: Vec<&str> = LAYERS
-            .into_iter()
-            .filter(|name| self.mount_of(name).is_some())
-            .collect();
-        let Some(layer) = self.random.maybe_of(&mounted).copied() else {
-            return;
-        };
+        let layer = self.layer(|layer| layer.mounted && !layer.sealed);
         let Some(root) = self.mount_of(layer) else {
-            return;
+            let layer = self.layer(|layer| !layer.sealed);
+            return self.mount(layer);
         };
         for _ in 0..1 + self.random.below(9) {
-            let (words, result) = self.call(&root);
+            let (words, result) = self.call(layer, &root);
             self.say(format!("{layer}: {words}: {}", answer(result)));
         }
     }
@@ -364,21 +557,31 @@ impl Script<'_> {
     }
 
     /// One call of the tree.
-    fn call(&mut self, root: &Path) -> (String, io::Result<String>) {
-        let (path, to) = (self.path(), self.path());
-        let (kind, number) = (self.random.below(32), self.random.small(3));
+    fn call(&mut self, layer: &'static str, root: &Path) -> (String, io::Result<String>) {
+        let (kind, number) = (self.random.below(34), self.random.small(3));
+        let path = match kind {
+            0..10 => self.path(layer),
+            _ => self.there(layer),
+        };
+        let mut to = match kind {
+            31.. => self.there(layer),
+            _ => self.path(layer),
+        };
+        if to == path {
+            to = self.path(layer);
+        }
         let mode = *self.random.of(&MODES);
         let (shown, shown_to) = (path.display().to_string(), to.display().to_string());
         let words = match kind {
             0..4 => format!("mkdir {shown} {mode:o}"),
-            4..8 => format!("create {shown} {mode:o}, {number}"),
+            4..8 => format!("creat {shown} {mode:o}, {number}"),
             8 => format!("symlink {shown}"),
             9 => format!("mknod {shown} {number}"),
             10 | 11 => format!("link {shown} {shown_to}"),
             12..17 => format!("rename {shown} {shown_to} {number}"),
             17 => format!("unlink {shown}"),
             18 => format!("rmdir {shown}"),
-            19 => format!("remove all {shown}"),
+            19 => format!("rm {shown}"),
             20 => format!("chmod {shown} {mode:o}"),
             21 => format!("chown {shown} {number}"),
             22 => format!("utimens {shown} {number}"),
@@ -392,15 +595,34 @@ impl Script<'_> {
             _ => format!("exchange {shown} {shown_to}"),
         };
         let result = self.made(root, kind, (&path, &to), (mode, number));
-        let changed = if (10..17).contains(&kind) || kind == 31 {
-            to
-        } else {
-            path
-        };
-        if result.is_ok() && !self.known.contains(&changed) {
-            self.known.push(changed);
+        if result.is_ok() {
+            self.follow(layer, kind, (path, to));
         }
         (words, result)
+    }
+
+    /// What a call has changed of what there is.
+    fn follow(&mut self, layer: &'static str, kind: usize, (path, to): (PathBuf, PathBuf)) {
+        match kind {
+            0..10 => self.note(layer, path, kind < 4),
+            10 | 11 => self.note(layer, to, false),
+            12..20 | 31.. if path != to => {
+                let moved = self.forget(layer, &path);
+                let other = self.forget(layer, &to);
+                let known = self.known.entry(layer).or_default();
+                let mut put = |dir: &Path, all: BTreeMap<PathBuf, bool>| {
+                    let at = |rest: &Path| dir.iter().chain(rest).collect::<PathBuf>();
+                    known.extend(all.iter().map(|(rest, is_dir)| (at(rest), *is_dir)));
+                };
+                if !(17..20).contains(&kind) {
+                    put(&to, moved);
+                }
+                if kind >= 31 || (17..20).contains(&kind) {
+                    put(if kind >= 31 { &path } else { &to }, other);
+                }
+            }
+            _ => {}
+        }
     }
 
     fn open<'p>(&self, root: &Path, path: &'p Path) -> io::Result<(DirHandle, &'p OsStr)> {
@@ -527,22 +749,25 @@ impl Script<'_> {
                     let name = layer.id.as_str();
                     self.say(format!("{layer:?}"));
                     if let Some(root) = self.mount_of(name) {
-                        self.tree_at(&format!("{name} shows"), &root);
+                        self.tree_at(&format!("{name} shows"), &root, !self.metacopy);
                     }
                     let upper = self.store.layout().layer(&layer.id).diff().to_owned();
-                    self.tree_at(&format!("{name} has"), &upper);
+                    self.tree_at(&format!("{name} has"), &upper, true);
                 }
             }
         }
     }
 
-    fn tree_at(&mut self, words: &str, root: &Path) {
+    fn tree_at(&mut self, words: &str, root: &Path, with_links: bool) {
         let found = snapshot_at(self.tree, root);
         let found = match found {
             Ok(found) => found,
             Err(error) => return self.say(format!("{words}: {}", answer(Err(error)))),
         };
-        let links = self.links(root, &found);
+        let links = match with_links {
+            true => self.links(root, &found),
+            false => BTreeMap::new(),
+        };
         for (path, object) in &found {
             let same = links.get(path).filter(|first| *first != path);
             let same = same.map_or(String::new(), |first| format!(" is {}", first.display()));
@@ -579,7 +804,7 @@ impl Script<'_> {
             match self.store.mount(&id(name), &request) {
                 Err(error) => self.say(format!("at the end, mount {name}: {}", refusal(&error))),
                 Ok(root) => {
-                    self.tree_at(&format!("{name} shows at the end"), &root);
+                    self.tree_at(&format!("{name} shows at the end"), &root, !self.metacopy);
                     let left = self.store.unmount(&id(name), UnmountMode::Now);
                     let left = left.map_or_else(|error| refusal(&error), |left| left.to_string());
                     self.say(format!("at the end, unmount {name}: {left}"));

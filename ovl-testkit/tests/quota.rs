@@ -59,6 +59,67 @@ fn what_is_made_in_a_tagged_directory_counts_and_is_limited() {
     }
 }
 
+/// As measured: ext4 gives what fits, XFS nothing of a piece that does not fit as a whole.
+#[test]
+fn a_write_past_the_limit_keeps_what_fits() {
+    const LIMIT: u64 = 64 << 10;
+    for (profile, errno, fits) in [
+        (KernelProfile::modern(), Errno::DQUOT, LIMIT - 2 * 4096),
+        (KernelProfile::xfs(), Errno::NOSPC, 4096),
+    ] {
+        let (kernel, project) = tagged(profile);
+        let _keeps = kernel.keep_to_limits().unwrap();
+        let home = Path::new("/h");
+        let limits = Limits::UNLIMITED.bytes(Some(Bytes::new(LIMIT)));
+        kernel.set_limits(home, project, &limits).unwrap();
+        let used = || kernel.usage(home, project).unwrap().bytes.get();
+        let dir = kernel.open_root(Path::new("/h/layer")).unwrap();
+        // A page for another file beside that of the directory.
+        kernel.write_file(Path::new("/h/layer/a"), b"a").unwrap();
+        let file = kernel.create_file(&dir, name("file"), 0o600).unwrap();
+        kernel.write_at(&file, 0, &[1]).unwrap();
+        assert_errno(kernel.write_at(&file, 1, &[2; 200_000]), errno);
+        let size = kernel.metadata(Node::File(&file)).unwrap().size;
+        assert_eq!((size, used()), (fits, fits + 2 * 4096));
+        // What has a page can be written again.
+        kernel.write_at(&file, 0, &vec![3; fits as usize]).unwrap();
+        // Small pieces go as far as there is room.
+        let mut pieces = (size..1 << 20).step_by(4096);
+        let written = pieces.try_for_each(|at| kernel.write_at(&file, at, &[4; 4096]));
+        assert_errno(written, errno);
+        assert_eq!(used(), LIMIT);
+    }
+}
+
+#[test]
+fn what_is_open_counts_without_a_name() {
+    let (kernel, project) = tagged(KernelProfile::xfs());
+    let home = Path::new("/h");
+    let usage = || {
+        let usage = kernel.usage(home, project).unwrap();
+        (usage.bytes.get(), usage.inodes)
+    };
+    let dir = kernel.open_root(Path::new("/h/layer")).unwrap();
+    let file = kernel.create_file(&dir, name("file"), 0o600).unwrap();
+    kernel.write_at(&file, 0, &[1; 4096]).unwrap();
+    kernel.create_dir(&dir, name("dir"), 0o700).unwrap();
+    let inner = kernel.open_dir(&dir, name("dir")).unwrap();
+    kernel.unlink(&dir, name("file")).unwrap();
+    kernel.remove_dir(&dir, name("dir")).unwrap();
+    assert_eq!(usage(), (3 * 4096, 3));
+    let fork = kernel.fork();
+    let usage_there = fork.usage(home, project).unwrap();
+    assert_eq!(usage_there.inodes, 1, "nothing is open in a copy");
+    let limits = Limits::UNLIMITED.inodes(Some(3));
+    kernel.set_limits(home, project, &limits).unwrap();
+    let more = || kernel.create_dir(&dir, name("more"), 0o700);
+    assert_errno(more(), Errno::NOSPC);
+    drop(inner);
+    more().unwrap();
+    drop(file);
+    assert_eq!(usage(), (2 * 4096, 2));
+}
+
 #[test]
 fn inodes_are_limited_too() {
     let (kernel, project) = tagged(KernelProfile::modern());

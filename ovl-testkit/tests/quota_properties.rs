@@ -2,6 +2,7 @@
 
 mod steps;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::io;
@@ -17,14 +18,13 @@ use ovl_layout::LayerId;
 use ovl_mount::UnmountMode;
 use ovl_quota::{Bytes, Limits, ProjectId, QuotaBackend};
 use ovl_testkit::{ArchiveBuilder, KernelProfile, MockKernel};
-use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use rustix::io::Errno;
 
 use crate::dying::Mortal;
-use steps::{Amount, Step, Wanted, step};
+use steps::{Amount, Step, Wanted, life};
 
 const PAGE: u64 = 4096;
 const HOME: &str = "/home";
@@ -51,7 +51,7 @@ impl Object {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Layer {
     project: u32,
     child: bool,
@@ -100,6 +100,8 @@ struct World {
     trash: BTreeSet<u32>,
     /// What an empty layer takes, without and with a parent.
     empty: [(u64, u64); 2],
+    /// Steps that changed something, and what limits refused.
+    counts: BTreeMap<String, u64>,
 }
 
 fn id(slot: u8) -> LayerId {
@@ -139,6 +141,7 @@ impl World {
             layers: BTreeMap::new(),
             trash: BTreeSet::new(),
             empty: [(0, 0); 2],
+            counts: BTreeMap::new(),
         };
         let options = InitOptions::new()
             .durability(Durability::None)
@@ -303,7 +306,92 @@ impl World {
         assert_eq!(usage.limits, limits.rounded().unwrap());
     }
 
+    fn count(&mut self, what: impl Into<String>) {
+        *self.counts.entry(what.into()).or_default() += 1;
+    }
+
+    /// The same step where it can do something, if there is such a place. Every fourth is left as
+    /// it is.
+    fn aimed(&self, number: usize, step: &Step) -> Step {
+        let mut step = step.clone();
+        if number % 4 != 3 {
+            self.aim(number, &mut step);
+        }
+        step
+    }
+
+    fn aim(&self, number: usize, step: &mut Step) {
+        fn among<T: Copy>(place: &mut T, all: impl Iterator<Item = T>, number: usize) {
+            let fitting: Vec<T> = all.collect();
+            if let Some(chosen) = fitting.get(number % fitting.len().max(1)) {
+                *place = *chosen;
+            }
+        }
+        let slots = |fits: &dyn Fn(&Layer) -> bool| {
+            let fitting = self.layers.iter().filter(|(_, layer)| fits(layer));
+            fitting.map(|(slot, _)| *slot).collect::<Vec<_>>()
+        };
+        let has = |slot: u8, name: &str| {
+            let layer = self.layers.get(&slot);
+            layer.is_some_and(|layer| layer.contents.contains_key(name))
+        };
+        match step {
+            Step::Create { slot, .. } => {
+                let free = (0..3).filter(|slot| !self.layers.contains_key(slot));
+                among(slot, free, number);
+            }
+            Step::Write { slot, name, .. } | Step::MakeDir { slot, name } => {
+                among(slot, slots(&|_| true).into_iter(), number);
+                let slot = *slot;
+                among(
+                    name,
+                    (0..4).filter(|name| !has(slot, &name_of(*name))),
+                    number,
+                );
+            }
+            Step::Remove { slot, name } => {
+                among(slot, slots(&|layer| layer.mounted).into_iter(), number);
+                if let Some(layer) = self.layers.get(slot) {
+                    let visible = |name: &u8| match layer.contents.get(&name_of(*name)) {
+                        Some(here) => *here != Object::Whiteout,
+                        None => layer.mounted && layer.has_below(&name_of(*name)),
+                    };
+                    among(name, (0..7).filter(visible), number);
+                }
+            }
+            Step::CopyUp { slot, lower } => {
+                let fits = |layer: &Layer| layer.mounted && layer.child;
+                among(slot, slots(&fits).into_iter(), number);
+                let slot = *slot;
+                let below = |lower: &u8| !has(slot, &name_of(4 + lower));
+                among(lower, (0..3).filter(below), number);
+            }
+            Step::Tighten { slot } => {
+                among(slot, slots(&|layer| layer.mounted).into_iter(), number);
+            }
+            Step::Limit { slot, .. } | Step::Drop { slot } => {
+                among(slot, slots(&|_| true).into_iter(), number);
+            }
+            Step::Apply { slot, .. } | Step::Mount { slot } => {
+                among(slot, slots(&|layer| !layer.mounted).into_iter(), number);
+            }
+            Step::Unmount { slot } => {
+                among(slot, slots(&|layer| layer.mounted).into_iter(), number);
+            }
+            Step::Kill { at, .. } => self.aim(number, at),
+            Step::Reclaim | Step::Reopen => {}
+        }
+    }
+
     fn run(&mut self, step: &Step) {
+        let (layers, trash) = (self.layers.clone(), self.trash.clone());
+        self.do_step(step);
+        if (&layers, &trash) != (&self.layers, &self.trash) {
+            self.count(step.name());
+        }
+    }
+
+    fn do_step(&mut self, step: &Step) {
         match *step {
             Step::Create {
                 slot,
@@ -319,6 +407,12 @@ impl World {
             Step::Remove { slot, name } => self.remove(slot, &name_of(name)),
             Step::CopyUp { slot, lower } => self.copy_up(slot, lower),
             Step::Limit { slot, limits } => self.limit(slot, limits),
+            Step::Tighten { slot } => {
+                if self.layers.contains_key(&slot) {
+                    let (_, inodes) = self.used(slot);
+                    self.set_limits(slot, Limits::UNLIMITED.inodes(Some(inodes)));
+                }
+            }
             Step::Apply { slot, name, len } => self.apply(slot, &name_of(name), len),
             Step::Mount { slot } => self.mount(slot),
             Step::Unmount { slot } => self.unmount(slot),
@@ -355,7 +449,7 @@ impl World {
             Err(error) => {
                 assert!(!fits, "{}", said(&error));
                 self.assert_over_quota(&error, slot, project, limits);
-                return;
+                return self.count("refused Create");
             }
         }
         let layer = Layer {
@@ -401,6 +495,7 @@ impl World {
                 Ok(()) => written += part.len() as u64,
                 Err(error) => {
                     self.assert_full(&error);
+                    self.count("refused Write");
                     break;
                 }
             }
@@ -423,7 +518,8 @@ impl World {
         let made = self.kernel.create_dir(&dir, OsStr::new(name), 0o755);
         assert_eq!(made.is_ok(), room.takes(Object::Dir), "{made:?} {room:?}");
         if let Err(error) = made {
-            return self.assert_full(&error);
+            self.assert_full(&error);
+            return self.count("refused MakeDir");
         }
         let contents = &mut self.layers.get_mut(&slot).unwrap().contents;
         contents.insert(name.to_owned(), Object::Dir);
@@ -463,7 +559,8 @@ impl World {
         // The directory comes up before what is in it goes.
         if inner && !contents.contains_key(LOWER_DIR) {
             if !room.takes(Object::Dir) {
-                return self.assert_full(&result.unwrap_err());
+                self.assert_full(&result.unwrap_err());
+                return self.count("refused CopyUp");
             }
             room.inodes -= 1;
             contents.insert(LOWER_DIR.to_owned(), Object::Dir);
@@ -473,7 +570,8 @@ impl World {
         if room.inodes == 0
             && let Err(error) = &result
         {
-            return self.assert_full(error);
+            self.assert_full(error);
+            return self.count("refused Whiteout");
         }
         result.unwrap();
         contents.insert(name.to_owned(), Object::Whiteout);
@@ -502,7 +600,8 @@ impl World {
         let contents = &mut self.layers.get_mut(&slot).unwrap().contents;
         if name == LOWER_INNER.0 && !contents.contains_key(LOWER_DIR) {
             if !room.takes(Object::Dir) {
-                return self.assert_full(&result.unwrap_err());
+                self.assert_full(&result.unwrap_err());
+                return self.count("refused CopyUp");
             }
             room.inodes = room.inodes.saturating_sub(1);
             room.bytes = room.bytes.saturating_sub(PAGE);
@@ -510,7 +609,8 @@ impl World {
         }
         let file = Object::File(len);
         if !room.takes(file) {
-            return self.assert_full(&result.unwrap_err());
+            self.assert_full(&result.unwrap_err());
+            return self.count("refused CopyUp");
         }
         result.unwrap();
         contents.insert(name.to_owned(), file);
@@ -518,7 +618,10 @@ impl World {
 
     fn limit(&mut self, slot: u8, wanted: Wanted) {
         let child = self.layers.get(&slot).is_some_and(|layer| layer.child);
-        let limits = self.limits(child, wanted);
+        self.set_limits(slot, self.limits(child, wanted));
+    }
+
+    fn set_limits(&mut self, slot: u8, limits: Limits) {
         let result = self.store().set_limits(&id(slot), limits);
         match self.layers.get_mut(&slot) {
             Some(layer) => {
@@ -571,6 +674,7 @@ impl World {
             Err(error) => {
                 assert!(!fits, "{}: {room:?}", said(&error));
                 self.assert_over_quota(&error, slot, layer.project, layer.limits);
+                self.count("refused Apply");
             }
         }
     }
@@ -590,6 +694,7 @@ impl World {
                 let fits = room.bytes >= 2 * PAGE && room.inodes >= 2;
                 assert!(!fits, "{}: {room:?}", said(&error));
                 self.assert_over_quota(&error, slot, layer.project, layer.limits);
+                self.count("refused Mount");
             }
         }
     }
@@ -735,7 +840,7 @@ impl World {
     }
 
     /// When all layers are gone, so are their projects: the first id is given again.
-    fn finish(mut self) {
+    fn finish(&mut self) {
         for slot in self.layers.keys().copied().collect::<Vec<_>>() {
             self.drop_layer(slot);
         }
@@ -757,17 +862,51 @@ fn lives_follow_the_model(profile: &KernelProfile) {
         failure_persistence: None,
         ..Config::default()
     };
-    let result = TestRunner::new(config).run(&(base, vec(step(), 1..40)), |(base, steps)| {
+    let counts = RefCell::new(BTreeMap::<String, u64>::new());
+    let result = TestRunner::new(config).run(&(base, life()), |(base, steps)| {
         let mut world = World::new(profile.clone(), base);
-        for step in &steps {
-            world.run(step);
+        for (number, step) in steps.iter().enumerate() {
+            let step = world.aimed(number, step);
+            world.run(&step);
             world.check();
         }
+        let done = std::mem::take(&mut world.counts);
         world.finish();
+        for (what, count) in done {
+            *counts.borrow_mut().entry(what).or_default() += count;
+        }
         Ok(())
     });
     if let Err(error) = result {
         panic!("{error}");
+    }
+    let counts = counts.into_inner();
+    println!("quota properties: {counts:?}");
+    // About a fourth of what there is by chance.
+    for (what, least) in [
+        ("Create", 140),
+        ("Write", 120),
+        ("MakeDir", 25),
+        ("Remove", 60),
+        ("CopyUp", 40),
+        ("Limit", 60),
+        ("Tighten", 40),
+        ("Apply", 12),
+        ("Mount", 100),
+        ("Unmount", 30),
+        ("Drop", 40),
+        ("Reclaim", 2),
+        ("Kill", 60),
+        ("refused Create", 10),
+        ("refused Write", 8),
+        ("refused MakeDir", 8),
+        ("refused CopyUp", 25),
+        ("refused Whiteout", 6),
+        ("refused Apply", 18),
+        ("refused Mount", 5),
+    ] {
+        let found = counts.get(what).copied().unwrap_or(0);
+        assert!(found >= least, "{found} times {what}: {counts:#?}");
     }
 }
 

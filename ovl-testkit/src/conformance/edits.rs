@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use ovl_driver::blocking::Overlay2;
-use ovl_driver::{Base, MountRequest};
+use ovl_driver::{Base, ImportOptions, MountRequest};
 use ovl_layout::XattrNamespace;
 use ovl_mount::OverlayOptions;
 
@@ -16,6 +16,7 @@ list! {
     what_is_written_into_a_file_of_the_image_is_in_the_upper_layer,
     a_file_of_the_image_that_is_cut_has_what_is_left_in_the_upper_layer,
     a_file_whose_data_was_left_below_has_it_once_it_is_written,
+    a_file_whose_data_was_left_below_is_one_file_by_both_its_names,
     writing_takes_capabilities_away_and_no_mode,
 }
 
@@ -87,16 +88,24 @@ fn a_file_of_the_image_that_is_cut_has_what_is_left_in_the_upper_layer(subject: 
     assert_holds(subject, &store, b"contents\0\0");
 }
 
-fn a_file_whose_data_was_left_below_has_it_once_it_is_written(subject: &Subject) {
+/// How a layer is mounted that leaves data below; none where no mount does.
+fn leaving_data_below(subject: &Subject) -> Option<MountRequest> {
     let features = subject.kernel().mount().features().expect("features");
     if features.user_namespace || !features.metacopy {
-        return subject.skip(Skip::whole("no mount leaves data below here"));
+        subject.skip(Skip::whole("no mount leaves data below here"));
+        return None;
     }
+    let options = OverlayOptions::default().with("metacopy=on");
+    Some(MountRequest::new().options(options.expect("an option")))
+}
+
+fn a_file_whose_data_was_left_below_has_it_once_it_is_written(subject: &Subject) {
+    let Some(request) = leaving_data_below(subject) else {
+        return;
+    };
     let Some(store) = on_image(subject) else {
         return;
     };
-    let options = OverlayOptions::default().with("metacopy=on");
-    let request = MountRequest::new().options(options.expect("an option"));
     let path = store.mount(&id("top"), &request).expect("mount");
     let file = path.join("dir/file");
     subject.chmod(&file, 0o640);
@@ -116,6 +125,45 @@ fn a_file_whose_data_was_left_below_has_it_once_it_is_written(subject: &Subject)
     unmount(&store, "top");
     assert_holds(subject, &store, b"Contents of the image");
     assert_eq!(subject.mode(&upper), 0o640);
+}
+
+/// While it is mounted, Linux may give them two inode numbers: that from below, which it knew the
+/// first name by, and that of the upper file. The copy of the layer, which an archive makes, has
+/// nothing that leads from one to the other.
+fn a_file_whose_data_was_left_below_is_one_file_by_both_its_names(subject: &Subject) {
+    let Some(request) = leaving_data_below(subject) else {
+        return;
+    };
+    let Some(store) = on_image(subject) else {
+        return;
+    };
+    let mounted = || store.mount(&id("top"), &request).expect("mount");
+    subject.chmod(&mounted().join("dir/file"), 0o640);
+    unmount(&store, "top");
+    let archive = ArchiveBuilder::new().file("new", b"new").finish();
+    let options = ImportOptions::new();
+    let applied = store.apply(&id("top"), &*archive, options, &mut |_| {});
+    applied.expect("apply");
+    let path = mounted();
+    let (file, other) = (path.join("dir/file"), path.join("dir/other"));
+    edit(subject, &file, Edit::Truncate(2));
+    subject.rename(&file, &other);
+    // Where a whiteout is.
+    subject.link(&other, &file);
+    for name in [&file, &other] {
+        assert_eq!(subject.read(name), b"co");
+    }
+    unmount(&store, "top");
+    let upper = store.layout().layer(&id("top")).diff().to_owned();
+    let path = mounted();
+    for root in [&upper, &path] {
+        let [one, two] = ["dir/file", "dir/other"].map(|name| subject.metadata(&root.join(name)));
+        assert_eq!((one.ino, one.nlink), (two.ino, 2), "{}", root.display());
+    }
+    unmount(&store, "top");
+    let told = changes(&store, "top", &Base::Parent);
+    assert_eq!(told, ["C /dir", "C /dir/file", "A /dir/other", "A /new"]);
+    subject.assert_clean(&store);
 }
 
 fn writing_takes_capabilities_away_and_no_mode(subject: &Subject) {

@@ -33,6 +33,7 @@ list! {
     the_mount_point_goes_with_the_mount,
     a_hold_of_this_process_counts,
     unmounting_all_takes_every_layers_mount_and_nothing_else,
+    what_is_mounted_on_a_mount_is_nowhere_else_and_goes_with_it,
 }
 
 fn a_mount_lasts_as_long_as_it_is_held(subject: &Subject) {
@@ -532,5 +533,39 @@ fn a_layer_that_is_being_replaced_is_in_use(subject: &Subject) {
     });
     let diff = store.layout().layer(&id("top")).dir().to_owned();
     assert!(!subject.exists(&diff.join("replaces")));
+    subject.assert_clean(&store);
+}
+
+fn what_is_mounted_on_a_mount_is_nowhere_else_and_goes_with_it(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "lone", None);
+    // A bind: its directory is to be seen in two places, and what is mounted there in one.
+    let lone = mount(&store, "lone");
+    let inner = subject.open("home/lone/merged/inner").expect("a home");
+    create(&inner, "base", None);
+    create(&inner, "top", Some("base"));
+    let top = mount(&inner, "top");
+    subject.write(&top.join("file"), b"x");
+    let below = store.layout().layer(&id("lone")).diff().to_owned();
+    let below = below.join(top.strip_prefix(&lone).expect("it is mounted there"));
+    assert_eq!(subject.names(&below), [""; 0]);
+    assert_eq!(subject.names(&top), ["file"]);
+
+    let now = store.unmount(&id("lone"), UnmountMode::Now);
+    let error = now.expect_err("something is mounted on it");
+    assert_eq!(error.kind(), ErrorKind::Busy, "{}", chain(&error));
+    let lazily = store.unmount(&id("lone"), UnmountMode::Lazy);
+    assert_eq!(lazily.expect("lazily"), 0);
+    let left = subject.kernel().mount().mounts_below(subject.dir());
+    assert_eq!(left.expect("mounts can be listed"), []);
+
+    // What was noted of the inner mount is void.
+    assert_eq!(mount(&store, "lone"), lone);
+    assert_eq!(inner.inspect(&id("top")).expect("inspect").mount, None);
+    with_mount(&inner, "top", |path| {
+        assert_eq!(subject.names(path), ["file"]);
+    });
+    subject.assert_clean(&inner);
+    unmount(&store, "lone");
     subject.assert_clean(&store);
 }

@@ -1,8 +1,10 @@
 //! Sizes of writable layers. Where the kernel under test enforces no project quotas, the cases
 //! hold it to refusing limits with the reason.
 
+use std::ffi::OsStr;
 use std::time::{Duration, Instant};
 
+use ovl_diff::Node;
 use ovl_driver::blocking::Overlay2;
 use ovl_driver::{
     CreateLayer, Durability, Error, ErrorKind, ImportOptions, InitOptions, LayerQuota,
@@ -10,6 +12,7 @@ use ovl_driver::{
 };
 use ovl_layout::{LayerRecord, names};
 use ovl_quota::{Bytes, Enforcement, Limits, ProjectId, ProjectRange};
+use rustix::io::Errno;
 
 use super::support::{chain, create, diff, id, import, layer, mount, unmount};
 use super::{Subject, list};
@@ -36,6 +39,7 @@ list! {
     a_layer_without_a_project_moves_into_one_when_it_is_limited,
     a_layer_that_was_mounted_volatile_moves_into_a_project_as_what_it_is,
     a_full_layer_is_over_quota_where_its_mount_has_no_room,
+    a_file_counts_up_to_the_limit_and_until_it_is_closed,
 }
 
 const MIB: u64 = 1 << 20;
@@ -660,6 +664,41 @@ fn a_full_layer_is_over_quota_where_its_mount_has_no_room(subject: &Subject) {
     let lifted = store.set_limits(&id("layer"), Limits::UNLIMITED);
     lifted.expect("lifted");
     mount(&store, "layer");
+    unmount(&store, "layer");
+    subject.assert_clean(&store);
+}
+
+fn a_file_counts_up_to_the_limit_and_until_it_is_closed(subject: &Subject) {
+    let store = subject.store();
+    if !enforced(subject) {
+        return assert_refused(store.create_writable(&sized("layer", 5)), "quotas");
+    }
+    store.create_writable(&sized("layer", 5)).expect("limits");
+    let used = || quota(&store, "layer").usage.expect("the usage").bytes.get();
+    let path = mount(&store, "layer");
+    let tree = subject.tree();
+    let dir = tree.open_root(&path).expect("open");
+    let name = OsStr::new("file");
+    let file = tree.create_file(&dir, name, 0o600).expect("create");
+    // Root has the privilege to exceed it, on ext4.
+    let keeps = subject.kernel().quota().keep_to_limits();
+    let keeps = keeps.expect("limits can be kept to");
+    let mut pieces = (0..2 * 5 * MIB).step_by(65536);
+    let written = pieces.try_for_each(|at| tree.write_at(&file, at, &[7; 65536]));
+    let error = written.expect_err("twice the limit");
+    let errno = Errno::from_io_error(&error);
+    assert!(
+        matches!(errno, Some(Errno::DQUOT | Errno::NOSPC)),
+        "{error}"
+    );
+    let size = tree.metadata(Node::File(&file)).expect("look").size;
+    assert!((4 * MIB..5 * MIB).contains(&size), "what fits is kept");
+    assert!(used() >= size && used() <= 5 * MIB, "{} bytes", used());
+    tree.unlink(&dir, name).expect("unlink");
+    assert!(used() >= size, "somebody can read it");
+    drop((keeps, file));
+    eventually(|| used() < MIB);
+    drop(dir);
     unmount(&store, "layer");
     subject.assert_clean(&store);
 }

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use ovl_diff::{DirHandle, Node, NodeKind, RenameMode, TreeBackend, remove_tree};
+use ovl_diff::{DirHandle, Metadata, Node, NodeKind, RenameMode, TreeBackend, remove_tree};
 use ovl_driver::blocking::Overlay2;
 use ovl_driver::{
     Applied, Base, CreateLayer, Durability, Error, ImportOptions, MountRequest, OpenOptions,
@@ -181,18 +181,18 @@ impl Subject {
         }
     }
 
-    pub(super) fn mode(&self, path: &Path) -> u32 {
+    pub(super) fn metadata(&self, path: &Path) -> Metadata {
         let (dir, name) = self.parent(path);
-        self.tree()
-            .metadata(Node::Entry(&dir, name))
-            .expect("it is there")
-            .mode
+        let found = self.tree().metadata(Node::Entry(&dir, name));
+        found.unwrap_or_else(|error| panic!("look at {}: {error}", path.display()))
+    }
+
+    pub(super) fn mode(&self, path: &Path) -> u32 {
+        self.metadata(path).mode
     }
 
     pub(super) fn owner(&self, path: &Path) -> (u32, u32) {
-        let (dir, name) = self.parent(path);
-        let found = self.tree().metadata(Node::Entry(&dir, name));
-        let found = found.unwrap_or_else(|error| panic!("look at {}: {error}", path.display()));
+        let found = self.metadata(path);
         (found.uid, found.gid)
     }
 

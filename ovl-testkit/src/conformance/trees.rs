@@ -18,6 +18,7 @@ list! {
     redirects_are_refused_by_mounts_that_do_not_follow_them,
     renames_onto_what_is_there_are_refused_as_by_the_kernel,
     a_refused_rename_moves_nothing_and_ext4_alone_touches_the_directory,
+    an_exchange_of_two_names_of_one_file_changes_nothing,
     what_exists_is_told_before_what_is_read_only,
     new_objects_take_the_group_of_a_setgid_directory,
     whiteouts_of_one_mount_are_one_inode,
@@ -164,6 +165,37 @@ fn a_refused_rename_moves_nothing_and_ext4_alone_touches_the_directory(subject: 
     assert_eq!(subject.names(&at("upper")), ["file", "full", "plain"]);
     assert_eq!(subject.names(&at("upper/full")), ["file"]);
     unmount(&store, "top");
+    subject.assert_clean(&store);
+}
+
+fn an_exchange_of_two_names_of_one_file_changes_nothing(subject: &Subject) {
+    let (store, top) = two_directories(subject);
+    create(&store, "plain", None);
+    let old = Timestamp { secs: 1, nanos: 1 };
+    // A base layer's mount is a bind, where the file system is asked itself.
+    for root in [&top, &mount(&store, "plain")] {
+        let (file, dir) = (root.join("new"), root.join("dir"));
+        subject.write(&file, b"x");
+        subject.mkdir(&dir, 0o755);
+        subject.link(&file, &dir.join("other"));
+        subject.set_mtime(&dir, old);
+        let tree = subject.tree();
+        let (root, inner) = [root, &dir]
+            .map(|dir| tree.open_root(dir).expect("open"))
+            .into();
+        let (new, other) = (OsStr::new("new"), OsStr::new("other"));
+        for (from, to) in [
+            ((&root, new), (&inner, other)),
+            ((&inner, other), (&inner, other)),
+        ] {
+            let done = tree.rename(from.0, from.1, to.0, to.1, RenameMode::Exchange);
+            done.expect("exchange");
+            assert_eq!(subject.mtime(&dir), old);
+        }
+    }
+    for name in ["top", "plain"] {
+        unmount(&store, name);
+    }
     subject.assert_clean(&store);
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 const PAGE_LEN: usize = 4096;
 
 /// A file's bytes.
@@ -23,11 +23,24 @@ impl Data {
         self.pages.len() as u64 * (PAGE / 512)
     }
 
-    /// Pages that writing here would allocate.
-    pub(super) fn new_pages(&self, offset: u64, len: usize) -> u64 {
-        pages(offset, len)
-            .filter(|page| !self.pages.contains_key(page))
-            .count() as u64
+    /// How many bytes can be written here where there is room for so many more pages, if those that
+    /// are next to each other are made at once, up to a number of them.
+    pub(super) fn fitting(&self, offset: u64, len: usize, at_once: u64, room: u64) -> usize {
+        let (mut left, range) = (room, pages(offset, len));
+        let mut page = range.start;
+        while page < range.end {
+            let ahead = page..range.end.min(page + at_once);
+            let there = self.pages.range(ahead.clone()).next();
+            let end = there.map_or(ahead.end, |(&there, _)| there);
+            if end - page > left {
+                let fits = (page * PAGE).saturating_sub(offset);
+                return usize::try_from(fits).unwrap_or(len);
+            }
+            left -= end - page;
+            // The page that is there takes what is written into it.
+            page = end.max(page + 1);
+        }
+        len
     }
 
     pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> usize {
@@ -47,6 +60,9 @@ impl Data {
     }
 
     pub(super) fn write(&mut self, offset: u64, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
         let mut done = 0;
         while done < bytes.len() {
             let (page, at) = place(offset + done as u64);

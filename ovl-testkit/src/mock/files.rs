@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use ovl_diff::{FileHandle, FileKind, Node, TreeBackend as _};
 use rustix::io::Errno;
@@ -88,12 +87,7 @@ impl MockKernel {
             None => found,
             Some((overlay, path)) => state.copy_up_data(overlay, path, name)?,
         };
-        Ok(FileHandle::new(MockFile {
-            mount: Arc::clone(&here.mount),
-            ino,
-            data: ino,
-            writable: true,
-        }))
+        Ok(MockFile::open(&state, &here.mount, (ino, ino), true)?)
     }
 
     /// Changes a file that exists in place: one [`open_for_writing`](Self::open_for_writing), and

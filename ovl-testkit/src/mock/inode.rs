@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::sync::Arc;
 
 use ovl_diff::{DeviceNumber, FileKind, Metadata, NodeKind, Timestamp};
 use ovl_driver::FsType;
@@ -34,6 +35,20 @@ pub(super) struct Inode {
     pub(super) project: u32,
     pub(super) inherits: bool,
     pub(super) disk: OnDisk,
+    pub(super) handles: Handles,
+}
+
+/// What has an inode open. A copy of the inode is another one, which nothing has open.
+#[derive(Debug, Default)]
+pub(super) struct Handles(Arc<()>);
+
+/// Keeps an inode from being freed.
+pub(super) struct Held(#[expect(dead_code, reason = "it is counted")] Arc<()>);
+
+impl Clone for Handles {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -63,6 +78,7 @@ impl Inode {
             project: 0,
             inherits: false,
             disk: OnDisk::default(),
+            handles: Handles::default(),
         }
     }
 
@@ -75,6 +91,15 @@ impl Inode {
             Body::Node(NodeKind::CharDevice(_)) => FileKind::CharDevice,
             Body::Node(NodeKind::BlockDevice(_)) => FileKind::BlockDevice,
         }
+    }
+
+    pub(super) fn hold(&self) -> Held {
+        Held(Arc::clone(&self.handles.0))
+    }
+
+    /// Whether it takes up space: without a name, until the last who has it open closes it.
+    pub(super) fn is_charged(&self) -> bool {
+        self.nlink > 0 || Arc::strong_count(&self.handles.0) > 1
     }
 
     pub(super) fn is_whiteout(&self) -> bool {
@@ -370,6 +395,9 @@ impl State {
         let other = self.child(to_dir, to)?.ok_or(Errno::NOENT)?;
         if self.is_below(to_dir, one) || self.is_below(from_dir, other) {
             return Err(Errno::INVAL);
+        }
+        if one == other {
+            return Ok(());
         }
         self.refuse_foreign_project(one, to_dir)?;
         self.refuse_foreign_project(other, from_dir)?;

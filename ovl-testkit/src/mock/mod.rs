@@ -27,7 +27,7 @@ use ovl_driver::{FsType, Kernel, ProcessId};
 use rustix::io::Errno;
 
 pub use disk::{Fate, Pending, PendingKind, Survivors};
-use inode::{Ino, Inode, ROOT};
+use inode::{Handles, Ino, Inode, ROOT};
 use mounts::Mount;
 pub use profile::KernelProfile;
 
@@ -262,6 +262,9 @@ impl MockKernel {
         state.whiteouts.clear();
         state.locks = system::Locks::default();
         state.limits.keeping.clear();
+        for inode in state.inodes.values_mut() {
+            inode.handles = Handles::default();
+        }
         let process = system::Process {
             start_time: self.process.start_time,
             namespace: self.namespace,

@@ -18,6 +18,7 @@ use super::inode::{Body, Ino, ROOT, Result};
 use super::overlay::Overlay;
 use super::quota::Writer;
 use super::request::{Directory, Refusal, Request};
+use super::tree::MockDir;
 use super::{FIRST_NAMESPACE, KernelProfile, MockKernel, State};
 
 /// One mount.
@@ -25,7 +26,9 @@ use super::{FIRST_NAMESPACE, KernelProfile, MockKernel, State};
 pub(super) struct Mount {
     pub(super) id: u64,
     pub(super) target: PathBuf,
-    /// The directory it covers.
+    /// The mount that it is on.
+    pub(super) parent: u64,
+    /// The directory it covers, as that one shows it.
     pub(super) point: Ino,
     /// The one mount namespace that sees it; of the root, all do.
     pub(super) namespace: u64,
@@ -78,6 +81,7 @@ impl Mount {
         Self {
             id: 1,
             target,
+            parent: 0,
             point: 0,
             namespace: FIRST_NAMESPACE,
             read_only: false,
@@ -119,23 +123,33 @@ impl State {
             .filter(|mount| mount.is_seen(self.namespace))
     }
 
+    /// Whether something is mounted on a directory, by whatever mount that was reached.
     pub(super) fn is_mount_point(&self, ino: Ino) -> bool {
-        self.mounted_on(ino).is_some()
+        self.seen().any(|mount| mount.point == ino)
     }
 
-    /// The mount that covers a directory.
-    pub(super) fn mounted_on(&self, ino: Ino) -> Option<&Arc<Mount>> {
-        self.seen().rfind(|mount| mount.point == ino)
+    /// The mount that covers a directory of another one.
+    pub(super) fn mounted_on(&self, parent: u64, ino: Ino) -> Option<&Arc<Mount>> {
+        self.seen()
+            .rfind(|mount| (mount.parent, mount.point) == (parent, ino))
+    }
+
+    /// The mount that covers what was found.
+    pub(super) fn covering(&self, found: &MockDir) -> Option<&Arc<Mount>> {
+        self.mounted_on(found.mount_id(), found.point()?)
     }
 
     /// Copies what the caller sees into a new mount namespace.
     pub(super) fn copy_mounts(&mut self, namespace: u64) {
         let seen: Vec<Arc<Mount>> = self.seen().filter(|mount| mount.id > 1).cloned().collect();
+        let mut copies = BTreeMap::new();
         for mount in seen {
             let id = self.next_mount;
             self.next_mount += 1;
+            copies.insert(mount.id, id);
             self.mounts.push(Arc::new(Mount {
                 id,
+                parent: copies.get(&mount.parent).copied().unwrap_or(mount.parent),
                 target: mount.target.clone(),
                 kind: mount.kind.clone(),
                 uses: Mutex::default(),
@@ -145,9 +159,13 @@ impl State {
         }
     }
 
-    /// Takes mounts away, lazily.
+    /// Takes mounts away, lazily, and what is mounted on them, which was mounted later.
     pub(super) fn drop_mounts(&mut self, which: impl Fn(&Mount) -> bool) {
-        let chosen = |mount: &mut Arc<Mount>| mount.id > 1 && which(mount);
+        let mut dropped = BTreeSet::new();
+        let chosen = |mount: &mut Arc<Mount>| {
+            let goes = mount.id > 1 && (which(mount) || dropped.contains(&mount.parent));
+            goes && dropped.insert(mount.id)
+        };
         let gone: Vec<_> = self.mounts.extract_if(.., chosen).collect();
         self.detached.retain(|mount| mount.strong_count() > 0);
         self.detached.extend(gone.iter().map(Arc::downgrade));
@@ -159,26 +177,34 @@ impl State {
         Ok((found.mount_id(), found.plain_or(Errno::INVAL)?))
     }
 
-    /// The directory for a mount, at a path that does not end with a symbolic link: what lies
-    /// there under all that is mounted on it.
-    fn dir_itself(&self, path: &Path, pid: u32) -> Result<Ino> {
+    /// The directory at a path that does not end with a symbolic link: what lies there under all
+    /// that is mounted on it.
+    fn dir_itself(&self, path: &Path, pid: u32) -> Result<MockDir> {
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-            return self.walk(path, pid)?.plain_or(Errno::INVAL);
+            return self.walk(path, pid);
         };
-        let parent = self.walk(parent, pid)?.plain_or(Errno::INVAL)?;
-        let ino = self.child(parent, name)?.ok_or(Errno::NOENT)?;
+        let parent = self.walk(parent, pid)?;
+        let ino = self.child(parent.plain_or(Errno::INVAL)?, name)?;
+        let ino = ino.ok_or(Errno::NOENT)?;
         match self.inode(ino)?.is_dir() {
-            true => Ok(ino),
+            true => Ok(parent.enter(name, ino)),
             false => Err(Errno::NOTDIR),
         }
     }
 
+    /// Where a mount at such a path goes: the mount that it will be on, and the directory. It covers
+    /// what is mounted there.
+    fn mount_place(&self, path: &Path, pid: u32) -> Result<(u64, Ino)> {
+        let place = self.covered(self.dir_itself(path, pid)?, pid);
+        Ok((place.mount_id(), place.point().ok_or(Errno::INVAL)?))
+    }
+
     /// `openat2(2)` with `RESOLVE_BENEATH`, `RESOLVE_NO_SYMLINKS` and `RESOLVE_NO_XDEV`.
-    fn dir_beneath(&self, home: Ino, path: &Path) -> Result<Ino> {
+    fn dir_beneath(&self, mount: u64, home: Ino, path: &Path) -> Result<Ino> {
         path.iter().try_fold(home, |dir, name| {
             let ino = self.child(dir, name)?.ok_or(Errno::NOENT)?;
             match &self.inode(ino)?.body {
-                Body::Directory(_) if self.is_mount_point(ino) => Err(Errno::XDEV),
+                Body::Directory(_) if self.mounted_on(mount, ino).is_some() => Err(Errno::XDEV),
                 Body::Directory(_) => Ok(ino),
                 Body::Symlink(_) => Err(Errno::LOOP),
                 _ => Err(Errno::NOTDIR),
@@ -368,7 +394,7 @@ impl MockKernel {
         let profile = self.profile();
         let mut state = self.state();
         let pid = self.process.pid;
-        let point = state.dir_itself(plan.target(), pid)?;
+        let (parent, point) = state.mount_place(plan.target(), pid)?;
         let (kind, read_only) = match plan.action() {
             MountAction::Bind { source } => {
                 state.dir_itself(source, pid)?;
@@ -388,7 +414,7 @@ impl MockKernel {
                     }
                     OverlayCall::Layers { home, settings } => {
                         let (mount, home) = state.layer_dir(home, pid)?;
-                        let open = |path: &Path| Ok((mount, state.dir_beneath(home, path)?));
+                        let open = |path: &Path| Ok((mount, state.dir_beneath(mount, home, path)?));
                         Request::from_settings(settings, profile, open)?
                     }
                 };
@@ -407,6 +433,7 @@ impl MockKernel {
         state.mounts.push(Arc::new(Mount {
             id,
             target,
+            parent,
             point,
             namespace: self.namespace,
             read_only,
@@ -458,7 +485,9 @@ impl MountBackend for MockKernel {
         let Some(gone) = seen.rfind(|mount| mount.target == target && mount.id > 1) else {
             return Err(MountError::unmount(target, Errno::INVAL.into()));
         };
-        let (id, is_busy) = (gone.id, !gone.holders().is_empty());
+        let id = gone.id;
+        let is_parent = state.mounts.iter().any(|mount| mount.parent == id);
+        let is_busy = is_parent || !gone.holders().is_empty();
         drop(seen);
         if mode == UnmountMode::Now && is_busy {
             drop(state);
@@ -490,6 +519,7 @@ impl MountBackend for MockKernel {
     fn is_upper_in_use(&self, upper: &Path) -> io::Result<bool> {
         let state = self.state();
         let dir = state.dir_itself(upper, self.process.pid)?;
+        let dir = dir.plain_or(Errno::INVAL)?;
         Ok(state.is_used_by_mount(dir))
     }
 }

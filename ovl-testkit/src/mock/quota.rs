@@ -12,9 +12,13 @@ use ovl_quota::{
 };
 use rustix::io::Errno;
 
+use super::data::{Data, PAGE};
 use super::inode::{Ino, Result};
 use super::tree::MockDir;
 use super::{MockKernel, Shared, State};
+
+/// As many as one of its mappings of a write has.
+const XFS_PAGES: u64 = 1024;
 
 /// The limits of projects, and whom they bind.
 #[derive(Debug)]
@@ -105,6 +109,13 @@ pub(super) enum Writer {
     Overlay,
 }
 
+/// What may be added to a project; None without a limit.
+#[derive(Default)]
+struct Room {
+    bytes: Option<u64>,
+    inodes: Option<u64>,
+}
+
 /// Ends the keeping to limits when it is dropped.
 struct Keeping {
     shared: Arc<Shared>,
@@ -126,27 +137,56 @@ impl State {
         inodes: u64,
         bytes: u64,
     ) -> Result<()> {
+        let over = |room: Option<u64>, more: u64| more > 0 && room.is_some_and(|room| more > room);
+        let room = self.room(writer, project);
+        match over(room.bytes, bytes) || over(room.inodes, inodes) {
+            true => Err(self.full),
+            false => Ok(()),
+        }
+    }
+
+    /// What is left of a project's limits.
+    fn room(&self, writer: Writer, project: u32) -> Room {
         let all = &self.limits;
+        let none = Room::default();
         if writer == Writer::Caller && all.may_exceed && all.keeping.is_empty() {
-            return Ok(());
+            return none;
         }
         let Some(limits) = all.live.get(&project).filter(|_| project != 0) else {
-            return Ok(());
+            return none;
         };
-        let (used_bytes, used_inodes) = self.used(project);
-        let over = |limit: Option<u64>, used: u64, more: u64| {
-            more > 0 && limit.is_some_and(|limit| used + more > limit)
+        let (bytes, inodes) = self.used(project);
+        let left = |limit: Option<u64>, used| limit.map(|limit| limit.saturating_sub(used));
+        Room {
+            bytes: left(limits.bytes.map(Bytes::get), bytes),
+            inodes: left(limits.inodes, inodes),
+        }
+    }
+
+    /// How much of a write goes before a limit stops it: all of it where there is none. ext4 takes
+    /// the pages that fit; XFS has room for 4 MiB at a time, or for none of them.
+    pub(super) fn fitting(
+        &self,
+        writer: Writer,
+        project: u32,
+        contents: &Data,
+        (offset, len): (u64, usize),
+    ) -> usize {
+        let at_once = match self.fs_type {
+            FsType::XFS => XFS_PAGES,
+            _ => 1,
         };
-        let full = over(limits.bytes.map(Bytes::get), used_bytes, bytes)
-            || over(limits.inodes, used_inodes, inodes);
-        if full { Err(self.full) } else { Ok(()) }
+        let room = self.room(writer, project).bytes;
+        room.map_or(len, |room| {
+            contents.fitting(offset, len, at_once, room / PAGE)
+        })
     }
 
     fn used(&self, project: u32) -> (u64, u64) {
         let members = self
             .inodes
             .values()
-            .filter(|inode| inode.project == project && inode.nlink > 0);
+            .filter(|inode| inode.project == project && inode.is_charged());
         members.fold((0, 0), |(bytes, inodes), inode| {
             (bytes + inode.blocks() * 512, inodes + 1)
         })
@@ -239,7 +279,7 @@ impl QuotaBackend for MockKernel {
         self.quotas_on()?;
         let state = self.state();
         let limited = state.limits.live.keys().copied();
-        let living = state.inodes.values().filter(|inode| inode.nlink > 0);
+        let living = state.inodes.values().filter(|inode| inode.is_charged());
         let mut ids: Vec<u32> = living.map(|inode| inode.project).chain(limited).collect();
         ids.sort_unstable();
         ids.dedup();

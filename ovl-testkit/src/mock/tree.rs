@@ -15,7 +15,7 @@ use ovl_driver::FsType;
 use rustix::io::Errno;
 
 use super::data::Data;
-use super::inode::{Body, CAPABILITY, Ino, Result, check_name};
+use super::inode::{Body, CAPABILITY, Held, Ino, Result, check_name};
 use super::mounts::{Kind, Mount, Use};
 use super::overlay::{Entry, Overlay, Private};
 use super::quota::Writer;
@@ -23,11 +23,15 @@ use super::xattrs::{shown_name, stored_name};
 use super::{MockKernel, State};
 
 const MAX_TARGET_LEN: usize = 4095;
+/// No inode's number: the root of a merged view, where something is mounted on it.
+const MERGED_ROOT: Ino = 0;
 
 /// An open directory. Holding the mount is what keeps it busy.
 pub(super) struct MockDir {
     pub(super) mount: Arc<Use>,
     pub(super) at: At,
+    /// Of one that is open.
+    pub(super) _held: Option<Held>,
 }
 
 /// Where on its mount a directory is.
@@ -43,9 +47,25 @@ pub(super) struct MockFile {
     /// What holds the contents.
     pub(super) data: Ino,
     pub(super) writable: bool,
+    _held: Held,
 }
 
 impl MockFile {
+    pub(super) fn open(
+        state: &State,
+        mount: &Arc<Use>,
+        (ino, data): (Ino, Ino),
+        writable: bool,
+    ) -> Result<FileHandle> {
+        Ok(FileHandle::new(Self {
+            mount: Arc::clone(mount),
+            ino,
+            data,
+            writable,
+            _held: state.inode(ino)?.hold(),
+        }))
+    }
+
     fn writer(&self) -> Writer {
         match self.mount.kind {
             Kind::Plain(_) => Writer::Caller,
@@ -101,8 +121,22 @@ impl MockDir {
         }
     }
 
+    /// Opens it.
+    pub(super) fn open(self, state: &State) -> Result<DirHandle> {
+        let _held = Some(state.inode(self.ino(state)?)?.hold());
+        Ok(DirHandle::new(Self { _held, ..self }))
+    }
+
     pub(super) fn mount_id(&self) -> u64 {
         self.mount.id
+    }
+
+    /// What something that is mounted here has for its point. None in a merged view below its root.
+    pub(super) fn point(&self) -> Option<Ino> {
+        match &self.at {
+            At::Plain(ino) => Some(*ino),
+            At::Merged(path) => path.is_empty().then_some(MERGED_ROOT),
+        }
     }
 
     /// What is mounted where this is the root.
@@ -147,6 +181,7 @@ impl MockDir {
         Self {
             mount: Arc::clone(&self.mount),
             at,
+            _held: None,
         }
     }
 
@@ -158,10 +193,9 @@ impl MockDir {
         let Some(ino) = state.child(dir, name)? else {
             return Ok(None);
         };
-        let process = self.mount.process();
-        Ok(state
-            .mounted_on(ino)
-            .map(|mount| Self::root_of(mount, process)))
+        let inner = self.enter(name, ino);
+        let is_covered = state.covering(&inner).is_some();
+        Ok(is_covered.then(|| state.covered(inner, self.mount.process())))
     }
 
     pub(super) fn root_of(mount: &Arc<Mount>, process: u32) -> Self {
@@ -172,6 +206,7 @@ impl MockDir {
         Self {
             mount: Use::new(mount, process),
             at,
+            _held: None,
         }
     }
 
@@ -212,6 +247,7 @@ impl MockKernel {
                 let dev = MockDir {
                     mount: Arc::clone(&file.mount),
                     at: At::Plain(file.ino),
+                    _held: None,
                 }
                 .dev();
                 (file.ino, dev, private(&file.mount))
@@ -316,8 +352,9 @@ impl TreeBackend for MockKernel {
         if !path.is_absolute() {
             return Err(Errno::INVAL.into());
         }
-        let found = self.state().walk(path, self.process.pid)?;
-        Ok(DirHandle::new(found))
+        let state = self.state();
+        let found = state.walk(path, self.process.pid)?;
+        Ok(found.open(&state)?)
     }
 
     fn open_dir(&self, handle: &DirHandle, name: &OsStr) -> io::Result<DirHandle> {
@@ -326,10 +363,11 @@ impl TreeBackend for MockKernel {
         if !state.inode(ino)?.is_dir() {
             return Err(Errno::NOTDIR.into());
         }
-        if matches!(here.at, At::Plain(_)) && state.is_mount_point(ino) {
+        let inner = here.enter(name, ino);
+        if state.covering(&inner).is_some() {
             return Err(Errno::XDEV.into());
         }
-        Ok(DirHandle::new(here.enter(name, ino)))
+        Ok(inner.open(&state)?)
     }
 
     fn read_dir(&self, handle: &DirHandle) -> io::Result<Vec<DirEntry>> {
@@ -363,19 +401,9 @@ impl TreeBackend for MockKernel {
     }
 
     fn create_file(&self, handle: &DirHandle, name: &OsStr, mode: u32) -> io::Result<FileHandle> {
-        let here = dir(handle)?;
-        let ino = here.add(
-            &mut self.state(),
-            name,
-            Body::Regular(Data::default()),
-            mode,
-        )?;
-        Ok(FileHandle::new(MockFile {
-            mount: Arc::clone(&here.mount),
-            ino,
-            data: ino,
-            writable: true,
-        }))
+        let (mut state, here) = (self.state(), dir(handle)?);
+        let ino = here.add(&mut state, name, Body::Regular(Data::default()), mode)?;
+        Ok(MockFile::open(&state, &here.mount, (ino, ino), true)?)
     }
 
     fn open_file(&self, handle: &DirHandle, name: &OsStr) -> io::Result<FileHandle> {
@@ -392,12 +420,7 @@ impl TreeBackend for MockKernel {
             }
         }
         let data = here.data(&state, name, ino)?;
-        Ok(FileHandle::new(MockFile {
-            mount: Arc::clone(&here.mount),
-            ino,
-            data,
-            writable: false,
-        }))
+        Ok(MockFile::open(&state, &here.mount, (ino, data), false)?)
     }
 
     fn read_at(&self, file: &FileHandle, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
@@ -422,13 +445,17 @@ impl TreeBackend for MockKernel {
         let Body::Regular(contents) = &inode.body else {
             return Err(Errno::INVAL.into());
         };
-        let (project, pages) = (inode.project, contents.new_pages(offset, data.len()));
-        state.charge(file.writer(), project, 0, pages * 4096)?;
-        let clock = state.clock;
+        let place = (offset, data.len());
+        let fits = state.fitting(file.writer(), inode.project, contents, place);
+        let (clock, full) = (state.clock, state.full);
+        // Time and capabilities change even where nothing fits.
         let inode = state.inode_mut(file.ino)?;
-        inode.change_contents(now, |contents| contents.write(offset, data));
+        inode.change_contents(now, |contents| contents.write(offset, &data[..fits]));
         inode.note_write(clock);
-        Ok(())
+        match fits == data.len() {
+            true => Ok(()),
+            false => Err(full.into()),
+        }
     }
 
     fn set_len(&self, file: &FileHandle, len: u64) -> io::Result<()> {

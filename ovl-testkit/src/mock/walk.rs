@@ -17,19 +17,10 @@ impl State {
     /// Follows an absolute path through mounts and symbolic links to a directory.
     pub(super) fn walk(&self, path: &Path, pid: u32) -> Result<MockDir> {
         let root = self.mounts.first().ok_or(Errno::NOENT)?;
-        let top = |mut found: MockDir| {
-            // Whatever is mounted there covers it, and that may be covered in turn.
-            while let At::Plain(ino) = found.at
-                && let Some(mount) = self.mounted_on(ino)
-                && mount.id > found.mount.id
-            {
-                found = MockDir::root_of(mount, pid);
-            }
-            found
-        };
         let mut stack = vec![MockDir {
             mount: Use::new(root, pid),
             at: At::Plain(ROOT),
+            _held: None,
         }];
         let mut pending: Vec<OsString> = path.iter().rev().map(OsStr::to_owned).collect();
         let mut links = 0;
@@ -43,7 +34,7 @@ impl State {
                     let ino = here.lookup(self, &name)?.ok_or(Errno::NOENT)?;
                     match &self.inode(ino)?.body {
                         Body::Directory(_) => {
-                            let inner = top(here.enter(&name, ino));
+                            let inner = self.covered(here.enter(&name, ino), pid);
                             stack.push(inner);
                         }
                         Body::Symlink(target) => {
@@ -59,5 +50,13 @@ impl State {
             }
         }
         stack.pop().ok_or(Errno::NOENT)
+    }
+
+    /// Whatever is mounted on a directory covers it, and that may be covered in turn.
+    pub(super) fn covered(&self, mut found: MockDir, pid: u32) -> MockDir {
+        while let Some(mount) = self.covering(&found) {
+            found = MockDir::root_of(mount, pid);
+        }
+        found
     }
 }

@@ -375,7 +375,7 @@ fn is_dir(tree: &Tree, path: &Path) -> bool {
         .is_some_and(|object| object.body == Body::Dir)
 }
 
-fn has_parent(tree: &Tree, path: &Path) -> bool {
+pub(super) fn has_parent(tree: &Tree, path: &Path) -> bool {
     path.parent().is_some_and(|parent| is_dir(tree, parent))
 }
 

@@ -38,8 +38,10 @@ pub struct Summary {
     pub done: BTreeMap<String, u64>,
     /// Steps that were refused, by the name of the error's variant.
     pub refused: BTreeMap<String, u64>,
-    /// Steps in which a fault that was ordered came, by name.
-    pub faults: BTreeMap<String, u64>,
+    /// Steps in which the process was killed where that was ordered, by name.
+    pub kills: BTreeMap<String, u64>,
+    /// Steps in which an operation failed where that was ordered, by name.
+    pub errors: BTreeMap<String, u64>,
 }
 
 impl Summary {
@@ -48,7 +50,8 @@ impl Summary {
         for (sum, more) in [
             (&mut self.done, &other.done),
             (&mut self.refused, &other.refused),
-            (&mut self.faults, &other.faults),
+            (&mut self.kills, &other.kills),
+            (&mut self.errors, &other.errors),
         ] {
             for (name, count) in more {
                 *sum.entry(name.clone()).or_default() += count;
@@ -163,6 +166,15 @@ enum Order {
     Fail { at: u64, errno: i32 },
 }
 
+impl Order {
+    fn fault(self) -> Fault {
+        match self {
+            Self::Kill { at } => Fault::Crash { at },
+            Self::Fail { at, errno } => Fault::Once { at, errno },
+        }
+    }
+}
+
 /// A process that has the home open.
 struct User {
     kernel: Faulty,
@@ -253,8 +265,7 @@ impl<'m> Run<'m> {
                 }
             }
             Step::Reopen { user } => {
-                self.reopen(*user, order)?;
-                self.count(step);
+                self.reopen(*user, step, order)?;
             }
             Step::Kill { user } => {
                 let process = self.users[*user].process;
@@ -338,15 +349,42 @@ impl<'m> Run<'m> {
         *self.summary.done.entry(name(step)).or_default() += 1;
     }
 
-    fn reopen(&mut self, user: usize, order: Option<Order>) -> Result<(), String> {
+    fn count_fault(&mut self, step: &Step, order: Order) {
+        let counts = match order {
+            Order::Kill { .. } => &mut self.summary.kills,
+            Order::Fail { .. } => &mut self.summary.errors,
+        };
+        *counts.entry(name(step)).or_default() += 1;
+    }
+
+    fn reopen(&mut self, user: usize, step: &Step, order: Option<Order>) -> Result<(), String> {
         let home = self.machine.home().to_owned();
-        let user = &mut self.users[user];
-        if let Some(Order::Fail { at, errno }) = order {
-            user.kernel.order(Fault::Once { at, errno });
-            let _ = open(&user.kernel, &home);
-            user.kernel.heal();
+        let one = &self.users[user];
+        if let Some(order) = order {
+            one.kernel.order(order.fault());
+            let _ = open(&one.kernel, &home);
+            let fired = one.kernel.has_fired();
+            one.kernel.heal();
+            if fired {
+                self.count_fault(step, order);
+            }
+            if fired && matches!(order, Order::Kill { .. }) {
+                return self.start_after_kill(user);
+            }
         }
-        user.store = open(&user.kernel, &home).map_err(|error| words(&error))?;
+        let one = &mut self.users[user];
+        one.store = open(&one.kernel, &home).map_err(|error| words(&error))?;
+        self.count(step);
+        Ok(())
+    }
+
+    /// Another process comes instead of one that stopped in the middle.
+    fn start_after_kill(&mut self, user: usize) -> Result<(), String> {
+        let process = self.users[user].process;
+        if self.machine.kill(process) {
+            self.model.end(process);
+        }
+        self.users[user] = User::start(self.machine)?;
         Ok(())
     }
 
@@ -362,10 +400,8 @@ impl<'m> Run<'m> {
             after = before.clone();
         }
         let one = &self.users[user];
-        match order {
-            None => {}
-            Some(Order::Kill { at }) => one.kernel.order(Fault::Crash { at }),
-            Some(Order::Fail { at, errno }) => one.kernel.order(Fault::Once { at, errno }),
+        if let Some(order) = order {
+            one.kernel.order(order.fault());
         }
         let result = perform(&one.store, &before, step);
         let fired = one.kernel.has_fired();
@@ -388,8 +424,8 @@ impl<'m> Run<'m> {
             }
             _ => {}
         }
-        if fired {
-            *self.summary.faults.entry(name(step)).or_default() += 1;
+        if let Some(order) = order.filter(|_| fired) {
+            self.count_fault(step, order);
             let told = match &result {
                 Ok(()) => "done".to_owned(),
                 Err(error) => words(error),
@@ -418,7 +454,7 @@ impl<'m> Run<'m> {
     fn resolve(
         &mut self,
         user: usize,
-        order: Option<Order>,
+        order: Order,
         (mut before, mut after): (Model, Model),
         result: &Result<(), Error>,
         predicted: &Result<(), Refusal>,
@@ -426,7 +462,8 @@ impl<'m> Run<'m> {
         if let (Ok(()), Err(refusal)) = (result, predicted) {
             return Err(format!("done, and not refused as {refusal}"));
         }
-        if let Some(Order::Kill { .. }) = order {
+        let killed = matches!(order, Order::Kill { .. });
+        if killed {
             let process = self.users[user].process;
             if self.machine.kill(process) {
                 before.end(process);
@@ -436,7 +473,6 @@ impl<'m> Run<'m> {
         }
         let found = self.observe()?;
         found.is_between(&before, &after)?;
-        let killed = matches!(order, Some(Order::Kill { .. }));
         if result.is_ok() && !killed && found != after {
             return Err(format!("done, but there is {found:#?}\nand not {after:#?}"));
         }

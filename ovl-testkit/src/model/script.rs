@@ -1,6 +1,7 @@
 //! Scripts: what they are made of, and how they are drawn.
 
 use std::fmt;
+use std::path::Path;
 
 use proptest::collection::vec;
 use proptest::option::of;
@@ -8,7 +9,7 @@ use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::sample::select;
 
 use super::machine::constructor;
-use super::reference::Model;
+use super::reference::{Answer, Body, FILL, Model, Tree, edited, has_parent};
 use super::run::foresee;
 
 const LAYERS: [&str; 5] = ["a", "b", "c", "d", "e"];
@@ -330,8 +331,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => by().prop_map(|user| Step::Gc { user }),
         1 => by().prop_map(|user| Step::Check { user }),
         1 => by().prop_map(|user| Step::Repair { user }),
-        4 => (who(), harm()).prop_map(|((user, layer), harm)| Step::Damage { user, layer, harm }),
-        1 => by().prop_map(|user| Step::Reopen { user }),
+        8 => (who(), harm()).prop_map(|((user, layer), harm)| Step::Damage { user, layer, harm }),
+        4 => by().prop_map(|user| Step::Reopen { user }),
         1 => by().prop_map(|user| Step::Kill { user }),
         1 => Just(Step::Reboot),
         2 => any::<u64>().prop_map(|seed| Step::CutPower { seed }),
@@ -343,7 +344,7 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// Some operations of the store make ten calls, others more than a hundred.
 fn operation() -> impl Strategy<Value = u64> {
-    prop_oneof![1..30_u64, 1..100_u64, 1..200_u64]
+    prop_oneof![1..12_u64, 1..30_u64, 1..100_u64, 1..200_u64]
 }
 
 fn harm() -> impl Strategy<Value = Harm> {
@@ -354,6 +355,7 @@ fn harm() -> impl Strategy<Value = Harm> {
             Harm::ShortLower,
             Harm::NoLink,
             Harm::NoLinkEntry,
+            Harm::NoMark,
             Harm::NoMark,
             Harm::BadHolds,
         ][..],
@@ -408,7 +410,7 @@ fn edit() -> impl Strategy<Value = Edit> {
             .prop_map(|(path, mode)| Edit::SetMode { path, mode }),
         1 => (path(), 0..2_u32).prop_map(|(path, uid)| Edit::SetOwner { path, uid }),
         1 => (path(), 0..3_u8).prop_map(|(path, value)| Edit::SetColour { path, value }),
-        1 => path().prop_map(|path| Edit::Fill { path }),
+        3 => path().prop_map(|path| Edit::Fill { path }),
     ]
 }
 
@@ -417,11 +419,21 @@ fn aimed(mut steps: Vec<Step>) -> Vec<Step> {
         enforced: true,
         ..Model::default()
     };
+    let mut ordered = false;
     for (number, step) in steps.iter_mut().enumerate() {
+        let heeds_orders = !matches!(
+            step,
+            Step::Write { .. } | Step::Damage { .. } | Step::Kill { .. } | Step::CutPower { .. }
+        );
+        if ordered && !heeds_orders && number.is_multiple_of(2) {
+            let user = number / 2 % 2;
+            *step = Step::Reopen { user };
+        }
         if number % 4 != 3 {
             aim(&model, number, step);
         }
         foresee(&mut model, step);
+        ordered = matches!(step, Step::KillAt { .. } | Step::FailAt { .. });
     }
     steps
 }
@@ -443,6 +455,10 @@ fn aim(model: &Model, number: usize, step: &mut Step) {
     };
     let open = |name: &str| model.layers.get(name).is_some_and(|one| !one.sealed);
     let writable = |name: &str| mounted(name) && open(name);
+    let is_small = |name: &str| {
+        let limit = model.layers.get(name).and_then(|one| one.project?);
+        limit.is_some_and(|limit| limit <= FILL)
+    };
     let parent = |name: &mut Option<&'static str>| {
         if let Some(name) = name {
             among(name, &|name| there(name) && !writable(name));
@@ -475,9 +491,24 @@ fn aim(model: &Model, number: usize, step: &mut Step) {
         }
         Step::Mount { layer, .. } if number.is_multiple_of(4) => among(layer, &there),
         Step::Mount { layer, .. } => among(layer, &open),
-        Step::Write { layer, .. } => among(layer, &writable),
+        Step::Write { layer, edits } => {
+            among(layer, &writable);
+            if edits.iter().any(|edit| matches!(edit, Edit::Fill { .. })) {
+                among(layer, &|name| writable(name) && is_small(name));
+            }
+            if let Some(layer) = model.layers.get(*layer) {
+                aim_edits(layer.tree.clone(), number, edits);
+            }
+        }
         Step::Unmount { layer, .. } => among(layer, &mounted),
-        Step::Damage { layer, .. } => among(layer, &|name| there(name) && !mounted(name)),
+        Step::Damage { layer, harm, .. } => among(layer, &|name| {
+            let has_it = match harm {
+                Harm::NoLower | Harm::BadLower | Harm::ShortLower => model.depth(name) > 0,
+                Harm::NoMark => model.has_children(name),
+                Harm::NoLink | Harm::NoLinkEntry | Harm::BadHolds => true,
+            };
+            there(name) && !mounted(name) && has_it
+        }),
         Step::Remove { layer, .. } => {
             let parents = model
                 .layers
@@ -488,5 +519,48 @@ fn aim(model: &Model, number: usize, step: &mut Step) {
             });
         }
         _ => {}
+    }
+}
+
+/// Has edits name what they can be done with: something that is there, or a place for it.
+fn aim_edits(mut tree: Tree, number: usize, edits: &mut [Edit]) {
+    for (at, edit) in (number..).zip(edits) {
+        let among = |path: &mut &'static str, fits: &dyn Fn(&Path) -> bool| {
+            let fitting: Vec<_> = PATHS
+                .into_iter()
+                .filter(|path| fits(Path::new(path)))
+                .collect();
+            if let Some(chosen) = fitting.get(at % fitting.len().max(1)) {
+                *path = *chosen;
+            }
+        };
+        let free = |path: &Path| !tree.contains_key(path) && has_parent(&tree, path);
+        let there = |path: &Path| tree.contains_key(path);
+        match edit {
+            // Some are left as they are.
+            _ if at % 4 == 3 => {}
+            Edit::MakeDir { path, .. }
+            | Edit::MakeFile { path, .. }
+            | Edit::MakeSymlink { path }
+            | Edit::Fill { path } => among(path, &free),
+            Edit::Rename { from, to } => {
+                among(from, &there);
+                among(to, &|path| {
+                    path != Path::new(from) && has_parent(&tree, path)
+                });
+            }
+            Edit::Delete { path } | Edit::SetOwner { path, .. } | Edit::SetColour { path, .. } => {
+                among(path, &there)
+            }
+            Edit::DeleteAll { path } => {
+                among(path, &|path| {
+                    tree.get(path).is_some_and(|found| found.body == Body::Dir)
+                });
+            }
+            Edit::SetMode { .. } => {}
+        }
+        if let Answer::Done(changed) = edited(tree.clone(), edit, None) {
+            tree = changed;
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! What happens to layers, at random.
 
+use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 
@@ -35,6 +36,10 @@ pub(super) enum Step {
         slot: u8,
         limits: Wanted,
     },
+    /// No inode more than there are.
+    Tighten {
+        slot: u8,
+    },
     Apply {
         slot: u8,
         name: u8,
@@ -58,6 +63,27 @@ pub(super) enum Step {
     },
 }
 
+impl Step {
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Create { .. } => "Create",
+            Self::Write { .. } => "Write",
+            Self::MakeDir { .. } => "MakeDir",
+            Self::Remove { .. } => "Remove",
+            Self::CopyUp { .. } => "CopyUp",
+            Self::Limit { .. } => "Limit",
+            Self::Tighten { .. } => "Tighten",
+            Self::Apply { .. } => "Apply",
+            Self::Mount { .. } => "Mount",
+            Self::Unmount { .. } => "Unmount",
+            Self::Drop { .. } => "Drop",
+            Self::Reclaim => "Reclaim",
+            Self::Reopen => "Reopen",
+            Self::Kill { .. } => "Kill",
+        }
+    }
+}
+
 /// Limits relative to what an empty layer takes, which is not for this test to know.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted {
@@ -72,7 +98,26 @@ pub(super) enum Amount {
     More(u64),
 }
 
-pub(super) fn step() -> impl Strategy<Value = Step> {
+/// A life begins with a layer that has something below, mounted, which is not short of much.
+pub(super) fn life() -> impl Strategy<Value = Vec<Step>> {
+    let bytes = option::of((6 * PAGE..30 * PAGE).prop_map(Amount::More));
+    let limits = (bytes, option::of(6..14_u64));
+    (limits, vec(step(), 1..40)).prop_map(|((bytes, inodes), steps)| {
+        let limits = Wanted { bytes, inodes };
+        let (slot, child) = (0, true);
+        let first = [
+            Step::Create {
+                slot,
+                child,
+                limits,
+            },
+            Step::Mount { slot },
+        ];
+        first.into_iter().chain(steps).collect()
+    })
+}
+
+fn step() -> impl Strategy<Value = Step> {
     let slot = 0..3_u8;
     let at = (slot.clone(), 0..4_u8);
     let len = prop_oneof![Just(0), 1..20 * PAGE];
@@ -91,10 +136,11 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(slot, child, limits)| Step::Create { slot, child, limits }),
         8 => (at.clone(), len.clone()).prop_map(|((slot, name), len)| Step::Write { slot, name, len }),
         2 => at.clone().prop_map(|(slot, name)| Step::MakeDir { slot, name }),
-        3 => (slot.clone(), 0..8_u8).prop_map(|(slot, name)| Step::Remove { slot, name }),
-        4 => (slot.clone(), 0..3_u8).prop_map(|(slot, lower)| Step::CopyUp { slot, lower }),
+        5 => (slot.clone(), 0..8_u8).prop_map(|(slot, name)| Step::Remove { slot, name }),
+        5 => (slot.clone(), 0..3_u8).prop_map(|(slot, lower)| Step::CopyUp { slot, lower }),
         3 => (slot.clone(), wanted()).prop_map(|(slot, limits)| Step::Limit { slot, limits }),
-        2 => (at, len).prop_map(|((slot, name), len)| Step::Apply { slot, name, len }),
+        3 => slot.clone().prop_map(|slot| Step::Tighten { slot }),
+        3 => (at, len).prop_map(|((slot, name), len)| Step::Apply { slot, name, len }),
         4 => slot.clone().prop_map(|slot| Step::Mount { slot }),
         2 => slot.clone().prop_map(|slot| Step::Unmount { slot }),
         2 => slot.prop_map(|slot| Step::Drop { slot }),

@@ -12,7 +12,7 @@ use ovl_driver::blocking::Overlay2;
 use ovl_driver::{Error, Kernel, OpenOptions};
 use ovl_layout::XattrNamespace;
 use ovl_testkit::conformance::{Skip, Subject, run_scripts};
-use ovl_testkit::differential::run;
+use ovl_testkit::differential::{Counts, run};
 use ovl_testkit::{KernelProfile, MockKernel, edit_file};
 
 use super::Place;
@@ -129,11 +129,12 @@ pub(super) fn differential(place: &Place) -> Result<()> {
     )?;
     profile.quota = host.kernel().quota().enforcement(&place.dir)?;
     // More than 5000 on the three file systems together.
-    let count = if place.quick { 150 } else { 1700 };
+    let count: u32 = if place.quick { 150 } else { 1700 };
     // Others on each file system, and the same ones in every run.
     let first = 1_000_000 * (1 + place.fs as u64);
     let (mut lines, mut failed) = (0, Vec::new());
-    for number in first..first + count {
+    let mut counts = Counts::default();
+    for number in first..first + u64::from(count) {
         let mock = MockKernel::new(profile.clone());
         mock.mkdir_all(Path::new("/scratch"))?;
         let editor = mock.clone();
@@ -142,6 +143,7 @@ pub(super) fn differential(place: &Place) -> Result<()> {
         let there = run(&subject, number)?;
         let here = run(&host, number)?;
         lines += here.lines().len();
+        counts.add(&here);
         if let Some(difference) = here.difference(&there) {
             println!("script {number} differs on the mock:\n{difference}");
             failed.push(number);
@@ -152,6 +154,8 @@ pub(super) fn differential(place: &Place) -> Result<()> {
         }
     }
     ensure!(failed.is_empty(), "the scripts {failed:?} differ");
+    let missing = counts.missing(usize::try_from(count)?);
+    ensure!(missing.is_empty(), "too little was done: {missing:?}");
     println!("{count} scripts, {lines} answers and objects the same on the mock");
     Ok(())
 }
