@@ -3,7 +3,7 @@
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output};
 
 use super::machine::{self, Needs, USER};
 use super::support::{allowed, archive, skip};
@@ -27,8 +27,12 @@ pub(crate) fn as_user_after(
     }
     allowed(test, machine::user_has(needs))?;
     std::fs::set_permissions(dir, Permissions::from_mode(0o777)).unwrap();
-    // Where the program is built, others may not look.
-    std::fs::copy(env!("CARGO_BIN_EXE_ovl"), dir.join("ovl")).unwrap();
+    // Where the program is built, others may not look. By another process: what this one writes is
+    // open in the children of other tests for a moment, and does not run then.
+    let copied = Command::new("cp")
+        .args([Path::new(env!("CARGO_BIN_EXE_ovl")), &dir.join("ovl")])
+        .status();
+    assert!(copied.unwrap().success());
     let mut command = machine::user(setup);
     let script = format!("set -eu; cd '{}'; umask 077; {script}", dir.display());
     command.arg("-c").arg(script).env_remove("OVL_HOME");

@@ -550,7 +550,7 @@ fn aim_edits(mut tree: Tree, number: usize, edits: &mut [Edit]) {
                 });
             }
             Edit::Delete { path } | Edit::SetOwner { path, .. } | Edit::SetColour { path, .. } => {
-                among(path, &there)
+                among(path, &there);
             }
             Edit::DeleteAll { path } => {
                 among(path, &|path| {
