@@ -12,7 +12,9 @@ use crate::tree::{
     DirEntry, DirHandle, FileHandle, FileKind, Metadata, Node, NodeKind, RenameMode, TreeBackend,
 };
 use crate::view::{Found, View, ViewDir};
-use crate::xattrs::{DEFAULT_ACL, is_host_only, is_inherited, is_private, is_structural};
+use crate::xattrs::{
+    DEFAULT_ACL, is_host_only, is_inherited, is_origin, is_private, is_structural,
+};
 
 const BUFFER_LEN: usize = 256 * 1024;
 
@@ -112,9 +114,16 @@ pub(crate) fn copy_attributes(
     if metadata.kind != FileKind::Symlink {
         tree.set_mode(to, metadata.mode)?;
     }
-    for name in tree.list_xattrs(from)? {
-        let kept = match is_private(view.xattrs(), &name) {
-            true => private == Private::Keep && is_structural(view.xattrs(), &name),
+    let (names, namespace) = (tree.list_xattrs(from)?, view.xattrs());
+    // Without its origin, Linux takes the names of a file whose data is below for two files once
+    // the data has come up, and refuses to rename one to the other.
+    let has_data_below = names.iter().any(|name| name == namespace.metacopy());
+    for name in names {
+        let kept = match is_private(namespace, &name) {
+            true => {
+                let is_needed = has_data_below && is_origin(namespace, &name);
+                private == Private::Keep && (is_structural(namespace, &name) || is_needed)
+            }
             false => !is_host_only(&name),
         };
         if kept && let Some(value) = tree.xattr(from, &name)? {

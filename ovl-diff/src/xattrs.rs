@@ -60,6 +60,12 @@ pub(crate) fn is_structural(namespace: XattrNamespace, name: &OsStr) -> bool {
     )
 }
 
+/// Whether a private attribute leads to the inode that the object was copied up from.
+pub(crate) fn is_origin(namespace: XattrNamespace, name: &OsStr) -> bool {
+    let rest = name.as_bytes().strip_prefix(namespace.prefix().as_bytes());
+    rest == Some(b"origin")
+}
+
 /// What new objects in a directory inherit as their access control list.
 pub(crate) const DEFAULT_ACL: &str = "system.posix_acl_default";
 

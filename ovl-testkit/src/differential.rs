@@ -3,10 +3,7 @@
 //!
 //! What no two kernels share is not in a [`Transcript`]: inode numbers, times that nobody has set,
 //! link counts of directories, more of a whiteout than that it is one, and what overlayfs notes for
-//! itself; nor which names are one file, as a mount with `metacopy=on` says after changes: of one whose
-//! data was below in a layer that was copied since, Linux knows one name by the number from below and
-//! gives another, made over a whiteout, that of the upper file. The scripts do nothing that the mock
-//! refuses on purpose where Linux does not.
+//! itself. The scripts do nothing that the mock refuses on purpose where Linux does not.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -162,7 +159,6 @@ pub fn run(subject: &Subject, number: u64) -> io::Result<Transcript> {
         store: &store,
         random: Random::new(number),
         lines: Vec::new(),
-        metacopy: settings.contains(&"metacopy=on"),
         known: BTreeMap::new(),
     };
     script.begin();
@@ -189,7 +185,6 @@ struct Script<'s> {
     /// Of all its mounts: how a directory is read that has redirects which are not followed depends
     /// on the order of its entries.
     options: OverlayOptions,
-    metacopy: bool,
     /// Where something may be that a layer shows, and whether it is a directory.
     known: BTreeMap<&'static str, BTreeMap<PathBuf, bool>>,
 }
@@ -749,25 +744,22 @@ impl Script<'_> {
                     let name = layer.id.as_str();
                     self.say(format!("{layer:?}"));
                     if let Some(root) = self.mount_of(name) {
-                        self.tree_at(&format!("{name} shows"), &root, !self.metacopy);
+                        self.tree_at(&format!("{name} shows"), &root);
                     }
                     let upper = self.store.layout().layer(&layer.id).diff().to_owned();
-                    self.tree_at(&format!("{name} has"), &upper, true);
+                    self.tree_at(&format!("{name} has"), &upper);
                 }
             }
         }
     }
 
-    fn tree_at(&mut self, words: &str, root: &Path, with_links: bool) {
+    fn tree_at(&mut self, words: &str, root: &Path) {
         let found = snapshot_at(self.tree, root);
         let found = match found {
             Ok(found) => found,
             Err(error) => return self.say(format!("{words}: {}", answer(Err(error)))),
         };
-        let links = match with_links {
-            true => self.links(root, &found),
-            false => BTreeMap::new(),
-        };
+        let links = self.links(root, &found);
         for (path, object) in &found {
             let same = links.get(path).filter(|first| *first != path);
             let same = same.map_or(String::new(), |first| format!(" is {}", first.display()));
@@ -804,7 +796,7 @@ impl Script<'_> {
             match self.store.mount(&id(name), &request) {
                 Err(error) => self.say(format!("at the end, mount {name}: {}", refusal(&error))),
                 Ok(root) => {
-                    self.tree_at(&format!("{name} shows at the end"), &root, !self.metacopy);
+                    self.tree_at(&format!("{name} shows at the end"), &root);
                     let left = self.store.unmount(&id(name), UnmountMode::Now);
                     let left = left.map_or_else(|error| refusal(&error), |left| left.to_string());
                     self.say(format!("at the end, unmount {name}: {left}"));

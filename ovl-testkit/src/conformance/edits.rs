@@ -1,7 +1,9 @@
 //! What a container does to files that its image has: it writes into them.
 
+use std::ffi::OsStr;
 use std::path::Path;
 
+use ovl_diff::RenameMode;
 use ovl_driver::blocking::Overlay2;
 use ovl_driver::{Base, ImportOptions, MountRequest};
 use ovl_layout::XattrNamespace;
@@ -127,9 +129,8 @@ fn a_file_whose_data_was_left_below_has_it_once_it_is_written(subject: &Subject)
     assert_eq!(subject.mode(&upper), 0o640);
 }
 
-/// While it is mounted, Linux may give them two inode numbers: that from below, which it knew the
-/// first name by, and that of the upper file. The copy of the layer, which an archive makes, has
-/// nothing that leads from one to the other.
+/// The copy of a layer that an archive makes has what leads Linux to one inode from both: else it
+/// gives each name a number of its own, and `ESTALE` to who exchanges them.
 fn a_file_whose_data_was_left_below_is_one_file_by_both_its_names(subject: &Subject) {
     let Some(request) = leaving_data_below(subject) else {
         return;
@@ -150,16 +151,26 @@ fn a_file_whose_data_was_left_below_is_one_file_by_both_its_names(subject: &Subj
     subject.rename(&file, &other);
     // Where a whiteout is.
     subject.link(&other, &file);
+    let upper = store.layout().layer(&id("top")).diff().to_owned();
+    let check = |root: &Path| {
+        let [one, two] = ["dir/file", "dir/other"].map(|name| subject.metadata(&root.join(name)));
+        assert_eq!((one.ino, one.nlink), (two.ino, 2), "{}", root.display());
+    };
+    check(&upper);
+    check(&path);
     for name in [&file, &other] {
         assert_eq!(subject.read(name), b"co");
     }
-    unmount(&store, "top");
-    let upper = store.layout().layer(&id("top")).diff().to_owned();
-    let path = mounted();
-    for root in [&upper, &path] {
-        let [one, two] = ["dir/file", "dir/other"].map(|name| subject.metadata(&root.join(name)));
-        assert_eq!((one.ino, one.nlink), (two.ino, 2), "{}", root.display());
+    let dir = subject.tree().open_root(&path.join("dir")).expect("open");
+    let (one, two) = (OsStr::new("file"), OsStr::new("other"));
+    for mode in [RenameMode::Exchange, RenameMode::Replace] {
+        let renamed = subject.tree().rename(&dir, one, &dir, two, mode);
+        renamed.expect("nothing is to be done");
     }
+    drop(dir);
+    check(&path);
+    unmount(&store, "top");
+    check(&mounted());
     unmount(&store, "top");
     let told = changes(&store, "top", &Base::Parent);
     assert_eq!(told, ["C /dir", "C /dir/file", "A /dir/other", "A /new"]);
