@@ -33,7 +33,7 @@ impl Overlay2 {
     /// # Errors
     ///
     /// [`Error::NotWritable`] for limits; [`Error::AlreadyExists`]; [`Error::ParentNotFound`];
-    /// [`Error::Mounted`] when the parent is
+    /// [`Error::Mounted`], [`Error::MountedElsewhere`] and [`Error::StillInUse`] when the parent is
     /// mounted writable; [`Error::Depth`]; [`Error::Damaged`] for a parent that cannot be trusted; [`Error::Dirty`] for
     /// one that was mounted volatile when the machine stopped;
     /// [`Error::Io`]. Nothing is left behind, but a parent that was open may be sealed.

@@ -602,6 +602,12 @@ pub(super) fn contents_problem(error: &io::Error) -> Option<&'static str> {
     }
 }
 
+/// Whether there is nothing of a name that a layer could be.
+pub(super) fn is_no_directory(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP))
+}
+
 pub(super) fn with_source(error: &dyn std::error::Error) -> String {
     match error.source() {
         None => error.to_string(),

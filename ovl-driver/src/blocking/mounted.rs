@@ -9,7 +9,7 @@ use ovl_mount::{Access, UnmountMode};
 
 use super::Overlay2;
 use super::home::OwnDirs;
-use super::layer::Layer;
+use super::layer::{Layer, is_no_directory};
 use super::mounting::BUSY_PAUSES;
 use crate::error::Error;
 use crate::files;
@@ -175,8 +175,8 @@ impl Overlay2 {
         match system.lock(&self.home, Some(id.as_ref()), LockKind::Shared, false) {
             Ok(Some(_lock)) => self.read_mounted(own, id),
             Ok(None) => Ok(Found::Elsewhere(holds)),
-            // Nobody mounts what is gone.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => self.read_mounted(own, id),
+            // Nobody mounts what is not there.
+            Err(error) if is_no_directory(&error) => self.read_mounted(own, id),
             Err(error) => Err(Error::io("lock", self.layout.layer(id).dir(), error)),
         }
     }
@@ -188,7 +188,9 @@ impl Overlay2 {
         let contents = files::read(self.kernel.tree(), &own.holds, id.as_str())
             .map_err(|error| Error::io("read", &path, error))?;
         let noted = contents.is_some();
-        let holds = contents.as_deref().map(Holds::parse);
+        // One that is still empty is of a mount that was never made.
+        let written = contents.as_deref().filter(|contents| !contents.is_empty());
+        let holds = written.map(Holds::parse);
         let boot = self.boot()?;
         let holds = match (holds, mounted) {
             // Not ours to read, and nothing that it could speak of.
@@ -239,12 +241,12 @@ impl Overlay2 {
             return Ok(nothing);
         }
         // Processes in another user namespace hide theirs, and anybody may have unmounted it lazily;
-        // the kernel knows. Whoever passes by keeps a mount for a moment.
-        for pause in BUSY_PAUSES {
+        // the kernel knows. Whoever passes by keeps a mount for a moment, and so does whoever asks.
+        for pause in BUSY_PAUSES.map(Some).into_iter().chain([None]) {
             if !self.is_upper_in_use(id)? {
                 return Ok(nothing);
             }
-            std::thread::sleep(pause);
+            pause.into_iter().for_each(std::thread::sleep);
         }
         Ok(match here || holds.is_detached() {
             true => Found::OutOfSight {
@@ -263,7 +265,7 @@ impl Overlay2 {
             Err(error) => match error.kind() {
                 io::ErrorKind::PermissionDenied => Ok(false),
                 // A damaged layer: nothing could be mounted over that either.
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(false),
+                _ if is_no_directory(&error) => Ok(false),
                 _ => Err(Error::io("ask for the mounts of", paths.diff(), error)),
             },
         }

@@ -425,7 +425,7 @@ impl Overlay2 {
     }
 
     /// Notes a mount that is about to be made, still without a hold: what a kill leaves behind is
-    /// known to be ours. Nobody reads the note before there is a mount, so it can be there in part.
+    /// known to be ours. A kill may leave an empty note, which says nothing.
     fn write_first_holds(
         &self,
         own: &OwnDirs,

@@ -49,7 +49,8 @@ impl Overlay2 {
     ///
     /// [`Error::LayerNotFound`]; [`Error::Unsupported`] where quotas are not enforced;
     /// [`Error::Quota`] for limits that cannot be; for a layer without a project,
-    /// [`Error::Mounted`], [`Error::InFlight`], [`Error::NotWritable`] and [`Error::Dirty`];
+    /// [`Error::Mounted`], [`Error::MountedElsewhere`], [`Error::StillInUse`], [`Error::InFlight`],
+    /// [`Error::NotWritable`] and [`Error::Dirty`];
     /// [`Error::Io`].
     pub fn set_limits(&self, id: &LayerId, limits: Limits) -> Result<(), Error> {
         check_limits(id, limits)?;

@@ -19,12 +19,14 @@ impl Overlay2 {
     /// [`reclaim`](Self::reclaim).
     ///
     /// With `force` a mounted layer is unmounted first, lazily when it is busy, whoever holds it or
-    /// mounted it: in a home that a running Docker uses too, that is the root of a container. A layer
-    /// that others stand on is never removed.
+    /// mounted it: in a home that a running Docker uses too, that is the root of a container. So is a
+    /// layer whose mount is out of reach, and whoever uses that keeps what is left. A layer that
+    /// others stand on is never removed.
     ///
     /// # Errors
     ///
-    /// [`Error::LayerNotFound`]; [`Error::Mounted`]; [`Error::HasChildren`];
+    /// [`Error::LayerNotFound`]; [`Error::Mounted`]; [`Error::MountedElsewhere`] and
+    /// [`Error::StillInUse`] for a mount that is out of reach; [`Error::HasChildren`];
     /// [`Error::InFlight`]; [`Error::Io`]; [`Error::NotDurable`] for a layer that is gone, unless the
     /// power fails.
     ///

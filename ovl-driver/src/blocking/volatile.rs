@@ -89,12 +89,14 @@ impl Overlay2 {
         }
     }
 
-    /// Notes a volatile mount before it is made, or that there is nothing to note any more.
+    /// Notes a volatile mount before it is made, on disk where the store is durable, or that there is nothing to note any more.
     pub(super) fn note_volatile(&self, layer: &Layer, boot: Option<String>) -> Result<(), Error> {
         let Some(record) = &layer.record else {
             return Ok(());
         };
-        if record.volatile == boot {
+        // A note of this boot may be that of a store which does not wait for the disk.
+        let is_safe = boot.is_none() || !self.durable();
+        if record.volatile == boot && is_safe {
             return Ok(());
         }
         let mut record = record.clone();

@@ -1,7 +1,7 @@
 //! Mounts that are not to be seen any more, and that something still writes through.
 
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ovl_diff::{DirHandle, FileHandle};
 use ovl_driver::blocking::Overlay2;
@@ -24,6 +24,8 @@ list! {
     a_held_layer_whose_mount_is_out_of_sight_is_only_removed_by_force,
     the_kernel_is_only_asked_who_uses_a_layer_that_is_locked,
     the_note_of_a_mount_that_is_gone_goes_when_rubbish_is_collected,
+    an_empty_note_says_nothing_of_another_programs_mount,
+    a_note_of_what_is_no_layer_any_more_ends_no_check,
 }
 
 /// A layer `top` that is mounted, and a file in it that is open.
@@ -151,6 +153,52 @@ fn the_note_of_a_mount_that_is_gone_goes_when_rubbish_is_collected(subject: &Sub
     assert_eq!(kinds, [FindingKind::StaleHolds]);
     store.gc(UpkeepOptions::new()).expect("gc");
     assert!(!subject.exists(&store.layout().store_dir().join("holds/top")));
+    subject.assert_clean(&store);
+}
+
+/// As after a kill while the note was made.
+fn an_empty_note_says_nothing_of_another_programs_mount(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    create(&store, "top", Some("base"));
+    mount(&store, "top");
+    let holds = store.layout().store_dir().join("holds/top");
+    subject.rewrite(&holds, b"");
+    assert!(store.inspect(&id("top")).expect("inspect").mount.is_some());
+    let error = store.mount(&id("top"), &MountRequest::new());
+    let error = error.expect_err("nobody knows whose it is");
+    assert!(matches!(error, Error::ForeignMount { .. }), "{error}");
+    assert_eq!(findings(&store), []);
+    let path = store.layout().layer(&id("top")).merged().to_owned();
+    let unmounted = subject.kernel().mount().unmount(&path, UnmountMode::Now);
+    unmounted.expect("nobody uses it");
+    with_mount(&store, "top", |_| {});
+    subject.assert_clean(&store);
+}
+
+fn a_note_of_what_is_no_layer_any_more_ends_no_check(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    create(&store, "top", Some("base"));
+    let path = mount(&store, "top");
+    let unmounted = subject.kernel().mount().unmount(&path, UnmountMode::Now);
+    unmounted.expect("nobody uses it");
+    let dir = store.layout().layer(&id("top")).dir().to_owned();
+    let away = subject.dir().join("away");
+    for replace in [
+        (|subject: &Subject, dir: &Path| subject.symlink(dir, "../away")) as fn(&Subject, &Path),
+        |subject, dir| subject.write(dir, b""),
+    ] {
+        subject.rename(&dir, &away);
+        replace(subject, &dir);
+        let kinds: Vec<_> = findings(&store).iter().map(|one| one.kind).collect();
+        assert!(kinds.contains(&FindingKind::StaleHolds), "{kinds:?}");
+        let garbage = store.gc(UpkeepOptions::new().dry_run(true));
+        garbage.expect("gc");
+        subject.unlink(&dir);
+        subject.rename(&away, &dir);
+    }
+    with_mount(&store, "top", |_| {});
     subject.assert_clean(&store);
 }
 

@@ -7,9 +7,10 @@ use std::io;
 use ovl_diff::RenameMode;
 use ovl_layout::{LayerId, names};
 
-use super::FindingKind;
+use super::{FindingKind, without_size};
 use crate::blocking::Overlay2;
 use crate::blocking::home::OwnDirs;
+use crate::blocking::layer::is_no_directory;
 use crate::blocking::mounted::Found;
 use crate::error::Error;
 use crate::files::{self, TEMPORARY};
@@ -39,14 +40,15 @@ impl Overlay2 {
         let own = self.own_dirs()?;
         let mut failed = self.recover(&own).err();
         // What is gone, or different, at a third look is somebody's work.
-        let still: BTreeSet<Finding> = self.look()?.1.findings.into_iter().collect();
+        let still = self.look()?.1.findings;
+        let still: BTreeSet<Finding> = still.iter().map(without_size).collect();
         let mut gone = Garbage {
             items: Vec::new(),
             kept: garbage.kept,
         };
         for item in garbage.items {
             let as_a_whole = matches!(item.kind, FindingKind::Staging | FindingKind::Trash);
-            if !as_a_whole && !still.contains(&item) {
+            if !as_a_whole && !still.contains(&without_size(&item)) {
                 continue;
             }
             match self.take_away(&own, &item) {
@@ -169,7 +171,7 @@ impl Overlay2 {
         let system = self.kernel.system();
         match system.lock(&self.home, Some(id.as_ref()), LockKind::Shared, false) {
             Ok(lock) => Ok(lock.is_none()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) if is_no_directory(&error) => Ok(false),
             Err(error) => Err(Error::io("lock", self.layout.layer(&id).dir(), error)),
         }
     }
