@@ -307,7 +307,11 @@ pub(super) const LAYERS: &[Case] = &[
     Case {
         name: "gc",
         prepare: leave_something,
-        steps: &[|scene| said(scene.store.gc(UpkeepOptions::new()))],
+        steps: &[|scene| {
+            let garbage = scene.store.gc(UpkeepOptions::new())?;
+            let kinds: Vec<_> = garbage.items.iter().map(|one| one.kind).collect();
+            Ok(format!("{kinds:?}"))
+        }],
         ..CASE
     },
     Case {
