@@ -11,7 +11,7 @@ use ovl_layout::{LayerId, LayerRecord, LinkId, LowerChain, RecordError, names, p
 use rustix::io::Errno;
 
 use crate::blocking::Overlay2;
-use crate::blocking::layer::{STANDS_ON_ITSELF, contents_problem, with_source};
+use crate::blocking::layer::{contents_problem, with_source};
 use crate::error::Error;
 use crate::files;
 use crate::system::LockKind;
@@ -362,13 +362,6 @@ impl Overlay2 {
             enterable: false,
             names,
         };
-        if seen
-            .valid_record()
-            .and_then(|record| record.parent.as_ref())
-            == Some(id)
-        {
-            seen.record = Part::Bad(STANDS_ON_ITSELF.to_owned());
-        }
         if seen.is_half() {
             seen.empty = match &diff {
                 Ok(diff) => tree.read_dir(diff).is_ok_and(|list| list.is_empty()),
