@@ -20,7 +20,8 @@ impl Overlay2 {
     ///
     /// With `force` a mounted layer is unmounted first, lazily when it is busy, whoever holds it or
     /// mounted it: in a home that a running Docker uses too, that is the root of a container. A layer
-    /// that others stand on is never removed.
+    /// that others stand on is never removed; but one on which it stands itself, and which hides all
+    /// of it, is none of those.
     ///
     /// # Errors
     ///

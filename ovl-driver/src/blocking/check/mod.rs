@@ -371,7 +371,13 @@ impl Findings<'_> {
                 self.add(kind, Some(id), path, STANDS_ON_ITSELF, remedy);
             }
             Part::Good(_) if self.scan.circular.contains(id) => {
-                let problem = "the layer stands on itself: its parents lead back to it";
+                let problem = match self.scan.opening(id) {
+                    None => format!("{STANDS_ON_ITSELF}: its parents lead back to it"),
+                    Some((first, child)) => format!(
+                        "{STANDS_ON_ITSELF}: its parents lead back to it; {first} can be removed first, \
+                         since {child}, which names it as its parent, shows nothing of it"
+                    ),
+                };
                 self.add(
                     FindingKind::Record,
                     Some(id),

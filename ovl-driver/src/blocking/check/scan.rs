@@ -160,6 +160,21 @@ impl Scan {
         circular
     }
 
+    /// Where a circle of parents can be opened: a layer that its child in the circle hides, and that
+    /// child.
+    pub(super) fn opening(&self, id: &LayerId) -> Option<(&LayerId, &LayerId)> {
+        let (mut child, mut seen) = (self.layers.get_key_value(id)?.0, HashSet::new());
+        while seen.insert(child) {
+            let parent = self.parent(child)?;
+            let record = self.layers[child].valid_record();
+            if record.is_some_and(|record| record.root_opaque) {
+                return Some((parent, child));
+            }
+            child = parent;
+        }
+        None
+    }
+
     /// The layer whose `link` file has this link.
     pub(super) fn owner(&self, link: LinkId) -> Option<&LayerId> {
         let owners = self.owners.get(&link)?;
