@@ -189,9 +189,12 @@ impl Scan {
         self.leading.get(id).map_or(&[], Vec::as_slice)
     }
 
-    /// The chain that our record and the parent's chain give.
+    /// The chain that our record and the parent's chain give: none where the record contradicts itself.
     pub(super) fn recorded_chain(&self, id: &LayerId) -> Option<LowerChain> {
         let record = self.layers.get(id)?.valid_record()?;
+        if record.parent.as_ref() == Some(id) {
+            return None;
+        }
         if record.depth == 0 {
             return Some(LowerChain::default());
         }
