@@ -225,6 +225,20 @@ pub enum Error {
         /// The numbers.
         source: DepthExceeded,
     },
+    /// A layer to be made would stand on itself: one below its parent hides all below it, and names a
+    /// layer of this id as its parent that another program has removed.
+    #[error(
+        "{id} cannot stand on {parent}: {child} was made on a layer {id}, which is gone, and still names it as its parent; choose another id"
+    )]
+    #[non_exhaustive]
+    OwnAncestor {
+        /// The layer to be made.
+        id: LayerId,
+        /// Its parent.
+        parent: LayerId,
+        /// The parent or one below it, which names the layer.
+        child: LayerId,
+    },
     /// The layer cannot be mounted in the way asked for.
     #[error("cannot mount {id}")]
     #[non_exhaustive]
@@ -434,6 +448,7 @@ impl Error {
             | Self::MapsUnknown { .. }
             | Self::Settings { .. }
             | Self::Depth { .. }
+            | Self::OwnAncestor { .. }
             | Self::NotWritable { .. }
             | Self::Quota {
                 source: QuotaError::Limits(_),
@@ -513,6 +528,7 @@ impl Error {
             | Self::Quota { id, .. }
             | Self::OverQuota { id, .. }
             | Self::Depth { id, .. }
+            | Self::OwnAncestor { id, .. }
             | Self::Plan { id, .. }
             | Self::Mount { id, .. }
             | Self::Apply { id, .. }

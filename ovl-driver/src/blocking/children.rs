@@ -33,7 +33,7 @@ const SCANS: usize = 3;
 const NOTES: usize = 16;
 
 /// What a layer stands on, as far as that can be told.
-pub(super) enum Stands {
+enum Stands {
     Alone,
     On(LayerId),
     Unknown,
@@ -48,14 +48,16 @@ pub(super) struct Children {
 }
 
 impl Overlay2 {
-    /// The layers whose parent is `id`, which the caller has locked and found not to be in flight.
+    /// The layers that keep `id` from being removed, which the caller has locked and found not to be
+    /// in flight.
     pub(super) fn children(
         &self,
         own: &OwnDirs,
         id: &LayerId,
         link: Option<LinkId>,
     ) -> Result<Vec<LayerId>, Error> {
-        let found = self.look_for_children(own, id, link)?;
+        let mut found = self.look_for_children(own, id, link)?;
+        self.leave_out_those_below(id, &mut found)?;
         match found.unknown {
             Some(error) if found.known.is_empty() => Err(error),
             _ => Ok(found.known),
@@ -70,7 +72,8 @@ impl Overlay2 {
         own: &OwnDirs,
         layer: &Layer,
     ) -> Result<Vec<LayerId>, Error> {
-        let found = self.look_for_children(own, &layer.id, Some(layer.link))?;
+        let mut found = self.look_for_children(own, &layer.id, Some(layer.link))?;
+        self.leave_out_those_below(&layer.id, &mut found)?;
         match found.unknown {
             Some(error)
                 if found.known.is_empty() && (layer.committed || layer.record.is_none()) =>
@@ -79,6 +82,18 @@ impl Overlay2 {
             }
             _ => Ok(found.known),
         }
+    }
+
+    /// Layers that lead back to each other by their records could never be removed. One that hides all
+    /// of its parent misses nothing when that goes.
+    fn leave_out_those_below(&self, id: &LayerId, found: &mut Children) -> Result<(), Error> {
+        for child in std::mem::take(&mut found.known) {
+            let hides = self.layer(&child).is_ok_and(|layer| layer.root_opaque());
+            if !hides || self.named_below(id, &child)?.is_none() {
+                found.known.push(child);
+            }
+        }
+        Ok(())
     }
 
     fn look_for_children(
@@ -166,7 +181,8 @@ impl Overlay2 {
         }
     }
 
-    /// Forgets a layer that has no children, before it goes. The caller has locked it.
+    /// Forgets a layer before it goes, but not what names it as its parent nevertheless: that stands on
+    /// the next layer of this id. The caller has locked it.
     pub(super) fn forget_parent(&self, own: &OwnDirs, id: &LayerId) -> Result<(), Error> {
         let tree = self.kernel.tree();
         let failed = |error| self.index_error("forget a parent in", error);
@@ -174,13 +190,23 @@ impl Overlay2 {
             return Ok(());
         };
         for entry in tree.read_dir(&dir).map_err(failed)? {
+            if self.noted_child(id, &entry.name).is_some() {
+                continue;
+            }
             match tree.unlink(&dir, &entry.name) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
                 _ => {}
             }
         }
         match tree.remove_dir(&own.children, id.as_ref()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
+            Err(error)
+                if !matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
+                ) =>
+            {
+                Err(failed(error))
+            }
             _ => Ok(()),
         }
     }
@@ -271,20 +297,22 @@ impl Overlay2 {
             return Ok(Some(children));
         };
         for entry in tree.read_dir(&dir).map_err(failed)? {
-            // No link: the child went, and its maker or remover was killed before it forgot it.
-            let Ok(target) = tree.read_link(&self.links, &entry.name) else {
-                return Ok(None);
-            };
-            let Ok(child) = parse_link_target(target.as_encoded_bytes()) else {
-                return Ok(None);
-            };
-            match self.layer(&child).and_then(|layer| self.parent_of(&layer)) {
-                Ok(Some(parent)) if parent == *id => children.push(child),
-                _ => return Ok(None),
+            match self.noted_child(id, &entry.name) {
+                Some(child) => children.push(child),
+                None => return Ok(None),
             }
         }
         children.sort();
         Ok(Some(children))
+    }
+
+    /// The layer that a note of a child of `id` speaks of, if that says the same.
+    fn noted_child(&self, id: &LayerId, note: &OsStr) -> Option<LayerId> {
+        // No link: the child went, and its maker or remover was killed before it forgot it.
+        let target = self.kernel.tree().read_link(&self.links, note).ok()?;
+        let child = parse_link_target(target.as_encoded_bytes()).ok()?;
+        let parent = self.parent_of(&self.layer(&child).ok()?).ok()?;
+        (parent.as_ref() == Some(id)).then_some(child)
     }
 
     /// Looks at all layers, brings the index up to date and gives the children of one.
@@ -310,7 +338,7 @@ impl Overlay2 {
                     Err(Error::LayerNotFound { .. }) => continue,
                     Err(error @ (Error::Damaged { .. } | Error::Unsupported { .. })) => {
                         whole = false;
-                        match self.damaged_parent(other)? {
+                        match self.stands_on(other)? {
                             Stands::On(parent) => {
                                 if parent == *id {
                                     children.push(other.clone());
@@ -424,8 +452,28 @@ impl Overlay2 {
         )
     }
 
-    /// What a layer that is otherwise damaged stands on.
-    pub(super) fn damaged_parent(&self, id: &LayerId) -> Result<Stands, Error> {
+    /// The layer that names `wanted` as its parent, of `from` and all that it stands on: also what an
+    /// opaque root hides, which no chain tells.
+    pub(super) fn named_below(
+        &self,
+        from: &LayerId,
+        wanted: &LayerId,
+    ) -> Result<Option<LayerId>, Error> {
+        let (mut next, mut seen) = (from.clone(), HashSet::new());
+        while seen.insert(next.clone()) {
+            let Stands::On(parent) = self.stands_on(&next)? else {
+                return Ok(None);
+            };
+            if parent == *wanted {
+                return Ok(Some(next));
+            }
+            next = parent;
+        }
+        Ok(None)
+    }
+
+    /// What a layer stands on, however damaged it is otherwise.
+    fn stands_on(&self, id: &LayerId) -> Result<Stands, Error> {
         let (tree, paths) = (self.kernel.tree(), self.layout.layer(id));
         let failed = |error| Error::io("read", paths.dir(), error);
         let Some(dir) = files::open_dir(tree, &self.home, id.as_str()).map_err(failed)? else {

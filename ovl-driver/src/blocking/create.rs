@@ -34,7 +34,7 @@ impl Overlay2 {
     ///
     /// [`Error::NotWritable`] for limits; [`Error::AlreadyExists`]; [`Error::ParentNotFound`];
     /// [`Error::Mounted`], [`Error::MountedElsewhere`] and [`Error::StillInUse`] when the parent is
-    /// mounted writable; [`Error::Depth`]; [`Error::Damaged`] for a parent that cannot be trusted; [`Error::Dirty`] for
+    /// mounted writable; [`Error::Depth`]; [`Error::OwnAncestor`]; [`Error::Damaged`] for a parent that cannot be trusted; [`Error::Dirty`] for
     /// one that was mounted volatile when the machine stopped;
     /// [`Error::Io`]. Nothing is left behind, but a parent that was open may be sealed.
     ///
@@ -116,6 +116,15 @@ impl Overlay2 {
             .map_err(missing)?;
         let parent = self.layer(parent_id).map_err(missing)?;
         let stack = self.stack(&parent)?;
+        // Docker removes a layer that an opaque root hides, whoever names it as its parent.
+        let lowest = stack.ids.last().unwrap_or(parent_id);
+        if let Some(child) = self.named_below(lowest, &layer.id)? {
+            return Err(Error::OwnAncestor {
+                id: layer.id.clone(),
+                parent: parent_id.clone(),
+                child,
+            });
+        }
         self.refuse_dirty(&parent)?;
         self.refuse_mounted(&parent, Some(Access::Writable))?;
         let chain = LowerChain::for_child(parent.link, &parent.chain, self.settings.max_depth)

@@ -21,7 +21,8 @@ impl Overlay2 {
     /// With `force` a mounted layer is unmounted first, lazily when it is busy, whoever holds it or
     /// mounted it: in a home that a running Docker uses too, that is the root of a container. So is a
     /// layer whose mount is out of reach, and whoever uses that keeps what is left. A layer that
-    /// others stand on is never removed.
+    /// others stand on is never removed; but one on which it stands itself, and which hides all of
+    /// it, is none of those.
     ///
     /// # Errors
     ///

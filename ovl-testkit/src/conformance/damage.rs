@@ -9,7 +9,7 @@ use ovl_driver::{
 };
 use ovl_layout::{LayerRecord, names};
 
-use super::support::{chain, create, id, import, layer, with_mount};
+use super::support::{chain, create, id, import, layer, try_import, with_mount};
 use super::{Subject, list};
 use crate::archive::ArchiveBuilder;
 
@@ -30,6 +30,8 @@ list! {
     row_141_a_layer_that_stands_on_itself_is_damage,
     a_record_that_names_its_own_layer_as_parent_is_damage,
     opaque_layers_that_stand_on_each_other_are_damage,
+    no_layer_is_made_below_itself,
+    layers_that_stand_on_each_other_can_be_removed,
     row_144_stale_contents_of_work_go_before_a_mount,
     row_147_a_parent_without_its_mark_is_never_mounted_writable,
     row_140_a_link_to_another_layer_is_damage,
@@ -513,6 +515,120 @@ fn opaque_layers_that_stand_on_each_other_are_damage(subject: &Subject) {
         store.repair(UpkeepOptions::new()).expect("repair").mended,
         []
     );
+}
+
+/// As Docker does it, which asks nobody.
+fn take_away(subject: &Subject, store: &Overlay2, layer: &str) {
+    let link = store.inspect(&id(layer)).expect("inspect").link;
+    subject.unlink(&store.layout().link(link));
+    subject.remove_tree(store.layout().layer(&id(layer)).dir());
+}
+
+fn no_layer_is_made_below_itself(subject: &Subject) {
+    let store = opaque(subject, &["opaque"]);
+    create(&store, "child", Some("opaque"));
+    create(&store, "gone", None);
+    say_parent(subject, &store, "opaque", "gone");
+    take_away(subject, &store, "gone");
+    // One more that names what is not there, further down.
+    let archive = ArchiveBuilder::new().file(".wh..wh..opq", b"").finish();
+    import(&store, "above", Some("child"), &archive);
+    create(&store, "highest", Some("above"));
+    for parent in ["opaque", "child", "above", "highest"] {
+        let wanted = layer("gone", Some(parent));
+        let errors = [
+            store.create(&wanted).err(),
+            store.create_writable(&wanted).err(),
+            try_import(&store, "gone", Some(parent), &archive).err(),
+        ];
+        for error in errors {
+            let error = error.expect("it would stand on itself");
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{}", chain(&error));
+            assert_eq!(error.layer(), Some(&id("gone")));
+            let named =
+                matches!(&error, Error::OwnAncestor { child, .. } if *child == id("opaque"));
+            assert!(named, "{}", chain(&error));
+        }
+    }
+    assert!(!store.inspect(&id("highest")).expect("inspect").sealed);
+    create(&store, "other", Some("highest"));
+    // What stands on none of them may have the id, and is what they name then.
+    create(&store, "gone", Some("top"));
+    let error = store.remove(&id("gone"), false);
+    let error = error.expect_err("it is named as a parent");
+    let named =
+        matches!(&error, Error::HasChildren { children, .. } if *children == [id("opaque")]);
+    assert!(named, "{}", chain(&error));
+    for found in findings(&store) {
+        // It was made by hand that the layer has a parent.
+        assert_eq!(found.kind, FindingKind::Unmarked, "{found:?}");
+    }
+    store.repair(UpkeepOptions::new()).expect("repair");
+    subject.assert_clean(&store);
+}
+
+fn layers_that_stand_on_each_other_can_be_removed(subject: &Subject) {
+    for (record, force) in [(true, false), (true, true), (false, false), (false, true)] {
+        let store = opaque(subject, &["one"]);
+        create(&store, "two", Some("one"));
+        create(&store, "three", Some("two"));
+        create(&store, "other", Some("two"));
+        say_parent(subject, &store, "one", "three");
+        if !record {
+            // As Docker would have made it.
+            subject.unlink(&layer_file(&store, "three", names::RECORD));
+        }
+        subject.write(&layer_file(&store, "three", names::COMMITTED), b"");
+        // The index does not know what has become of `one`.
+        let another = store.layout().link_dir().join("another");
+        subject.symlink(&another, "../one/diff");
+        subject.unlink(&another);
+
+        let found = findings(&store);
+        let layers: Vec<_> = found.iter().filter_map(|one| one.layer.clone()).collect();
+        let expected = match record {
+            true => [id("one"), id("three"), id("two")].to_vec(),
+            false => [id("one"), id("two")].to_vec(),
+        };
+        assert_eq!(layers, expected, "{found:#?}");
+        for one in found {
+            assert_eq!(one.kind, FindingKind::Record);
+            assert!(
+                one.problem
+                    .contains("; three can be removed first, since one, "),
+                "{one:?}"
+            );
+        }
+        let refused = |name: &str, by: &[&str]| {
+            let error = store.remove(&id(name), force);
+            let error = error.expect_err("others stand on it");
+            let by: Vec<_> = by.iter().map(|name| id(name)).collect();
+            let named = matches!(&error, Error::HasChildren { children, .. } if *children == by);
+            assert!(named, "{name}: {}", chain(&error));
+        };
+        let remove = |name: &str| {
+            let removed = store.remove(&id(name), force);
+            removed.unwrap_or_else(|error| panic!("{name}: {}", chain(&error)));
+        };
+        refused("one", &["other", "three", "two"]);
+        refused("two", &["other", "three"]);
+        create(&store, "above", Some("three"));
+        refused("three", &["above"]);
+        remove("above");
+        remove("three");
+        with_mount(&store, "other", |path| {
+            assert_eq!(subject.names(path), [""; 0]);
+        });
+        // The next of this id is what `one` stands on again.
+        create(&store, "three", None);
+        refused("three", &["one"]);
+        for name in ["other", "two", "one", "three"] {
+            remove(name);
+        }
+        store.reclaim().expect("reclaim");
+        subject.assert_clean(&store);
+        subject.remove_tree(store.home());
+    }
 }
 
 fn row_144_stale_contents_of_work_go_before_a_mount(subject: &Subject) {

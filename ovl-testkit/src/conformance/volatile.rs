@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use ovl_driver::blocking::Overlay2;
 use ovl_driver::{
     Dirty, Durability, Error, ErrorKind, FindingKind, ImportOptions, MountRequest, OpenOptions,
-    UpkeepOptions,
+    Remedy, UpkeepOptions,
 };
-use ovl_layout::{LayerRecord, names};
+use ovl_layout::{LayerRecord, SealReason, names};
 use ovl_mount::{MountError, OverlayOptions, UnmountMode};
 use rustix::io::Errno;
 
@@ -27,6 +27,7 @@ list! {
     what_is_not_dirty_is_not_discarded,
     a_durable_layer_on_one_that_was_mounted_volatile_waits_for_it,
     what_is_dirty_stays_so_when_it_is_sealed_again,
+    what_is_dirty_stays_so_when_its_record_is_mended,
     volatile_changes_nothing_without_an_upper_layer,
     a_layer_of_another_program_is_not_mounted_volatile,
     a_volatile_mount_that_fails_leaves_no_note,
@@ -358,6 +359,51 @@ fn what_is_dirty_stays_so_when_it_is_sealed_again(subject: &Subject) {
     let kinds = store.check().expect("check").findings.into_iter();
     let kinds: Vec<_> = kinds.map(|one| one.kind).collect();
     assert_eq!(kinds, [FindingKind::Volatile]);
+}
+
+fn what_is_dirty_stays_so_when_its_record_is_mended(subject: &Subject) {
+    let store = subject.store();
+    create(&store, "base", None);
+    create(&store, "top", Some("base"));
+    // The record alone says it: no mark of the kernel bears it out.
+    let mut right = record(subject, &store, "top");
+    (right.volatile, right.unsynced) = (Some("another-boot".to_owned()), true);
+    right.sealed = Some(SealReason::Import);
+    let mut wrong = right.clone();
+    wrong.parent = Some(id("top"));
+    let path = record_path(&store, "top");
+    subject.rewrite(&path, wrong.to_string().as_bytes());
+    subject.write(&path.with_file_name(names::COMMITTED), b"");
+    let kinds = |findings: &[ovl_driver::Finding]| -> Vec<_> {
+        let kinds = findings.iter().map(|one| (one.kind, one.remedy));
+        kinds.collect()
+    };
+    let findings = store.check().expect("check").findings;
+    let dirty = (FindingKind::Volatile, Remedy::Nothing);
+    assert_eq!(
+        kinds(&findings),
+        [(FindingKind::Record, Remedy::Repair), dirty],
+        "{findings:#?}"
+    );
+    let repaired = store.repair(UpkeepOptions::new()).expect("repair");
+    assert_eq!(repaired.mended, findings[..1]);
+    assert_eq!(kinds(&repaired.left.findings), [dirty]);
+    assert_eq!(record(subject, &store, "top"), right);
+    assert_dirty(store.mount(&id("top"), &MountRequest::new()), "top");
+    let accept = MountRequest::new().dirty(Some(Dirty::Accept));
+    store.mount(&id("top"), &accept).expect("accepted");
+    unmount(&store, "top");
+    subject.assert_clean(&store);
+
+    // A chain for which the record does not vouch is no right answer, and neither is the other way.
+    for depth in [0, 2] {
+        let mut wrong = record(subject, &store, "top");
+        (wrong.parent, wrong.depth) = (Some(id("top")), depth);
+        subject.rewrite(&path, wrong.to_string().as_bytes());
+        let repaired = store.repair(UpkeepOptions::new()).expect("repair");
+        assert_eq!(repaired.mended, [], "{depth}");
+        assert!(!repaired.left.is_sound());
+    }
 }
 
 fn volatile_changes_nothing_without_an_upper_layer(subject: &Subject) {

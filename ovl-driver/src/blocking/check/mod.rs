@@ -13,6 +13,7 @@ use ovl_layout::{DOCKER_MAX_DEPTH, LINK_ID_LEN, LayerId, LinkId, names};
 
 use super::Overlay2;
 use super::home::NEW_SETTINGS;
+use super::layer::STANDS_ON_ITSELF;
 use super::mounted::Found;
 use crate::error::Error;
 use crate::files;
@@ -124,7 +125,7 @@ impl Findings<'_> {
         let parents: BTreeSet<&LayerId> = scan
             .layers
             .keys()
-            .filter_map(|id| scan.parent(id))
+            .filter_map(|id| scan.parent(id).filter(|parent| *parent != id))
             .collect();
         for (id, seen) in &scan.layers {
             let dir = self.store.layout.layer(id).dir().to_owned();
@@ -364,8 +365,19 @@ impl Findings<'_> {
                     );
                 }
             }
+            Part::Good(record) if record.parent.as_ref() == Some(id) => {
+                let remedy = self.remedy(self.store.right_record(self.scan, id).is_some());
+                let kind = FindingKind::Record;
+                self.add(kind, Some(id), path, STANDS_ON_ITSELF, remedy);
+            }
             Part::Good(_) if self.scan.circular.contains(id) => {
-                let problem = "the layer stands on itself: its parents lead back to it";
+                let problem = match self.scan.opening(id) {
+                    None => format!("{STANDS_ON_ITSELF}: its parents lead back to it"),
+                    Some((first, child)) => format!(
+                        "{STANDS_ON_ITSELF}: its parents lead back to it; {first} can be removed first, \
+                         since {child}, which names it as its parent, shows nothing of it"
+                    ),
+                };
                 self.add(
                     FindingKind::Record,
                     Some(id),

@@ -177,7 +177,8 @@ impl Overlay2 {
         }
     }
 
-    /// What our record of a layer must have said, when everything else about the layer agrees.
+    /// What our record of a layer must have said, when everything else about the layer agrees. One
+    /// that can be read and names a wrong parent is believed in all else.
     pub(super) fn right_record(&self, scan: &Scan, id: &LayerId) -> Option<LayerRecord> {
         let seen = scan.layers.get(id)?;
         let link = *seen.link.good()?;
@@ -189,16 +190,24 @@ impl Overlay2 {
             Part::Good(chain) => chain.clone(),
             Part::Bad(_) | Part::Newer(_) => return None,
         };
+        let old = seen.valid_record();
+        if old.is_some_and(|old| old.depth != chain.depth()) {
+            return None;
+        }
+        let again = |parent| made_again(old, link, parent, &chain);
         if let Some(parent) = chain.parent() {
             let parent = scan.owner(parent)?;
             let below = scan.trusted_chain(scan.layers.get(parent)?)?;
             let right = below.links() == &chain.links()[1..];
-            return right.then(|| made_again(link, Some(parent.clone()), &chain));
+            return right.then(|| again(Some(parent.clone())));
         }
         // A base layer, unless the index knows a parent: then its `lower` is lost, or its root is
         // opaque. The kernel's scratch space tells of layers below as well.
         let own = self.own_dirs_if_any().ok()??;
-        if !self.is_current(&own).ok()? || seen.names.contains(OsStr::new(names::WORK)) {
+        if !self.is_current(&own).ok()?
+            || seen.names.contains(OsStr::new(names::WORK))
+            || old.is_some_and(|old| old.root_opaque)
+        {
             return None;
         }
         let noted = scan.layers.keys().any(|parent| {
@@ -208,13 +217,23 @@ impl Overlay2 {
                 files::exists(self.kernel.tree(), &dir, link.as_str()).unwrap_or(false)
             })
         });
-        (!noted).then(|| made_again(link, None, &chain))
+        (!noted).then(|| again(None))
     }
 }
 
-/// Nobody knows what the lost record said of the disk.
-fn made_again(link: LinkId, parent: Option<LayerId>, chain: &LowerChain) -> LayerRecord {
-    let mut record = LayerRecord::new(link, parent, chain);
+/// Nobody knows what a lost record said of the disk, or what was written after a wrong one.
+fn made_again(
+    old: Option<&LayerRecord>,
+    link: LinkId,
+    parent: Option<LayerId>,
+    chain: &LowerChain,
+) -> LayerRecord {
+    // A volatile mount that it notes is a question still.
+    let mut record = match old {
+        Some(old) => old.clone(),
+        None => LayerRecord::new(link, None, chain),
+    };
+    record.parent = parent;
     record.unsynced = true;
     record
 }

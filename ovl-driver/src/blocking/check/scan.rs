@@ -11,7 +11,7 @@ use ovl_layout::{LayerId, LayerRecord, LinkId, LowerChain, RecordError, names, p
 use rustix::io::Errno;
 
 use crate::blocking::Overlay2;
-use crate::blocking::layer::{STANDS_ON_ITSELF, contents_problem, with_source};
+use crate::blocking::layer::{contents_problem, with_source};
 use crate::error::Error;
 use crate::files;
 use crate::system::LockKind;
@@ -160,6 +160,21 @@ impl Scan {
         circular
     }
 
+    /// Where a circle of parents can be opened: a layer that its child in the circle hides, and that
+    /// child.
+    pub(super) fn opening(&self, id: &LayerId) -> Option<(&LayerId, &LayerId)> {
+        let (mut child, mut seen) = (self.layers.get_key_value(id)?.0, HashSet::new());
+        while seen.insert(child) {
+            let parent = self.parent(child)?;
+            let record = self.layers[child].valid_record();
+            if record.is_some_and(|record| record.root_opaque) {
+                return Some((parent, child));
+            }
+            child = parent;
+        }
+        None
+    }
+
     /// The layer whose `link` file has this link.
     pub(super) fn owner(&self, link: LinkId) -> Option<&LayerId> {
         let owners = self.owners.get(&link)?;
@@ -174,9 +189,12 @@ impl Scan {
         self.leading.get(id).map_or(&[], Vec::as_slice)
     }
 
-    /// The chain that our record and the parent's chain give.
+    /// The chain that our record and the parent's chain give: none where the record contradicts itself.
     pub(super) fn recorded_chain(&self, id: &LayerId) -> Option<LowerChain> {
         let record = self.layers.get(id)?.valid_record()?;
+        if record.parent.as_ref() == Some(id) {
+            return None;
+        }
         if record.depth == 0 {
             return Some(LowerChain::default());
         }
@@ -362,13 +380,6 @@ impl Overlay2 {
             enterable: false,
             names,
         };
-        if seen
-            .valid_record()
-            .and_then(|record| record.parent.as_ref())
-            == Some(id)
-        {
-            seen.record = Part::Bad(STANDS_ON_ITSELF.to_owned());
-        }
         if seen.is_half() {
             seen.empty = match &diff {
                 Ok(diff) => tree.read_dir(diff).is_ok_and(|list| list.is_empty()),
