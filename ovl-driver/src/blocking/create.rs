@@ -118,7 +118,9 @@ impl Overlay2 {
         let stack = self.stack(&parent)?;
         // Docker removes a layer that an opaque root hides, whoever names it as its parent.
         let lowest = stack.ids.last().unwrap_or(parent_id);
-        if let Some(child) = self.named_below(lowest, &layer.id)? {
+        if stack.hides
+            && let Some(child) = self.named_below(lowest, &layer.id)?
+        {
             return Err(Error::OwnAncestor {
                 id: layer.id.clone(),
                 parent: parent_id.clone(),

@@ -120,6 +120,8 @@ pub(super) struct Stack {
     pub(super) lowers: Vec<DirHandle>,
     /// Their ids.
     pub(super) ids: Vec<LayerId>,
+    /// The lowest of all hides what it stands on by its record.
+    pub(super) hides: bool,
 }
 
 /// The layers below a layer, once they agree with it and with each other.
@@ -169,6 +171,8 @@ pub(super) struct Lower {
     pub(super) recorded: bool,
     /// The boot in which it was mounted volatile.
     pub(super) volatile: Option<String>,
+    /// Whether it hides all below it.
+    pub(super) root_opaque: bool,
 }
 
 impl Overlay2 {
@@ -353,12 +357,14 @@ impl Overlay2 {
                 upper: self.diff_dir(layer)?,
                 lowers: Vec::with_capacity(depth),
                 ids: Vec::with_capacity(depth),
+                hides: layer.root_opaque(),
             };
             let text = layer.chain.to_string();
             for (at, &link) in layer.chain.links().iter().enumerate() {
                 let id = self.resolve(&layer.id, link)?;
                 let (lower, dir) = self.lower(layer, &text, at, id)?;
                 stack.lowers.push(self.diff_in(&lower.id, &dir)?);
+                stack.hides = lower.root_opaque;
                 stack.ids.push(lower.id);
             }
             Ok(stack)
@@ -475,9 +481,11 @@ impl Overlay2 {
             );
             return Err(Error::damaged(&layer.id, file, problem));
         }
+        let record = below.record.as_ref();
         let lower = Lower {
             id,
-            recorded: below.record.is_some(),
+            recorded: record.is_some(),
+            root_opaque: record.is_some_and(|record| record.root_opaque),
             volatile: below.record.and_then(|record| record.volatile),
         };
         Ok((lower, dir))
