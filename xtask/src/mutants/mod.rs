@@ -171,15 +171,16 @@ impl Scratch {
         for tests in targets {
             let names = known.clone().filter(|(of, _)| *of == tests);
             let names: BTreeSet<_> = names.map(|(_, name)| name.as_str()).collect();
-            let names: Vec<_> = names.into_iter().collect();
             tests_run::build(&self.dir, &tests)?;
-            let (ended, log) = tests_run::run(&self.dir, &tests, Which::Named(&names), PATIENCE)?;
-            ensure!(
-                ended == Ended::Passed && tests_run::count(&log) == names.len(),
-                "without a fault, these do not all pass in {}, or are not there any more: {}\n{log}",
-                tests.package,
-                names.join(", ")
-            );
+            for name in names {
+                let which = Which::Named(name);
+                let (ended, log) = tests_run::run(&self.dir, &tests, which, PATIENCE)?;
+                ensure!(
+                    ended == Ended::Passed && tests_run::count(&log) == 1,
+                    "without a fault, {name} of {} does not pass, or is not there any more:\n{log}",
+                    tests.package
+                );
+            }
         }
         Ok(())
     }
@@ -215,7 +216,7 @@ impl Scratch {
         let applied = mutant.applied(&original)?;
         if let Some((tests, name)) = known {
             fs::write(&path, &applied)?;
-            let outcome = self.noticed(mutant, tests, Which::Named(&[name]), PATIENCE / 4);
+            let outcome = self.noticed(mutant, tests, Which::Named(name), PATIENCE / 4);
             fs::write(&path, &original)?;
             if let Some(outcome) = outcome? {
                 return Ok(outcome);

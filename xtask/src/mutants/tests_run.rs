@@ -22,8 +22,8 @@ const SLOW: &str = "exhaustive";
 pub(super) enum Which<'a> {
     Quick,
     Slow,
-    /// Those of these very names.
-    Named(&'a [&'a str]),
+    /// The one of this very name: not every harness takes several.
+    Named(&'a str),
 }
 
 impl Which<'_> {
@@ -32,10 +32,7 @@ impl Which<'_> {
         let arguments: &[&str] = match self {
             Self::Quick => &["--skip", SLOW],
             Self::Slow => &[SLOW],
-            Self::Named(names) => {
-                let exact = ["--exact"].iter().chain(names);
-                return exact.map(|&argument| argument.to_owned()).collect();
-            }
+            Self::Named(name) => &["--exact", name],
         };
         arguments.iter().map(|&one| one.to_owned()).collect()
     }
