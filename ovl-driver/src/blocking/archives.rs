@@ -76,7 +76,8 @@ impl Overlay2 {
     /// # Errors
     ///
     /// [`Error::LayerNotFound`], [`Error::Sealed`], [`Error::Mounted`], [`Error::MountedElsewhere`],
-    /// [`Error::StillInUse`], [`Error::Apply`], [`Error::OverQuota`], [`Error::Damaged`], [`Error::Dirty`], [`Error::Io`].
+    /// [`Error::StillInUse`], [`Error::Apply`], [`Error::OverQuota`], [`Error::Damaged`],
+    /// [`Error::Dirty`], [`Error::Io`].
     #[doc(alias = "ApplyDiff")]
     pub fn apply(
         &self,

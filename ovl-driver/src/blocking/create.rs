@@ -34,9 +34,9 @@ impl Overlay2 {
     ///
     /// [`Error::NotWritable`] for limits; [`Error::AlreadyExists`]; [`Error::ParentNotFound`];
     /// [`Error::Mounted`], [`Error::MountedElsewhere`] and [`Error::StillInUse`] when the parent is
-    /// mounted writable; [`Error::Depth`]; [`Error::OwnAncestor`]; [`Error::Damaged`] for a parent that cannot be trusted; [`Error::Dirty`] for
-    /// one that was mounted volatile when the machine stopped;
-    /// [`Error::Io`]. Nothing is left behind, but a parent that was open may be sealed.
+    /// mounted writable; [`Error::Depth`]; [`Error::OwnAncestor`]; [`Error::Damaged`] for a parent
+    /// that cannot be trusted; [`Error::Dirty`] for one that was mounted volatile when the machine
+    /// stopped; [`Error::Io`]. Nothing is left behind, but a parent that was open may be sealed.
     ///
     /// # Compatibility
     ///
@@ -267,9 +267,7 @@ impl Overlay2 {
         let bytes = text.as_bytes();
         let written = files::replace(tree, &dir, names::RECORD, 0o644, bytes, self.durable());
         let path = self.layout.layer(id).dir().join(names::RECORD);
-        written
-            .map(drop)
-            .map_err(|error| Error::io("write", path, error))
+        written.map_err(|error| Error::io("write", path, error))
     }
 }
 

@@ -32,7 +32,6 @@ struct KnownLower {
     /// The next link of its chain, and how many there are.
     below: (Option<LinkId>, usize),
     recorded: bool,
-    root_opaque: bool,
     contents: Contents,
 }
 
@@ -120,7 +119,6 @@ impl Overlay2 {
             id,
             recorded,
             volatile: None,
-            root_opaque: known.root_opaque,
         })
     }
 
@@ -154,7 +152,6 @@ impl Overlay2 {
                 seen,
                 below: below(chain, at),
                 recorded: lower.recorded,
-                root_opaque: lower.root_opaque,
                 contents,
             },
         );

@@ -171,8 +171,13 @@ pub(super) struct Lower {
     pub(super) recorded: bool,
     /// The boot in which it was mounted volatile.
     pub(super) volatile: Option<String>,
+}
+
+/// A layer below that was read just now.
+struct Read {
+    dir: DirHandle,
     /// Whether it hides all below it.
-    pub(super) root_opaque: bool,
+    root_opaque: bool,
 }
 
 impl Overlay2 {
@@ -362,9 +367,9 @@ impl Overlay2 {
             let text = layer.chain.to_string();
             for (at, &link) in layer.chain.links().iter().enumerate() {
                 let id = self.resolve(&layer.id, link)?;
-                let (lower, dir) = self.lower(layer, &text, at, id)?;
-                stack.lowers.push(self.diff_in(&lower.id, &dir)?);
-                stack.hides = lower.root_opaque;
+                let (lower, read) = self.lower(layer, &text, at, id)?;
+                stack.lowers.push(self.diff_in(&lower.id, &read.dir)?);
+                stack.hides = read.root_opaque;
                 stack.ids.push(lower.id);
             }
             Ok(stack)
@@ -422,9 +427,9 @@ impl Overlay2 {
     ) -> Result<(Lower, Option<Seen>), Error> {
         let id = self.resolve(&layer.id, layer.chain.links()[at])?;
         let seen = moment.and_then(|moment| self.see_lower(&id, moment));
-        let (lower, dir) = self.lower(layer, text, at, id)?;
+        let (lower, read) = self.lower(layer, text, at, id)?;
         if contents == Contents::Opened {
-            self.diff_in(&lower.id, &dir)?;
+            self.diff_in(&lower.id, &read.dir)?;
         }
         Ok((lower, seen))
     }
@@ -452,7 +457,7 @@ impl Overlay2 {
         text: &str,
         at: usize,
         id: LayerId,
-    ) -> Result<(Lower, DirHandle), Error> {
+    ) -> Result<(Lower, Read), Error> {
         let link = layer.chain.links()[at];
         // It was the parent's when the layer was made, and no chain ever changes.
         let known = Rest::of(&layer.chain, text, at);
@@ -482,13 +487,13 @@ impl Overlay2 {
             return Err(Error::damaged(&layer.id, file, problem));
         }
         let record = below.record.as_ref();
+        let root_opaque = record.is_some_and(|record| record.root_opaque);
         let lower = Lower {
             id,
             recorded: record.is_some(),
-            root_opaque: record.is_some_and(|record| record.root_opaque),
             volatile: below.record.and_then(|record| record.volatile),
         };
-        Ok((lower, dir))
+        Ok((lower, Read { dir, root_opaque }))
     }
 
     /// The layer's parent: by its record, or by the first link of its chain.

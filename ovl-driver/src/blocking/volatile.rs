@@ -89,7 +89,8 @@ impl Overlay2 {
         }
     }
 
-    /// Notes a volatile mount before it is made, on disk where the store is durable, or that there is nothing to note any more.
+    /// Notes a volatile mount before it is made, on disk where the store is durable, or that there is
+    /// nothing to note any more.
     pub(super) fn note_volatile(&self, layer: &Layer, boot: Option<String>) -> Result<(), Error> {
         let Some(record) = &layer.record else {
             return Ok(());
