@@ -129,24 +129,29 @@ fn a_place_for_the_keeper_that_is_not_the_users_alone_is_refused() {
     );
 }
 
+/// Runs `ovl` where no user namespace can be made: the limit is that of a namespace of the test's
+/// own, in which the user is not root.
+const WITHOUT_NAMESPACES: &str = "ovl() { unshare -Ur sh -euc 'echo 1 >/proc/sys/user/max_user_namespaces
+            exec unshare -U --map-user=1234 --map-group=1234 ./ovl --home \"$H\" \"$@\"' sh \"$@\"; }";
+
 #[test]
 fn what_only_reads_needs_no_namespace() {
     let test = "what_only_reads_needs_no_namespace";
     let dir = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
-    // The limit is that of a namespace of the test's own, in which the user is not root.
-    let script = "
+    let script = format!(
+        "
         mkdir -m 700 run store; H=\"$PWD/store/home\"; export H
         ./ovl --home \"$H\" create base; ./ovl --home \"$H\" create top --parent base
         echo new >store/home/top/diff/new
-        ovl() { unshare -Ur sh -euc 'echo 1 >/proc/sys/user/max_user_namespaces
-            exec unshare -U --map-user=1234 --map-group=1234 ./ovl --home \"$H\" \"$@\"' sh \"$@\"; }
+        {WITHOUT_NAMESPACES}
         ovl create more 2>refused && exit 50; test $? = 6 || exit 51; cat refused
         ovl mount top 2>refused && exit 52; test $? = 6 || exit 53
         ovl check --repair 2>refused && exit 54; test $? = 6 || exit 55
         ovl ls | wc -l; ovl inspect top >/dev/null; ovl check; ovl gc --dry-run; ovl size top >/dev/null
         ovl plan top | grep -o userxattr; ovl changes top; ovl diff top | tar -t | grep new
-        ovl status | grep '^User namespace'; ovl status --json";
-    let Some(output) = as_user(test, Needs::Namespaces, dir.path(), script) else {
+        ovl status | grep '^User namespace'; ovl status --json"
+    );
+    let Some(output) = as_user(test, Needs::Namespaces, dir.path(), &script) else {
         return;
     };
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -172,16 +177,17 @@ fn what_only_reads_needs_no_namespace() {
 fn a_home_with_a_layer_that_was_mounted_is_checked_without_a_namespace() {
     let test = "a_home_with_a_layer_that_was_mounted_is_checked_without_a_namespace";
     let dir = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
-    let script = "
+    let script = format!(
+        "
         mkdir -m 700 run store; H=\"$PWD/store/home\"; export H
         ./ovl --home \"$H\" create base; ./ovl --home \"$H\" create top --parent base
         ./ovl --home \"$H\" mount top >/dev/null; ./ovl --home \"$H\" unmount top
         i=0; while test -e run/ovl/keeper; do i=$((i + 1)); test $i -lt 100 || exit 54; sleep 0.1; done
         stat -c %a store/home/top/work/work
-        ovl() { unshare -Ur sh -euc 'echo 1 >/proc/sys/user/max_user_namespaces
-            exec unshare -U --map-user=1234 --map-group=1234 ./ovl --home \"$H\" \"$@\"' sh \"$@\"; }
-        ovl check; ovl gc --dry-run";
-    let Some(output) = as_user(test, Needs::Mounts, dir.path(), script) else {
+        {WITHOUT_NAMESPACES}
+        ovl check; ovl gc --dry-run"
+    );
+    let Some(output) = as_user(test, Needs::Mounts, dir.path(), &script) else {
         return;
     };
     let errors = String::from_utf8_lossy(&output.stderr);

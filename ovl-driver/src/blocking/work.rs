@@ -5,10 +5,9 @@ use std::io;
 
 use ovl_diff::{DirHandle, FileKind, Node, remove_tree};
 use ovl_layout::names;
-use rustix::io::Errno;
 
 use super::Overlay2;
-use super::layer::Layer;
+use super::layer::{Layer, is_no_directory};
 use crate::error::Error;
 use crate::files;
 
@@ -119,8 +118,8 @@ impl Overlay2 {
 
 /// Where something else is on the way there is no mark; what cannot be read may be one.
 fn unless_missing(mark: io::Result<bool>) -> io::Result<bool> {
-    mark.or_else(|error| match Errno::from_io_error(&error) {
-        Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(false),
-        _ => Err(error),
+    mark.or_else(|error| match is_no_directory(&error) {
+        true => Ok(false),
+        false => Err(error),
     })
 }
